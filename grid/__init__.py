@@ -1,0 +1,71 @@
+"""Grid: private computation on data that stays where it is.
+
+Names are loaded when they are first used: `import grid` and `grid --help` start without torch, and `import grid` changes
+nothing in it. What may be imported from here stands in `EXPORTS`; everything else is internal and may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grid import testing as testing
+    from grid.client import api
+    from grid.client.blocking import connect as connect
+    from grid.client.sums import sum as sum
+    from grid.plans.ir import Plan as Plan
+    from grid.plans.trace import plan as plan
+    from grid.plans.trace import trace as trace
+
+    aio = api
+
+__version__ = "0.1.0"
+
+ERRORS = (
+    "AuthenticationFailed",
+    "BudgetExhausted",
+    "ClockSkew",
+    "DatasetError",
+    "DeadlineExceeded",
+    "ExecutionFailed",
+    "GridError",
+    "InvalidRequest",
+    "LocalProtocolError",
+    "NodeUnavailable",
+    "NotFound",
+    "OpNotSupported",
+    "PlanRejected",
+    "QuorumLost",
+    "QuotaExceeded",
+    "ReleaseDenied",
+    "WireError",
+)
+
+EXPORTS: dict[str, tuple[str, str]] = {
+    **{name: ("grid.errors", name) for name in ERRORS},
+    "aio": ("grid.client.api", ""),
+    "connect": ("grid.client.blocking", "connect"),
+    "plan": ("grid.plans.trace", "plan"),
+    "Plan": ("grid.plans.ir", "Plan"),
+    "sum": ("grid.client.sums", "sum"),
+    "testing": ("grid.testing", ""),
+    "trace": ("grid.plans.trace", "trace"),
+}
+"""Public name -> (module, name in it); an empty name is the module itself."""
+
+__all__ = [*EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module 'grid' has no attribute {name!r}; it has {', '.join(sorted(EXPORTS))}")
+    module_name, attribute = EXPORTS[name]
+    module = importlib.import_module(module_name)
+    value = vars(module)[attribute] if attribute else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

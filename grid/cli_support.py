@@ -1,0 +1,147 @@
+"""What the commands share: errors as messages and exit codes, output for people or programs, options from settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, InvalidRequest, NodeUnavailable
+from grid.settings import Setting, describe, load, read_table
+from grid.telemetry import printable
+
+S = TypeVar("S")
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done; for `gateway` and `node`: stopped by SIGTERM or Ctrl-C",
+    1: "refused or failed: the message on stderr says what to do",
+    2: "the command line or the settings are wrong",
+    3: "gateway or node not reachable, or no answer in time",
+    4: "an identity, token or key does not hold",
+    5: "`demo`: the result is not as good as it should be",
+    130: "interrupted by Ctrl-C",
+}
+"""What the command's exit code says to a script."""
+
+ERROR_EXITS: Sequence[tuple[type[GridError], int]] = (
+    (AuthenticationFailed, 4),
+    (NodeUnavailable, 3),
+    (DeadlineExceeded, 3),
+    (InvalidRequest, 2),
+)
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="print JSON for programs")
+
+
+JSON_ASKED = "grid.json"
+
+
+class GridGroup(click.Group):
+    """A group whose commands fail with a message and a documented exit code instead of a traceback."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        context.meta[JSON_ASKED] = "--json" in args
+        return super().parse_args(context, args)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except GridError as error:
+            say_error(error, as_json=context.meta[JSON_ASKED])
+            context.exit(exit_code(error))
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            context.exit(130)
+
+
+def exit_code(error: GridError) -> int:
+    """The exit code that stands for an error."""
+    return next((code for kind, code in ERROR_EXITS if isinstance(error, kind)), 1)
+
+
+def say_error(error: GridError, *, as_json: bool) -> None:
+    """The error on stderr: one line for people, or one JSON object."""
+    if as_json:
+        click.echo(json.dumps({"error": {"code": error.code, "message": error.message, "details": error.details}}), err=True)
+    else:
+        click.echo(f"error: {error.message}", err=True)
+
+
+def say(event: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """One line on stdout, at once: the text for people, the event for programs."""
+    click.echo(json.dumps(event) if as_json else text)
+    sys.stdout.flush()
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """A table on stdout; `empty` where there are no rows. What peers wrote is shown without control characters or markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        click.echo(empty)
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+class SettingsCommand(click.Command):
+    """A command whose help lists limits and timing in a section of their own, after what people usually set."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Options": [], "Limits and timing": []}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                groups["Limits and timing" if _is_limit(parameter.name or "") else "Options"].append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def _is_limit(name: str) -> bool:
+    return name.startswith(("max_", "session__")) or name.endswith(("_bytes", "_threads"))
+
+
+CONFIG_OPTION = click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    envvar="GRID_CONFIG",
+    help="settings in TOML, in a table named after the command; the environment and flags win over it [GRID_CONFIG]",
+)
+
+
+def settings_options(cls: type, *, without: frozenset[str] = frozenset()) -> list[click.Parameter]:
+    """One option for each setting of the class, in order, named by its path with `__` for the dot."""
+    return [_option(one) for one in describe(cls) if one.path not in without]
+
+
+def _option(one: Setting) -> click.Option:
+    names = [one.flag, one.path.replace(".", "__")]
+    default = "no" if one.default is False else one.default or "none"
+    text = f"{one.help} [default: {default}; {one.variable}]"
+    if one.kind is bool:
+        return click.Option(names, is_flag=True, default=None, help=text)
+    if one.kind == tuple[str, ...]:
+        return click.Option(names, multiple=True, help=text)
+    return click.Option(names, type=one.kind if one.kind in (int, float) else str, metavar=METAVARS[one.kind], help=text)
+
+
+METAVARS: Mapping[Any, str] = {int: "N", float: "SECONDS", str: "TEXT", Path | None: "PATH"}
+
+
+def settings_from(cls: type[S], table: str, config: Path | None, flags: Mapping[str, Any]) -> S:
+    """Settings of one command: defaults < the TOML file < the environment < flags. Raises `InvalidRequest`."""
+    given = {name.replace("__", "."): value for name, value in flags.items() if value is not None and value != ()}
+    return load(cls, toml=read_table(config, table) if config else None, env=os.environ, flags=given)

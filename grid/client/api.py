@@ -1,0 +1,307 @@
+"""The asynchronous client, `grid.aio`. `grid.client.blocking` puts blocking calls on top of it.
+
+    g = await grid.aio.connect("ws://127.0.0.1:8080")
+    found = await g.search("#train")
+    total = found[0].features.sum(0)          # nothing waits
+    await total.get()                         # this does
+
+Only what waits is awaited. Remote tensors know which kind of client they belong to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from grid.client.connection import NodeConnection
+from grid.client.datasets import Dataset
+from grid.client.flow import Home
+from grid.client.home import Credentials, gateway_url
+from grid.client.nodes import Node, Nodes, Roster
+from grid.client.paths import DialDirect, Paths
+from grid.client.shapes import Shapes
+from grid.client.sums import sum as sum
+from grid.clock import Clock, SystemClock
+from grid.crypto.identity import LocalIdentity, Trust
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
+from grid.ids import GridId, PeerId
+from grid.rpc.hop import dial_gateway, greeting_of
+from grid.settings import ClientSettings
+from grid.transport.base import Dial, Transport
+from grid.transport.websocket import dial_websocket
+from grid.wire.messages import Found, FoundDataset, ListNodes, NodeList, Search
+
+__all__ = ["Client", "Dataset", "Node", "connect", "sum"]
+
+PAGE = 1000
+FRESH_S = 1.0
+"""Age at which a look at `nodes` asks the gateway for a newer list, in the background."""
+
+
+def as_it_is(work: Any) -> Any:
+    """How an asynchronous client waits: the caller awaits."""
+    return work
+
+
+class Client:
+    """A connection to a grid. Use as `async with Client(...)`, or let `connect` make it.
+
+    `dial` opens a transport to the gateway, `dial_direct` one to a node that listens. `me` and `trust` say who this is and
+    whom to believe. `wait` makes of a coroutine what users get from calls that wait: the coroutine here, its result in a
+    blocking client.
+    """
+
+    def __init__(
+        self,
+        *,
+        dial: Dial,
+        me: LocalIdentity,
+        trust: Trust,
+        settings: ClientSettings | None = None,
+        clock: Clock | None = None,
+        dial_direct: DialDirect | None = None,
+        wait: Callable[[Any], Any] = as_it_is,
+    ) -> None:
+        self.settings = settings or ClientSettings()
+        self._clock = clock or SystemClock()
+        self._dial, self._dial_direct, self._wait = dial, dial_direct, wait
+        self.me = me
+        self._trust = trust
+        self._shapes = Shapes()
+        self._roster = Roster(self._connection)
+        self._connections: dict[PeerId, NodeConnection] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._stop = asyncio.Event()
+        self._life: asyncio.Task[None] | None = None
+        self._refreshed_at = 0.0
+        self._refreshing = False
+
+    # ------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        """Join the grid. Raises `NodeUnavailable`, `AuthenticationFailed`."""
+        self.home = Home(asyncio.get_running_loop())
+        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # A task of its own, awaited in `close`, so that a client may be opened in one task and closed in another.
+        self._life = asyncio.create_task(self._live(joined), name="grid client")
+        try:
+            await asyncio.wait({joined, self._life}, return_when=asyncio.FIRST_COMPLETED)
+            if not joined.done():
+                raise LocalProtocolError("the client ended by a fault of this program") from self._life.exception()
+            joined.result()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave the grid; nodes forget this client's values. May be called twice."""
+        self._closed = True
+        self._stop.set()
+        if self._life is not None:
+            await asyncio.wait([self._life])
+
+    async def _live(self, joined: asyncio.Future[None]) -> None:
+        # The group is left by cancelling its own tasks: connections last until then.
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                self._paths = Paths(
+                    dial=self._dial,
+                    dial_direct=self._dial_direct,
+                    me=self.me,
+                    trust=self._trust,
+                    settings=self.settings,
+                    clock=self._clock,
+                    tasks=tasks,
+                )
+                try:
+                    await self.refresh()
+                except GridError as error:
+                    joined.set_exception(error)
+                else:
+                    joined.set_result(None)
+                    await self._stop.wait()
+                raise asyncio.CancelledError
+
+    # ------------------------------------------------------------ looking around
+
+    @property
+    def nodes(self) -> Nodes:
+        """Name -> node. A look at it also asks the gateway for news, which the next look shows; `refresh` waits for them."""
+        return Nodes(self._roster, self._touch)
+
+    def node(self, name: str) -> Node:
+        """The node of this name. Raises `NotFound`."""
+        self._touch()
+        return self._roster.find(name)
+
+    async def refresh(self) -> None:
+        """Ask the gateway which nodes there are now."""
+        reply = await self._request(ListNodes())
+        if not isinstance(reply, NodeList):
+            raise WireError("the gateway answered a request for its nodes with something else")
+        self._refreshed_at = self._clock.monotonic()
+        self._roster.update(reply.nodes)
+
+    async def search(self, *tags: str) -> list[Dataset]:
+        """Datasets of nodes that are online, which have every one of these tags; all of them without tags."""
+        if not all(isinstance(tag, str) for tag in tags):
+            raise InvalidRequest('search takes tags, such as g.search("#train", "#digits")')
+        found: list[FoundDataset] = []
+        while True:
+            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE))
+            if not isinstance(page, Found):
+                raise WireError("the gateway answered a search with something else")
+            found.extend(page.datasets)
+            if not page.datasets or len(found) >= page.total:
+                break
+        await self.refresh()
+        nodes = {one.node: self._roster.by_id(one.node) for one in found}
+        # A node that left between the two answers has no datasets any more.
+        return [Dataset(node, one.dataset) for one in found if (node := nodes[one.node]) is not None]
+
+    def _touch(self) -> None:
+        """Ask for a newer list of nodes in the background, if the last one is not fresh."""
+        if self._closed or self._refreshing or self._clock.monotonic() - self._refreshed_at < FRESH_S:
+            return
+        self._refreshing = True
+        self.home.call(lambda: self._tasks.create_task(self._refresh_quietly(), name="grid roster"))
+
+    async def _refresh_quietly(self) -> None:
+        # Who looks at `nodes` sees the last list while the gateway is gone; what needs it says so.
+        with contextlib.suppress(GridError):
+            await self.refresh()
+        self._refreshing = False
+
+    async def _request(self, message: Any) -> Any:
+        self._check_open()
+        hop = await self._paths.hop()
+        return await hop.peer.request(message, timeout_s=self.settings.timeout_s)
+
+    # ------------------------------------------------------------ sessions with nodes
+
+    def _connection(self, node: Node) -> NodeConnection:
+        """The live session with a node; called from any thread."""
+        self._check_open()
+        self.home.check_process()
+        with self._lock:
+            known = self._connections.get(PeerId(node.id))
+            if known is not None and known.flow.error is None:
+                return known
+            made = NodeConnection(
+                node, home=self.home, shapes=self._shapes, wait=self._wait, timeout_s=self.settings.timeout_s
+            )
+            self._connections[PeerId(node.id)] = made
+        self.home.call(lambda: self._start(made, node))
+        return made
+
+    def _start(self, made: NodeConnection, node: Node) -> None:
+        life = made.run(lambda on_failed: self._paths.session(node, node.card.address, on_failed))
+        if self._closed:
+            life.close()
+            made.flow.abandon(NodeUnavailable("the client was closed"))
+        else:
+            self._tasks.create_task(life, name=f"grid node {node.name}")
+
+    async def drained(self) -> None:
+        """Return once no node is far behind: for programs that emit many operations without awaiting anything."""
+        await asyncio.gather(*(one.flow.drained() for one in list(self._connections.values())))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeUnavailable("the client was closed; connect again")
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def grid_id(self) -> GridId | None:
+        """The grid's id, where it has a root."""
+        return self._trust.grid
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this client sent over the network, sealed, to gateway and nodes."""
+        return self._paths.meter.sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came to this client over the network, sealed, from gateway and nodes."""
+        return self._paths.meter.received
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.me.name}: {len(self._roster.names())} nodes>"
+
+
+async def connect(
+    url: str,
+    *,
+    root: str | None = None,
+    token: str | None = None,
+    timeout: float | None = None,
+    home: str | Path | None = None,
+    remote_dev: bool = False,
+    settings: ClientSettings | None = None,
+) -> Client:
+    """Join the grid at `url`, such as `ws://127.0.0.1:8080`. Use the result as `async with`, or `await g.close()` at the end.
+
+    `token` is what `grid enroll` printed, needed once; `root` the root's public key, to insist on one grid. Without both, the
+    keys kept in `home` count, and grids with `--dev` on this machine are open (`remote_dev=True`: on others, too). `timeout`
+    is the default for everything that waits, in seconds.
+    """
+    return await open_client(
+        url, root=root, token=token, timeout=timeout, home=home, remote_dev=remote_dev, settings=settings, wait=as_it_is
+    )
+
+
+async def open_client(
+    url: str,
+    *,
+    root: str | None,
+    token: str | None,
+    timeout: float | None,
+    home: str | Path | None,
+    remote_dev: bool,
+    settings: ClientSettings | None,
+    wait: Callable[[Any], Any],
+) -> Client:
+    """`connect`, for both kinds of client."""
+    settings = _with_timeout(settings or ClientSettings(), timeout)
+    clock = SystemClock()
+    credentials = Credentials(
+        url=gateway_url(url), root=root, token=token, home=None if home is None else Path(home), remote_dev=remote_dev
+    )
+
+    dial = dial_gateway(credentials.url)
+    try:
+        async with asyncio.timeout(settings.timeout_s):
+            greeting = await greeting_of(dial, clock, settings.session)
+            me, trust = credentials.choose(greeting, clock)
+            client = Client(
+                dial=dial, me=me, trust=trust, settings=settings, clock=clock, dial_direct=_dial_address, wait=wait
+            )
+            return await client.__aenter__()
+    except TimeoutError:
+        raise DeadlineExceeded(f"the gateway did not answer within {settings.timeout_s:g} s") from None
+
+
+async def _dial_address(address: str) -> Transport:
+    """Dial what a node announced: HOST:PORT, or a URL."""
+    return await dial_websocket(address if "://" in address else f"ws://{address}")
+
+
+def _with_timeout(settings: ClientSettings, timeout: float | None) -> ClientSettings:
+    if timeout is None:
+        return settings
+    if not timeout > 0:
+        raise InvalidRequest(f"timeout is {timeout}; it must be a number of seconds above 0")
+    return ClientSettings(timeout_s=timeout, direct=settings.direct, session=settings.session)

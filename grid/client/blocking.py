@@ -1,0 +1,222 @@
+"""Blocking calls: the same client, on a loop of its own in a thread of its own.
+
+There is one such thread in a process, however many clients there are; it is a daemon, and is stopped when the process ends.
+Calls hand their work to it and wait, so they also work where a loop is running already, as in a notebook. A forked child has
+no such thread: clients that came with it raise, and a new `connect` starts a thread there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from grid.client import api
+from grid.client.datasets import Dataset
+from grid.client.flow import FORKED
+from grid.client.nodes import Node, Nodes
+from grid.client.paths import DialDirect
+from grid.clock import Clock
+from grid.crypto.identity import LocalIdentity, Trust
+from grid.errors import InvalidRequest, NodeUnavailable
+from grid.ids import GridId
+from grid.settings import ClientSettings
+from grid.transport.base import Dial
+
+T = TypeVar("T")
+
+STOP_S = 2.0
+
+
+class LoopThread:
+    """An event loop that runs in a thread until the process ends."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._process = os.getpid()
+        started = threading.Event()
+        self.loop.call_soon(started.set)
+        self._thread = threading.Thread(target=self._run, name="grid client loop", daemon=True)
+        self._thread.start()
+        started.wait()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the loop and wait for its result. Ctrl-C cancels it."""
+        if os.getpid() != self._process:
+            work.close()
+            raise InvalidRequest(FORKED)
+        if threading.get_ident() == self._thread.ident:
+            work.close()
+            raise InvalidRequest("a blocking call was made on the loop that it would wait for; use grid.aio there")
+        try:
+            waiting = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError:
+            work.close()
+            raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
+        try:
+            return waiting.result()
+        except BaseException:
+            waiting.cancel()
+            raise
+        finally:
+            del waiting  # or an error would keep itself alive: error -> traceback -> this frame -> future -> error
+
+    def stop(self) -> None:
+        """Cancel what still runs and end the thread."""
+        if os.getpid() != self._process or not self._thread.is_alive():
+            return
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            left = asyncio.all_tasks(self.loop)
+            for task in left:
+                task.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=STOP_S))
+            self.loop.close()
+
+
+@functools.lru_cache(maxsize=1)
+def _thread_of(process: int) -> LoopThread:
+    made = LoopThread()
+    atexit.register(made.stop)
+    return made
+
+
+_STARTING = threading.Lock()
+
+
+def background() -> LoopThread:
+    """The loop thread of this process; started when it is first asked for."""
+    with _STARTING:
+        return _thread_of(os.getpid())
+
+
+class Client:
+    """A connection to a grid whose calls wait. Use as `with`, or `close()` it at the end."""
+
+    def __init__(
+        self,
+        *,
+        dial: Dial,
+        me: LocalIdentity,
+        trust: Trust,
+        settings: ClientSettings | None = None,
+        clock: Clock | None = None,
+        dial_direct: DialDirect | None = None,
+    ) -> None:
+        thread = background()
+
+        async def start() -> api.Client:
+            client = api.Client(
+                dial=dial, me=me, trust=trust, settings=settings, clock=clock, dial_direct=dial_direct, wait=thread.run
+            )
+            return await client.__aenter__()
+
+        self._thread = thread
+        self._inner = thread.run(start())
+
+    @classmethod
+    def over(cls, inner: api.Client, thread: LoopThread) -> Client:
+        """The blocking face of a client that lives on `thread` and was made to wait with its `run`."""
+        made = cls.__new__(cls)
+        made._thread, made._inner = thread, inner
+        return made
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the grid; nodes forget this client's values. May be called twice."""
+        self._thread.run(self._inner.close())
+
+    @property
+    def nodes(self) -> Nodes:
+        """Name -> node, as it is now."""
+        return Nodes(self._inner._roster, self._refresh)
+
+    def node(self, name: str) -> Node:
+        """The node of this name. Raises `NotFound`."""
+        return self.nodes[name]
+
+    def search(self, *tags: str) -> list[Dataset]:
+        """Datasets of nodes that are online, which have every one of these tags; all of them without tags."""
+        return self._thread.run(self._inner.search(*tags))
+
+    def drained(self) -> None:
+        """Return once no node is far behind. Blocking clients wait by themselves where they have to."""
+        self._thread.run(self._inner.drained())
+
+    def _refresh(self) -> None:
+        self._thread.run(self._inner.refresh())
+
+    @property
+    def me(self) -> LocalIdentity:
+        """Who this client is."""
+        return self._inner.me
+
+    @property
+    def settings(self) -> ClientSettings:
+        return self._inner.settings
+
+    @property
+    def grid_id(self) -> GridId | None:
+        """The grid's id, where it has a root."""
+        return self._inner.grid_id
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this client sent over the network, sealed, to gateway and nodes."""
+        return self._inner.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes that came to this client over the network, sealed, from gateway and nodes."""
+        return self._inner.bytes_received
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+
+def connect(
+    url: str,
+    *,
+    root: str | None = None,
+    token: str | None = None,
+    timeout: float | None = None,
+    home: str | Path | None = None,
+    remote_dev: bool = False,
+    settings: ClientSettings | None = None,
+) -> Client:
+    """Join the grid at `url`, such as `ws://127.0.0.1:8080`. Use the result as `with`, or `g.close()` at the end.
+
+    `token` is what `grid enroll` printed, needed once; `root` the root's public key, to insist on one grid. Without both, the
+    keys kept in `home` count, and grids with `--dev` on this machine are open (`remote_dev=True`: on others, too). `timeout`
+    is the default for everything that waits, in seconds.
+    """
+    thread = background()
+    opening = api.open_client(
+        url,
+        root=root,
+        token=token,
+        timeout=timeout,
+        home=home,
+        remote_dev=remote_dev,
+        settings=settings,
+        wait=thread.run,
+    )
+    return Client.over(thread.run(opening), thread)

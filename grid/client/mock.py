@@ -1,0 +1,103 @@
+"""Made-up data of a dataset's schema, from its card alone: what the owner wrote, never anything that was computed from rows.
+
+Numbers are uniform between the owner's bounds, or standard normal without them; categories are drawn evenly. The same
+dataset gives the same values each time, so that a failing experiment fails again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy
+import pandas
+import torch
+
+from grid.errors import InvalidRequest
+from grid.tensors.buffers import torch_dtype
+from grid.wire.messages import ColumnCard, DatasetCard
+
+MAX_ROWS = 1000
+"""Mock data of a larger dataset has this many rows."""
+
+MISSING = "(missing)"
+"""The feature of cells without a category, where the owner lets them be one: the nodes' name for it."""
+
+
+class Mock(pandas.DataFrame):
+    """A table with the dataset's columns; `features` and `targets` are tensors such as the remote ones stand for."""
+
+    _metadata = ("features", "targets")
+    features: torch.Tensor
+    targets: torch.Tensor | None
+
+    @property
+    def _constructor(self) -> type[pandas.DataFrame]:
+        """Slices and results are ordinary tables: they no longer go with the tensors."""
+        return pandas.DataFrame
+
+
+def make_mock(card: DatasetCard, rows: int) -> Mock:
+    """A table of `rows` rows, at most `MAX_ROWS`."""
+    rows = min(rows, MAX_ROWS)
+    rng = numpy.random.default_rng(zlib.crc32(card.name.encode()))
+    frame = Mock({column.name: _cells(column, rows, rng) for column in card.columns})
+    features, targets = _features(card, frame, rows, rng), _targets(card, frame, rows, rng)
+    # Past pandas' own attribute rules, which would warn that a tensor makes no column.
+    object.__setattr__(frame, "features", features)
+    object.__setattr__(frame, "targets", targets)
+    return frame
+
+
+def _cells(column: ColumnCard, rows: int, rng: numpy.random.Generator) -> Any:
+    if column.kind == "category":
+        return rng.choice(numpy.array(column.categories, dtype=object), rows)
+    if column.kind == "text":
+        return numpy.array([f"{column.name} {number}" for number in range(rows)], dtype=object)
+    if column.minimum is not None and column.maximum is not None:
+        return rng.uniform(column.minimum, column.maximum, rows).astype(numpy.float32)
+    return rng.standard_normal(rows).astype(numpy.float32)
+
+
+def _features(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Generator) -> torch.Tensor:
+    dtype = torch_dtype(card.feature_dtype)
+    columns = {column.name: column for column in card.columns if column.role == "feature"}
+    if len(card.feature_shape) != 1 or not columns:
+        return _draw((rows, *card.feature_shape), dtype, 0, rng)
+    pieces = []
+    for name in card.feature_names:
+        if name in columns and columns[name].kind == "number":
+            pieces.append(frame[name].to_numpy(dtype=numpy.float64))
+        else:
+            column, _, category = _split(name, columns)
+            pieces.append((frame[column] == category).to_numpy(dtype=numpy.float64))
+    return torch.from_numpy(numpy.stack(pieces, axis=1)).to(dtype)
+
+
+def _split(name: str, columns: dict[str, ColumnCard]) -> tuple[str, str, str]:
+    """`housing=own` -> column and category; both may hold the sign, so the card decides where to split."""
+    for column in columns.values():
+        if name.startswith(f"{column.name}="):
+            category = name.removeprefix(f"{column.name}=")
+            if category in column.categories or category == MISSING:
+                return column.name, "=", category
+    raise InvalidRequest(f"the dataset's card names a feature {name!r} that is of none of its columns")
+
+
+def _targets(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Generator) -> torch.Tensor | None:
+    if not card.target_dtype:
+        return None
+    dtype = torch_dtype(card.target_dtype)
+    column = next((column for column in card.columns if column.role == "target"), None)
+    if column is None or card.target_shape:
+        return _draw((rows, *card.target_shape), dtype, card.classes, rng)
+    if column.kind == "category":
+        codes = {category: code for code, category in enumerate(column.categories)}
+        return torch.tensor([codes[cell] for cell in frame[column.name]]).to(dtype)
+    return torch.from_numpy(frame[column.name].to_numpy(copy=True)).to(dtype)
+
+
+def _draw(shape: tuple[int, ...], dtype: torch.dtype, classes: int, rng: numpy.random.Generator) -> torch.Tensor:
+    if classes or not dtype.is_floating_point:
+        return torch.from_numpy(rng.integers(0, classes or 2, shape)).to(dtype)
+    return torch.from_numpy(rng.standard_normal(shape)).to(dtype)

@@ -1,0 +1,102 @@
+"""Modules whose parameters and buffers are at a node.
+
+`send_module` gives a new module of the same classes; only its top object gets a class of its own, a subclass of what it was
+with `get` and `location`, so `isinstance` holds and `forward` is the user's. Parameters that were one tensor stay one tensor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from grid.client.dispatch import Outbox, Place
+from grid.client.tensors import RemoteTensor
+from grid.errors import InvalidRequest
+
+Put = Callable[[torch.Tensor], RemoteTensor]
+
+
+class RemoteModule(torch.nn.Module):
+    """What a sent module can do beside what it could before. A mixin: never made by itself."""
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """A new, ordinary module with copies of the parameters and buffers; the remote one stays.
+
+        In an asynchronous client, an awaitable of that. Raises what `RemoteTensor.get` raises, for the first that fails.
+        """
+        outbox = _outbox_of(self)
+        return outbox.wait(_fetch(self, outbox, timeout))
+
+    @property
+    def location(self) -> Place:
+        """The node that has the parameters."""
+        return _outbox_of(self).place
+
+
+def send_module(module: torch.nn.Module, put: Put) -> torch.nn.Module:
+    """A copy of `module` with each parameter and buffer sent by `put`. The module that was passed stays as it was."""
+    if not any(True for _ in _tensors(module)):
+        raise InvalidRequest(f"{type(module).__name__} has neither parameters nor buffers to send: use it as it is")
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(module):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _sent(tensor, put)
+    copied = copy.deepcopy(module, memo)
+    if any(not isinstance(tensor, RemoteTensor) for tensor in _tensors(copied)):
+        raise InvalidRequest(f"{type(module).__name__} copies its parameters in a way of its own and cannot be sent as it is")
+    copied.__class__ = type(type(module).__name__, (RemoteModule, type(module)), {"__module__": type(module).__module__})
+    return copied
+
+
+def _sent(tensor: torch.Tensor, put: Put) -> torch.Tensor:
+    if isinstance(tensor, RemoteTensor):
+        raise InvalidRequest(f"the module is at {tensor.location.name} already; use copy.deepcopy(module), or get() it first")
+    remote = put(tensor)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(remote, requires_grad=tensor.requires_grad)
+    return remote
+
+
+async def _fetch(module: torch.nn.Module, outbox: Outbox, timeout_s: float | None) -> torch.nn.Module:
+    remote = {id(tensor): tensor for tensor in _tensors(module) if isinstance(tensor, RemoteTensor)}
+    values = await asyncio.gather(*(one._handle.outbox.read(one, timeout_s) for one in remote.values()))
+    memo: dict[int, Any] = {}
+    for tensor, value in zip(remote.values(), values, strict=True):
+        if isinstance(tensor, torch.nn.Parameter):
+            value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = value
+    copied = copy.deepcopy(module, memo)
+    if isinstance(copied, RemoteModule):
+        copied.__class__ = next(base for base in type(module).__bases__ if base is not RemoteModule)
+    return copied
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Every parameter and buffer, those that modules share as often as they are shared."""
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None:
+                yield tensor
+
+
+def _outbox_of(module: torch.nn.Module) -> Outbox:
+    for tensor in _tensors(module):
+        if isinstance(tensor, RemoteTensor):
+            return tensor._handle.outbox
+    raise InvalidRequest(f"{type(module).__name__} has no remote parameters or buffers any more")
+
+
+def send(value: object, put: Put) -> Any:
+    """A remote tensor for a tensor, a module with remote parameters for a module."""
+    if isinstance(value, torch.nn.Module):
+        return send_module(value, put)
+    if isinstance(value, RemoteTensor):
+        raise InvalidRequest(f"the tensor is at {value.location.name} already; x.move(node) copies it from node to node")
+    if not isinstance(value, torch.Tensor):
+        raise InvalidRequest(f"send takes a tensor or a module, not {type(value).__name__}; torch.as_tensor makes tensors")
+    made = put(value)
+    return made.requires_grad_() if value.requires_grad else made

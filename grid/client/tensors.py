@@ -1,0 +1,197 @@
+"""Remote tensors: torch tensors whose data is at a node.
+
+A `RemoteTensor` has a shape, strides, a dtype and a place in autograd here, and its values there. Each operation on it becomes
+a command (dispatch.py) and returns at once with another remote tensor; nothing waits until `get()`. So modules, autograd and
+optimizers work unmodified. What would need the values (`item()`, `if x > 0`, `numpy()`, pickling) raises and says what to write.
+
+A remote value lives as long as a tensor here stands for it: reference counting frees it, with or without the collector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from grid.client.dispatch import USE_GET, Dispatcher, Handle, Outbox, Place
+from grid.client.shapes import CPU, Meta
+from grid.errors import InvalidRequest
+from grid.ids import ObjectId
+from grid.plans.ir import PlanTarget
+from grid.wire.messages import Ref
+
+
+class RemoteTensor(torch.Tensor):
+    """A torch tensor whose data is at `location`. Made by `node.send`, datasets, and operations on other remote tensors."""
+
+    __slots__ = ("_handle", "_meta")
+    _handle: Handle
+    _meta: Meta
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _dispatch(func, args, kwargs or {})
+
+    @property
+    def location(self) -> Place:
+        """The node that has the values."""
+        return self._handle.outbox.place
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """A copy of the values as an ordinary tensor; the remote value stays. Detached from autograd.
+
+        In an asynchronous client, an awaitable of that. `timeout` in seconds. Raises `ReleaseDenied` where the owner's rules do
+        not let the value leave, and the error of any earlier operation that failed at this node.
+        """
+        outbox = self._handle.outbox
+        return outbox.wait(outbox.read(self, timeout))
+
+    def move(self, to: Place, *, timeout: float | None = None) -> Any:
+        """A new remote tensor at the node `to`, with these values; this one stays. The values go from node to node.
+
+        In an asynchronous client, an awaitable of that. Moving data of a dataset needs its owner's leave: `ReleaseDenied`.
+        """
+        outbox = self._handle.outbox
+        return outbox.wait(outbox.move(self, to, timeout))
+
+    def run_plan(self, plan: Any, leaves: Sequence[Any]) -> list[torch.Tensor]:
+        """Call a plan where this tensor is (`plans.ir.PlanTarget`)."""
+        return self._handle.outbox.run_plan(plan, leaves)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Never shows values: they are not here."""
+        extra = ", requires_grad=True" if self.requires_grad else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"RemoteTensor(shape={tuple(self.shape)}, dtype={dtype}, at={self.location.name!r}{extra})"
+
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise InvalidRequest(f"the format {spec!r} needs the value. {USE_GET}")
+        return repr(self)
+
+    # Copies. A deep copy is a new value at the node; a shallow one shares the value, as torch's own copies share memory.
+
+    def __copy__(self) -> RemoteTensor:
+        return _with_flags(self, self.detach())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteTensor:
+        if id(self) in memo:
+            return memo[id(self)]  # type: ignore[no-any-return]
+        if not self.is_leaf:
+            raise InvalidRequest("a result of operations that autograd follows cannot be deep-copied (nor in torch); use clone()")
+        copied = _with_flags(self, self.detach().clone())
+        if self.grad is not None:
+            copied.grad = self.grad.__deepcopy__(memo) if isinstance(self.grad, RemoteTensor) else None
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidRequest(
+            "a remote tensor cannot be pickled or saved: its values are at a node and belong to this session. Save x.get(), or"
+            " model.get().state_dict()"
+        )
+
+    @property
+    def data(self) -> Any:
+        """This value without its history in autograd; it shares the value at the node."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        if not isinstance(value, RemoteTensor):
+            raise InvalidRequest("x.data = local tensor: use x.copy_(value) under torch.no_grad(), or node.send(value)")
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self._handle, self._meta = value._handle, value._meta
+
+    # What needs the values. Each says what to write instead.
+
+    def item(self) -> NoReturn:
+        _needs_value("item()", "x.get().item()")
+
+    def tolist(self) -> NoReturn:
+        _needs_value("tolist()", "x.get().tolist()")
+
+    def numpy(self, *, force: bool = False) -> NoReturn:
+        _needs_value("numpy()", "x.get().numpy()")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _needs_value("a numpy array", "x.get().numpy()")
+
+    def __bool__(self) -> NoReturn:
+        _needs_value("a condition", "x.get(), or torch.where for a choice element by element")
+
+    def __int__(self) -> NoReturn:
+        _needs_value("int()", "int(x.get())")
+
+    def __float__(self) -> NoReturn:
+        _needs_value("float()", "float(x.get())")
+
+    def __complex__(self) -> NoReturn:
+        _needs_value("complex()", "complex(x.get())")
+
+    def __index__(self) -> NoReturn:
+        _needs_value("an index", "int(x.get())")
+
+    def __contains__(self, value: Any) -> NoReturn:
+        _needs_value("`in`", "(x == value).sum().get()")
+
+    def cpu(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _needs_value("cpu()", "x.get()")
+
+    def cuda(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InvalidRequest("cuda(): a node chooses its own devices; leave the call out")
+
+
+# Tensors have a metaclass of their own, so the abstract class is told about this one rather than inherited.
+PlanTarget.register(RemoteTensor)
+
+
+def wrap(meta: Meta, handle: Handle, offset: int = 0) -> RemoteTensor:
+    """The tensor of geometry `meta` that stands for `handle`; `offset`, where its view starts in its base, in elements."""
+    tensor: RemoteTensor = torch.Tensor._make_wrapper_subclass(
+        RemoteTensor, meta.shape, strides=meta.stride, storage_offset=offset, dtype=meta.dtype, device=CPU
+    )
+    tensor._handle = handle
+    tensor._meta = meta
+    return tensor
+
+
+def adopt(
+    outbox: Outbox, object_id: ObjectId, shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None = None
+) -> RemoteTensor:
+    """The tensor, row-major without `stride`, that stands for an object which is or soon will be in the session of `outbox`."""
+    return wrap(outbox.shapes.meta(shape, dtype, stride), Handle(outbox, object_id))
+
+
+def reference(tensor: torch.Tensor, outbox: Outbox) -> Ref | None:
+    """How `tensor` is named in the session of `outbox`; None where it is not remote. Raises if it is in another session."""
+    if not isinstance(tensor, RemoteTensor):
+        return None
+    if tensor._handle.outbox is not outbox:
+        raise InvalidRequest(
+            f"one tensor is at {tensor.location.name}, another in a session at {outbox.place.name}; all operands of one call"
+            " must be at one node and of one client. Use x.move(node) where the owner's rules allow it"
+        )
+    return tensor._handle.ref
+
+
+def _with_flags(source: RemoteTensor, target: torch.Tensor) -> RemoteTensor:
+    """Let `target` be what `source` is for autograd and modules: a leaf that wants gradients, a parameter."""
+    assert isinstance(target, RemoteTensor)
+    if source.requires_grad:
+        target.requires_grad_()
+    if isinstance(source, torch.nn.Parameter):
+        target._is_param = True
+    return target
+
+
+def _needs_value(what: str, write: str) -> NoReturn:
+    raise InvalidRequest(f"{what} needs the value, which is at a node. Write {write}; get() copies it if its owner's rules allow")
+
+
+_dispatch = Dispatcher(RemoteTensor, wrap)

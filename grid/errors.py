@@ -1,0 +1,164 @@
+"""Every error that Grid raises on purpose, in one tree.
+
+    GridError
+    ├── LocalProtocolError        our own code broke the rules of a session
+    ├── WireError                 bytes from a peer are not a message, or break the rules of a session
+    ├── AuthenticationFailed      a card, signature, token or key does not hold
+    │   └── ClockSkew             two clocks differ by more than five minutes
+    ├── InvalidRequest            a request is well formed and makes no sense (wrong dtype, shape, name)
+    │   ├── DatasetError          a data file or its description is wrong; names file, line or column
+    │   └── OpNotSupported        an operation is not in the op table
+    ├── NotFound                  no such node, dataset, object, plan
+    ├── NodeUnavailable           the peer is offline or the connection to it was lost
+    ├── DeadlineExceeded          the answer did not come in time
+    ├── QuotaExceeded             a client asked for more memory, objects or rate than a node gives it
+    ├── ReleaseDenied             the owner's rules do not let a value leave: rule, step, what to write instead
+    │   └── BudgetExhausted       nothing is left of a limit that adds up over a dataset's life
+    ├── PlanRejected              a plan failed validation, or a function could not be traced
+    ├── ExecutionFailed           an operation raised; where that could tell something about rows, the text is fixed
+    └── QuorumLost                a node that a joint computation needs is gone; names it
+
+Each class has a stable `code`, which is what travels; `from_wire` rebuilds the class at the far end. `details` holds a few
+plain values (a rule's name, a command's number) for programs; the message is for people. Neither ever holds data values,
+keys, tokens or shares. Tracebacks stay on the machine that made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+Detail = str | int | float | bool
+
+
+class GridError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Detail) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Detail] = details
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (from_wire, (self.code, self.message, self.details))
+
+
+class LocalProtocolError(GridError):
+    """Our own code broke the rules of a session: a bug on this side."""
+
+    code = "local-protocol"
+
+
+class WireError(GridError):
+    """Bytes from a peer are not a message, or break the rules of a session."""
+
+    code = "wire"
+
+
+class AuthenticationFailed(GridError):
+    """A card, signature, token or key does not hold."""
+
+    code = "authentication"
+
+
+class ClockSkew(AuthenticationFailed):
+    """Two clocks differ by more than five minutes; the message says by how much."""
+
+    code = "clock-skew"
+
+
+class InvalidRequest(GridError):
+    """A request is well formed and makes no sense: wrong dtype, shape, name or state."""
+
+    code = "invalid"
+
+
+class DatasetError(InvalidRequest):
+    """A data file or its description is wrong; the message names file, line or column."""
+
+    code = "dataset"
+
+
+class OpNotSupported(InvalidRequest):
+    """An operation is not in the op table; the message says what to write instead where that is known."""
+
+    code = "op-not-supported"
+
+
+class NotFound(GridError):
+    """There is no such node, dataset, object or plan, or it is not this client's."""
+
+    code = "not-found"
+
+
+class NodeUnavailable(GridError):
+    """The peer is offline, or the connection to it was lost."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class DeadlineExceeded(GridError):
+    """The answer did not come in time."""
+
+    code = "deadline"
+    retryable = True
+
+
+class QuotaExceeded(GridError):
+    """A client asked for more memory, objects or rate than a node gives to one client."""
+
+    code = "quota"
+
+
+class ReleaseDenied(GridError):
+    """The owner's rules do not let a value leave.
+
+    Details: `rule` (the name of the rule), `step` (the operation that caused it, if one did), `instead` (what to write).
+    """
+
+    code = "release-denied"
+
+
+class BudgetExhausted(ReleaseDenied):
+    """Nothing is left of a limit that adds up over a dataset's life."""
+
+    code = "budget"
+
+
+class PlanRejected(GridError):
+    """A plan failed validation, or a function could not be traced. Details: `step`, `op` where one is to blame."""
+
+    code = "plan-rejected"
+
+
+class ExecutionFailed(GridError):
+    """An operation raised at the node. Details: `op`, and `step` or `command`."""
+
+    code = "execution"
+
+
+class QuorumLost(GridError):
+    """A node that a joint computation needs is gone. Details: `node`."""
+
+    code = "quorum-lost"
+    retryable = True
+
+
+def _tree(cls: type[GridError]) -> Iterator[type[GridError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from _tree(child)
+
+
+BY_CODE: Mapping[str, type[GridError]] = {cls.code: cls for cls in _tree(GridError)}
+
+
+def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> GridError:
+    """The error that `code` stands for; a code of a newer version gives its base class, message kept."""
+    error = BY_CODE.get(code, GridError)(message)
+    error.details = dict(details)
+    return error

@@ -1,0 +1,269 @@
+"""One port: the grid's WebSocket at `/grid`, the dashboard at `/`, `/api/v1`, `/metrics` and `/healthz`.
+
+`/healthz`, `/static/` and `/grid` need no token: a peer proves who it is inside its session. Everything else does. All errors
+of the API have one shape: `{"error": {"code", "message", "details"}}`, with the codes of `grid/errors.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import ssl
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from aiohttp import web
+
+from grid.errors import (
+    AuthenticationFailed,
+    GridError,
+    InvalidRequest,
+    NodeUnavailable,
+    NotFound,
+    QuotaExceeded,
+)
+from grid.gateway.api import Api, Handler, chosen_tags, json_response
+from grid.gateway.app import Gateway
+from grid.gateway.dashboard import PARTS, Dashboard
+from grid.gateway.guard import Guard, secure
+from grid.gateway.socket import SocketTransport, new_socket
+from grid.telemetry import printable
+
+log = logging.getLogger(__name__)
+
+STATUS_OF: Mapping[type[GridError], int] = {
+    InvalidRequest: 400,
+    AuthenticationFailed: 401,
+    NotFound: 404,
+    QuotaExceeded: 429,
+    NodeUnavailable: 503,
+}
+
+STATIC: Mapping[str, str] = {
+    "dashboard.css": "text/css",
+    "dashboard.js": "text/javascript",
+    "favicon.svg": "image/svg+xml",
+}
+
+OPEN_PATHS = ("/healthz", "/grid", "/login")
+"""Need no token, as `/static/` does not."""
+
+MAX_BODY_BYTES = 1 << 20
+SHUTDOWN_S = 3.0
+
+
+class HttpServer:
+    """Puts a gateway on its port while entered. Raises `OSError` where the port cannot be had."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._settings = gateway.settings
+        self._tls = tls_context(gateway)
+        self._guard = Guard(gateway.settings, gateway.token)
+        self._dashboard = Dashboard()
+        self._static = {name: (importlib.resources.files("grid.gateway") / "static" / name).read_bytes() for name in STATIC}
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds the dashboard; without the token."""
+        return f"{'https' if self._tls else 'http'}://{self._address()}/"
+
+    @property
+    def socket_url(self) -> str:
+        """What nodes and clients are given as `--gateway`."""
+        return f"{'wss' if self._tls else 'ws'}://{self._address()}"
+
+    def _address(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self._settings.host, self._settings.host)
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=SHUTDOWN_S, handle_signals=False)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._settings.host or None, self._settings.port, ssl_context=self._tls)
+            await site.start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        self._port = runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def _application(self) -> web.Application:
+        application = web.Application(middlewares=[self._outermost, self._guarded], client_max_size=MAX_BODY_BYTES)
+        application.on_shutdown.append(self._shutdown)
+        get: Mapping[str, Handler] = {
+            "/": self._page,
+            "/fragments/{part}": self._fragment,
+            "/static/{name}": self._static_file,
+            "/grid": self._socket,
+        }
+        application.add_routes([web.get(path, handler) for path, handler in get.items()])
+        application.add_routes([web.post("/login", self._login), *Api(self._gateway).routes()])
+        return application
+
+    async def _shutdown(self, application: web.Application) -> None:
+        await self._gateway.stop()
+
+    # ------------------------------------------------------------ before and after every handler
+
+    @web.middleware
+    async def _outermost(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors in one shape, headers on everything."""
+        try:
+            response = await handler(request)
+        except GridError as error:
+            response = self._failed(request, status_of(error), error)
+        except web.HTTPException as error:
+            response = self._failed(request, error.status, _http_error(error), allow=error.headers.get("Allow"))
+        except Exception:
+            log.exception("a request to %s failed", printable(request.path))
+            response = self._failed(request, 500, GridError("the gateway failed to answer; its log says why"))
+        if not response.prepared:
+            secure(response)
+        self._gateway.metrics.count("grid_http_requests_total", status=str(response.status))
+        return response
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        host = request.headers.get("Host", "")
+        if not self._guard.host_allowed(host):
+            name = printable(host[:100])
+            raise web.HTTPMisdirectedRequest(text=f"this gateway is not reached as {name!r}; see --allowed-hosts")
+        if not self._guard.origin_allowed(request.headers.get("Origin"), host):
+            raise web.HTTPForbidden(text="requests from pages of other sites are refused")
+        if request.path == "/" and "token" in request.query:
+            return self._enter(request, request.query["token"])
+        if request.path in OPEN_PATHS or request.path.startswith("/static/") or self._knows_token(request):
+            return await handler(request)
+        if _is_page(request):
+            return _html(self._dashboard.token_form(wrong=False), status=401)
+        raise AuthenticationFailed("the gateway's token, printed at its start, is needed: send 'Authorization: Bearer TOKEN'")
+
+    def _knows_token(self, request: web.Request) -> bool:
+        if self._guard.bearer_matches(request.headers.get("Authorization", "")):
+            return True
+        return self._guard.cookie_matches(request.cookies.get(self._cookie, ""))
+
+    def _failed(self, request: web.Request, status: int, error: GridError, allow: str | None = None) -> web.Response:
+        if _is_page(request):
+            response = _html(self._dashboard.message(_TITLES.get(status, "That did not work"), error.message), status=status)
+        else:
+            body = {"code": error.code, "message": error.message, "details": error.details}
+            response = json_response({"error": body}, status=status)
+        if allow:
+            response.headers["Allow"] = allow
+        if status == 401 and not _is_page(request):
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    # ------------------------------------------------------------ pages
+
+    @property
+    def _cookie(self) -> str:
+        return f"grid-{self._port}"  # Cookies of one host are shared by its ports.
+
+    def _enter(self, request: web.Request, offered: str) -> web.Response:
+        """Check a token that a person gave; set the cookie, and go on to an address that does not hold it."""
+        if not self._guard.token_matches(offered):
+            return _html(self._dashboard.token_form(wrong=True), status=401)
+        clean = request.rel_url.without_query_params("token") if request.method == "GET" else "/"
+        response = web.Response(status=303, headers={"Location": str(clean)})
+        response.set_cookie(
+            self._cookie, self._guard.cookie_value, httponly=True, samesite="Strict", secure=self._tls is not None, path="/"
+        )
+        return response
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        offered = (await request.post()).get("token", "")
+        return self._enter(request, offered if isinstance(offered, str) else "")
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        return _html(self._dashboard.page(self._facts(request)))
+
+    async def _fragment(self, request: web.Request) -> web.StreamResponse:
+        part = request.match_info["part"]
+        if part not in PARTS:
+            raise NotFound(f"the dashboard has no part {printable(part)!r}")
+        return _html(self._dashboard.part(part, self._facts(request)))
+
+    def _facts(self, request: web.Request) -> Mapping[str, Any]:
+        return self._gateway.views.page_facts(self._gateway.clock.wall(), chosen_tags(request), self.socket_url)
+
+    async def _static_file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name not in STATIC:
+            raise NotFound(f"there is no file {printable(name)!r}")
+        response = web.Response(body=self._static[name], content_type=STATIC[name], charset="utf-8")
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+    # ------------------------------------------------------------ the grid
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        socket = new_socket()
+        if not socket.can_prepare(request):
+            raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
+        await socket.prepare(request)
+        await self._gateway.serve(SocketTransport(socket, request))
+        return socket
+
+
+_TITLES = {401: "A token is needed", 403: "That is refused", 404: "There is nothing here", 421: "A different address is meant"}
+
+
+def status_of(error: GridError) -> int:
+    """The HTTP status for an error of ours."""
+    return next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
+
+
+def tls_context(gateway: Gateway) -> ssl.SSLContext | None:
+    """TLS 1.2 or newer with the certificate of the settings; None where there is none. Raises `InvalidRequest`."""
+    certificate, key = gateway.settings.tls_cert, gateway.settings.tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InvalidRequest("TLS needs both --tls-cert and --tls-key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidRequest(f"{certificate} and {key} are not a certificate and its key in PEM: {error}") from error
+    return context
+
+
+def _http_error(error: web.HTTPException) -> GridError:
+    text = error.text or ""
+    text = "" if text.startswith(f"{error.status}:") else text
+    if error.status == 404:
+        return NotFound(text or "there is nothing at this address")
+    if error.status in (401, 403):
+        return AuthenticationFailed(text or "this is refused")
+    return InvalidRequest(text or f"the request cannot be answered: {error.reason}")
+
+
+def _is_page(request: web.Request) -> bool:
+    """Whether a person in a browser asked, and wants words instead of JSON."""
+    return request.path in ("/", "/login") or ("text/html" in request.headers.get("Accept", "") and not _is_data(request.path))
+
+
+def _is_data(path: str) -> bool:
+    return path.startswith(("/api/", "/fragments/", "/metrics", "/healthz", "/grid", "/static/"))
+
+
+def _html(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, content_type="text/html", charset="utf-8")

@@ -1,0 +1,320 @@
+"""A node: datasets, the gate before them, and sessions with clients and other nodes.
+
+`Node` puts the parts together and owns every task and thread among them. Each connection, relayed or direct, first becomes
+a channel (`accept_channel`), so that everything behind it knows whom it talks to; clients then get a session with a lane
+and a workspace of their own, nodes one for sums and moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from grid.clock import Clock
+from grid.crypto.cards import NODE
+from grid.crypto.identity import Expected, LocalIdentity, Trust
+from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
+from grid.ids import GridId, PeerId
+from grid.node.custody import Custody
+from grid.node.datasets import Dataset
+from grid.node.executor import Executor
+from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
+from grid.node.neighbours import Neighbour, Neighbours
+from grid.node.presence import Presence
+from grid.node.session import ClientSession
+from grid.node.sums import Sums
+from grid.node.transfers import Transfers
+from grid.node.workspace import Workspace
+from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
+from grid.rpc.dispatch import Handlers
+from grid.rpc.peer import Peer
+from grid.settings import NodeSettings
+from grid.store.base import Store
+from grid.transport.base import Dial, Transport
+from grid.wire.messages import Announce
+
+log = logging.getLogger(__name__)
+
+MAX_HANDSHAKES = 64
+"""Connections at once that have not proved who they are."""
+
+MAX_SESSIONS_PER_CLIENT = 16
+DIRECT_DIAL_S = 3.0
+
+DialAddress = Callable[[str], Awaitable[Transport]]
+"""Opens a transport to an address that another node announced; raises `NodeUnavailable`."""
+
+DialNode = Callable[[PeerId], Awaitable[Transport]]
+"""Opens a transport to another node; raises `NodeUnavailable`."""
+
+
+class Node:
+    """One node. Use with `async with`; `await node.ready()` returns once the gateway has registered it.
+
+    `dial` reaches the gateway; without it the node lives on `accept` and `serve` alone. `dial_direct` reaches other nodes
+    at the addresses that they announce; without it all links are relayed. `dial_node` takes the place of both, for grids
+    that have no gateway, which in dev also need to be told their `grid`.
+    The store belongs to the caller, who closes it after the node.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        *,
+        me: LocalIdentity,
+        trust: Trust,
+        datasets: Sequence[Dataset],
+        store: Store,
+        clock: Clock,
+        dial: Dial | None = None,
+        dial_direct: DialAddress | None = None,
+        dial_node: DialNode | None = None,
+        grid: GridId | None = None,
+    ) -> None:
+        self.settings = settings
+        self.me = me
+        self.trust = trust
+        self.clock = clock
+        self._dial_direct = dial_direct
+        self._dial_node = dial_node
+        self._given_grid = grid
+        self._address = ""
+        self._names: dict[PeerId, str] = {}
+        self._handshakes = 0
+        self._sessions: Counter[PeerId] = Counter()
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._executor = Executor(settings.compute_threads)
+        self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock)
+        self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
+        self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
+        self._sums = Sums(
+            me=me,
+            minimum=self._custody.smallest_cohort,
+            clock=clock,
+            neighbours=self._neighbours,
+            spawn=self.spawn,
+            claim=store.claim,
+            names=lambda: self._names,
+        )
+        self._presence = None if dial is None else self._make_presence(dial)
+        self._client_handlers = Handlers(CLIENT_HANDLERS)
+        self._node_handlers = Handlers(NODE_HANDLERS)
+
+    def _make_presence(self, dial: Dial) -> Presence:
+        return Presence(
+            me=self.me,
+            trust=self.trust,
+            clock=self.clock,
+            limits=self.settings.session,
+            dial=dial,
+            announcement=lambda: Announce(datasets=self._custody.cards(), address=self._address),
+            on_link=lambda transport, _: self.accept(transport),
+        )
+
+    # ------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Self:
+        await self._executor.__aenter__()
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        if self._presence is not None:
+            self.spawn(self._presence.run(), "presence")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._group is not None
+        group, self._group = self._group, None
+        for task in tuple(self._tasks):
+            task.cancel()
+        try:
+            await group.__aexit__(None, None, None)
+        finally:
+            await self._executor.__aexit__(None, None, None)
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Start a task that ends with the node. What it raises is logged and ends nothing else."""
+        if self._group is None:
+            work.close()
+            raise NodeUnavailable("the node is closing")
+        task = self._group.create_task(_logged(work, name), name=f"{self.me.name}: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # a task cancelled before its first step never awaits it
+
+    async def ready(self) -> None:
+        """Return once the gateway has registered this node. Raises `AuthenticationFailed` where it refuses to."""
+        if self._presence is None:
+            raise InvalidRequest("this node has no gateway")
+        await self._presence.ready()
+
+    async def announce_at(self, address: str) -> None:
+        """Tell others, through the gateway, that this node also listens for direct connections, at HOST:PORT."""
+        self._address = address
+        if self._presence is not None:
+            await self._presence.announce()
+
+    @property
+    def id(self) -> PeerId:
+        """This node's id."""
+        return self.me.id
+
+    @property
+    def name(self) -> str:
+        """This node's name."""
+        return self.me.name
+
+    @property
+    def _grid(self) -> GridId | None:
+        return self._given_grid or (self.trust.grid if self._presence is None else self._presence.grid)
+
+    # ------------------------------------------------------------ connections that come in
+
+    def accept(self, transport: Transport) -> None:
+        """Take over a transport that somebody opened to this node."""
+        self.spawn(self.serve(transport), "connection")
+
+    async def serve(self, transport: Transport) -> None:
+        """The life of a transport that somebody opened to this node."""
+        try:
+            channel = await self._accept_channel(transport)
+            if channel.peer.role == NODE:
+                await self._serve_node(channel)
+            else:
+                await self._serve_client(channel)
+        except GridError as error:
+            log.info("a connection was refused or ended: %s", error)
+        finally:
+            await transport.close()
+
+    async def _accept_channel(self, transport: Transport) -> SecureChannel:
+        grid = self._grid
+        if grid is None:
+            raise NodeUnavailable("this node does not know its grid yet")
+        if self._handshakes >= MAX_HANDSHAKES:
+            raise QuotaExceeded("too many connections are proving who they are")
+        self._handshakes += 1
+        try:
+            return await accept_channel(
+                transport, me=self.me, trust=self.trust, grid=grid, limits=self.settings.session, clock=self.clock
+            )
+        finally:
+            self._handshakes -= 1
+
+    async def _serve_client(self, channel: SecureChannel) -> None:
+        client = channel.peer
+        if self._sessions[client.id] >= MAX_SESSIONS_PER_CLIENT:
+            raise QuotaExceeded(f"{client} has {MAX_SESSIONS_PER_CLIENT} sessions here; close some first")
+        lane = self._executor.lane(str(client), self.settings.max_queued_per_client)
+        session = ClientSession(
+            card=client,
+            lane=lane,
+            workspace=Workspace(custody=self._custody, client=client.id, settings=self.settings, closed=lambda: lane.closed),
+            services=self,
+        )
+        self._sessions[client.id] += 1
+        try:
+            session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
+            async with session.peer:
+                log.info("session with %s", client)
+                await session.peer.wait_closed()
+        finally:
+            self._sessions[client.id] -= 1
+            await session.close()
+
+    async def _serve_node(self, channel: SecureChannel) -> None:
+        neighbour = Neighbour(channel.peer)
+        neighbour.peer = self._peer(channel, self._node_handlers, NodeContext(neighbour, self), initiator=False)
+        async with neighbour.peer, self._neighbours.entered(neighbour):
+            self._names[neighbour.id] = neighbour.card.name
+            await neighbour.peer.wait_closed()
+
+    def _peer(self, channel: SecureChannel, handlers: Handlers, context: object, *, initiator: bool) -> Peer:
+        return Peer(
+            channel,
+            initiator=initiator,
+            handlers=handlers,
+            context=context,
+            limits=self.settings.session,
+            clock=self.clock,
+            name=str(channel.peer),
+        )
+
+    # ------------------------------------------------------------ connections to other nodes
+
+    @contextlib.asynccontextmanager
+    async def _open_neighbour(self, node: PeerId) -> AsyncIterator[Neighbour]:
+        transport = await self._reach(node)
+        grid = self._grid
+        if grid is None:
+            raise NodeUnavailable("this node does not know its grid yet")
+        channel = await open_channel(
+            transport,
+            me=self.me,
+            trust=self.trust,
+            expect=Expected(id=node, role=NODE),
+            grid=grid,
+            limits=self.settings.session,
+            clock=self.clock,
+        )
+        neighbour = Neighbour(channel.peer)
+        neighbour.peer = self._peer(channel, self._node_handlers, NodeContext(neighbour, self), initiator=True)
+        async with neighbour.peer:
+            self._names[node] = neighbour.card.name
+            yield neighbour
+
+    async def _reach(self, node: PeerId) -> Transport:
+        """A transport to another node: direct where it listens and answers, relayed otherwise."""
+        if self._dial_node is not None:
+            return await self._dial_node(node)
+        if self._presence is None:
+            raise NodeUnavailable("this node has no gateway to find other nodes by")
+        known = await self._presence.nodes()
+        self._names.update({id_: card.name for id_, card in known.items()})
+        address = known[node].address if node in known else ""
+        if address and self._dial_direct is not None:
+            try:
+                async with time_limit(self.clock, DIRECT_DIAL_S, "dialling a node directly"):
+                    return await self._dial_direct(address)
+            except GridError as error:
+                log.info("node %s does not answer at its address, going through the gateway: %s", node, error)
+        return await self._presence.open_link(node)
+
+    def _node_lost(self, node: PeerId) -> None:
+        self._sums.lost(node)
+
+    # ------------------------------------------------------------ what sessions use
+
+    @property
+    def sums(self) -> Sums:
+        """Secure sums that this node takes part in."""
+        return self._sums
+
+    @property
+    def transfers(self) -> Transfers:
+        """Values that are on their way here."""
+        return self._transfers
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """Sessions with other nodes."""
+        return self._neighbours
+
+    @property
+    def datasets(self) -> Mapping[str, Dataset]:
+        """The datasets of this node, by name."""
+        return self._custody.datasets
+
+
+async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:
+    try:
+        await work
+    except GridError as error:
+        log.warning("%s: %s", name, error)
+    except Exception:
+        log.exception("%s failed", name)

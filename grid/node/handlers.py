@@ -1,0 +1,71 @@
+"""Which message does what at a node: one table for clients, one for other nodes. Anything else is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from grid.node.neighbours import Neighbour
+from grid.node.services import Services
+from grid.node.session import ClientSession
+from grid.rpc.dispatch import Handler
+from grid.wire.messages import (
+    Commands,
+    DeliverObject,
+    DescribeObject,
+    ExpectObject,
+    FreeObjects,
+    GetObject,
+    Message,
+    MoveObject,
+    Ok,
+    OpenDataset,
+    PutObject,
+    PutPlan,
+    RunPlan,
+    StartSum,
+    SumAnnouncement,
+    SumShare,
+)
+
+CLIENT_HANDLERS: Mapping[type[Any], Handler] = {
+    PutObject: ClientSession.put,
+    Commands: ClientSession.commands,
+    FreeObjects: ClientSession.free,
+    GetObject: ClientSession.get,
+    OpenDataset: ClientSession.open_dataset,
+    PutPlan: ClientSession.put_plan,
+    RunPlan: ClientSession.run_plan,
+    DescribeObject: ClientSession.describe,
+    MoveObject: ClientSession.move,
+    ExpectObject: ClientSession.expect,
+    StartSum: ClientSession.start_sum,
+}
+"""The context is the client's session."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class NodeContext:
+    """The context of a session with another node."""
+
+    neighbour: Neighbour
+    services: Services
+
+
+async def _deliver(context: NodeContext, message: DeliverObject) -> Message:
+    card = context.neighbour.card
+    await context.services.transfers.deliver(card.id, card.name, message)
+    return Ok()
+
+
+def _sum(context: NodeContext, message: SumAnnouncement | SumShare) -> None:
+    context.services.sums.received(context.neighbour, message)
+
+
+NODE_HANDLERS: Mapping[type[Any], Handler] = {
+    DeliverObject: _deliver,
+    SumAnnouncement: _sum,
+    SumShare: _sum,
+}
+"""The context is a `NodeContext`."""

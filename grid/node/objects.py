@@ -1,0 +1,115 @@
+"""One client's objects at a node: values by id, what failed instead of a value, and what they take of the quota.
+
+Ids mean something within one client's session only: another client's guess finds nothing. Memory is counted by storage, so
+views cost nothing and a small view of a large storage costs all of it. A store is used by one job at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from grid.errors import GridError, NotFound, QuotaExceeded
+from grid.ids import ObjectId
+from grid.node.lineage import DERIVED, Lineage
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Stored:
+    """A value, and where it came from."""
+
+    value: Tensor
+    lineage: Lineage
+
+
+class ObjectStore:
+    """Objects of one client, within limits."""
+
+    def __init__(self, *, max_objects: int, max_bytes: int) -> None:
+        self._max_objects = max_objects
+        self._max_bytes = max_bytes
+        self._objects: dict[ObjectId, Stored | GridError] = {}
+        self._by_storage: dict[int, set[ObjectId]] = {}
+        self._storage_bytes: dict[int, int] = {}
+        self.used_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def put(self, object_id: ObjectId, value: Tensor, lineage: Lineage, *, counted: bool = True) -> None:
+        """Keep a value; what had this id before is freed. Raises `QuotaExceeded` and keeps nothing then.
+
+        `counted`: whether the memory is the client's to account for; a dataset's is not.
+        """
+        self.free((object_id,))
+        if len(self._objects) >= self._max_objects:
+            raise QuotaExceeded(f"more than {self._max_objects} objects of one client; free some, or keep fewer")
+        storage = _storage(value)
+        nbytes = value.untyped_storage().nbytes() if counted else 0
+        if storage not in self._by_storage and self.used_bytes + nbytes > self._max_bytes:
+            raise QuotaExceeded(f"objects of one client take more than {self._max_bytes} bytes; free some")
+        if storage not in self._by_storage:
+            self._by_storage[storage] = set()
+            self._storage_bytes[storage] = nbytes
+            self.used_bytes += nbytes
+        self._by_storage[storage].add(object_id)
+        self._objects[object_id] = Stored(value, lineage)
+
+    def get(self, object_id: ObjectId) -> Stored:
+        """The object. Raises what made it fail, or `NotFound`."""
+        found = self._objects.get(object_id)
+        if found is None:
+            raise NotFound(f"object {object_id} is not known in this session; it was freed or never made")
+        if isinstance(found, GridError):
+            raise type(found)(found.message, **found.details)  # a fresh one: tracebacks would pile up on a shared error
+        return found
+
+    def failure(self, object_id: ObjectId) -> GridError | None:
+        """What made the object fail, if it did."""
+        found = self._objects.get(object_id)
+        return found if isinstance(found, GridError) else None
+
+    def fail(self, object_id: ObjectId, error: GridError) -> None:
+        """From now on, using this object raises `error`. A failure is an object, too, and counts as one."""
+        self.free((object_id,))
+        if len(self._objects) < self._max_objects:
+            self._objects[object_id] = error
+
+    def free(self, object_ids: Iterable[ObjectId]) -> None:
+        """Forget objects; unknown ids are ignored."""
+        for object_id in object_ids:
+            found = self._objects.pop(object_id, None)
+            if not isinstance(found, Stored):
+                continue
+            storage = _storage(found.value)
+            users = self._by_storage[storage]
+            users.discard(object_id)
+            if not users:
+                del self._by_storage[storage]
+                self.used_bytes -= self._storage_bytes.pop(storage)
+
+    def written(self, value: Tensor) -> None:
+        """Something wrote into the memory of `value`: no object that shares it is a direct result any more."""
+        for object_id in self._by_storage.get(_storage(value), ()):
+            found = self._objects[object_id]
+            assert isinstance(found, Stored)
+            self._objects[object_id] = Stored(found.value, DERIVED)
+
+    def sharing(self, value: Tensor) -> list[ObjectId]:
+        """Ids of the objects that share memory with `value`."""
+        return sorted(self._by_storage.get(_storage(value), ()))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._objects.clear()
+        self._by_storage.clear()
+        self._storage_bytes.clear()
+        self.used_bytes = 0
+
+
+def _storage(value: Tensor) -> int:
+    """Which memory a tensor lies in. Unique while the tensor lives, and the store keeps it alive."""
+    place: int = value.untyped_storage()._cdata
+    return place

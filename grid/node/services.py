@@ -1,0 +1,27 @@
+"""What the sessions of a node use of it. `app.Node` is this; sessions know no more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from grid.node.neighbours import Neighbours
+from grid.node.sums import Sums
+from grid.node.transfers import Transfers
+
+
+class Services(Protocol):
+    """The parts of a node that its sessions share."""
+
+    @property
+    def sums(self) -> Sums: ...
+
+    @property
+    def transfers(self) -> Transfers: ...
+
+    @property
+    def neighbours(self) -> Neighbours: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Start a task that ends with the node."""
+        ...

@@ -1,0 +1,283 @@
+"""The gate: whether a value may leave a node, by the rules that the owners of the rows behind it wrote.
+
+One gate per node. It knows each dataset's policy and what the dataset has released so far (the partition of its rows that
+all releases together have drawn, and the number of elements), kept in the store. Checks come in the order in which a user
+can do something about them; the first that fails raises `ReleaseDenied` with the rule, the step that caused it where there
+is one, and what to write instead. A release is committed to the store before the method returns, so before a value leaves.
+
+A value without a label is the client's own and needs no rule; `Gate` is not asked about it. Methods are for any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from grid.clock import Clock
+from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
+from grid.ids import PeerId, PlanId
+from grid.policy.rules import ANY, APPROVE, DENY, OPEN, Policy
+from grid.store.base import DatasetState, Store
+from grid.tensors.rows import Cells, Type, refine_ids
+
+MINUTE_S = 60.0
+MAX_CLIENTS = 10_000
+"""Clients whose rate is remembered at once."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Guarded:
+    """A dataset as the gate sees it."""
+
+    name: str
+    rows: int
+    policy: Policy
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Origin:
+    """How a value was made. `plans`: every plan that took part, where plan calls alone made it from parts of datasets;
+    None where pointer commands took part, which can do anything. `plan`: the one plan of which it is a direct result."""
+
+    plans: frozenset[PlanId] | None = None
+    plan: PlanId | None = None
+
+
+POINTERS = Origin()
+"""The origin of what pointer commands made or changed."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Rate:
+    since: float
+    values: int = 0
+    nbytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RateLimits:
+    """What one client may be given per minute."""
+
+    values: int
+    nbytes: int
+
+
+class Gate:
+    """The rules of one node's datasets. The store has a state for each of them already (`DatasetState`)."""
+
+    def __init__(self, datasets: Iterable[Guarded], *, store: Store, clock: Clock, limits: RateLimits) -> None:
+        self._datasets: Mapping[str, Guarded] = {dataset.name: dataset for dataset in datasets}
+        self._store = store
+        self._clock = clock
+        self._limits = limits
+        self._rates: dict[PeerId, _Rate] = {}
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------ what callers ask
+
+    def release(self, kind: Type, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
+        """Let a value of this type go to this client, or raise `ReleaseDenied`, `BudgetExhausted`, `QuotaExceeded`."""
+        with self._lock:
+            guarded = self._guarded(kind)
+            for dataset in guarded:
+                self._check(dataset, kind, origin)
+            self._charge_rate(client, nbytes)
+            self._commit(guarded, kind, elements, origin)
+
+    def check_sum(self, kind: Type, origin: Origin) -> int:
+        """Whether a value may go into a secure sum, before anything is committed; the rows of the smallest cell behind it."""
+        with self._lock:
+            guarded = self._guarded(kind)
+            for dataset in guarded:
+                self._check_share(dataset)
+                self._check(dataset, kind, origin)
+                self._check_single_plan(dataset, origin)
+            return min(kind.rows(dataset.name) for dataset in guarded)
+
+    def release_sum(self, kind: Type, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
+        """Commit the release of a sum that this value goes into; raises as `check_sum` and `release`."""
+        self.check_sum(kind, origin)
+        self.release(kind, origin, elements=elements, nbytes=nbytes, client=client)
+
+    def check_move(self, kind: Type, to: str) -> None:
+        """Whether a value with rows may move to the node of this name. It takes its label along, so nothing is used up."""
+        with self._lock:
+            for dataset in self._guarded(kind):
+                if dataset.policy.release != OPEN and to not in dataset.policy.sinks:
+                    raise _denied(
+                        "sinks",
+                        dataset,
+                        f"values with its rows may not move to node {to!r}",
+                        instead="a result that may be released, or ask the owner to list the node in `sinks`",
+                    )
+
+    def charge_error(self, client: PeerId) -> None:
+        """An error that depends on private values tells a little, so it counts like a released value."""
+        with self._lock:
+            self._charge_rate(client, 0)
+
+    # ------------------------------------------------------------ rules
+
+    def _guarded(self, kind: Type) -> Sequence[Guarded]:
+        """The datasets behind a type. Rows that came from another node are that owner's to release, never ours."""
+        found = [self._datasets.get(name) for name in kind.datasets]
+        own = [dataset for dataset in found if dataset is not None]
+        if len(own) < len(found) or not own:
+            reason = kind.mixed.text if kind.mixed else "it carries rows of another node's dataset"
+            raise ReleaseDenied(
+                f"denied: {reason}. Only the node that owns the rows releases them",
+                rule="owner",
+                instead="compute the result where the rows are, and move or sum that",
+            )
+        return own
+
+    def _check(self, dataset: Guarded, kind: Type, origin: Origin) -> None:
+        policy = dataset.policy
+        if policy.release == OPEN:
+            return
+        if policy.release == DENY:
+            raise _denied("release", dataset, "its owner releases nothing (release = \"deny\")", instead="another dataset")
+        if policy.release == APPROVE:
+            raise _denied(
+                "release",
+                dataset,
+                "its owner approves each release by hand, which this version cannot do yet, so nothing leaves",
+                instead="ask the owner for release = \"aggregate\"",
+            )
+        self._check_plans(dataset, origin)
+        self._check_labels(dataset, kind)
+
+    def _check_plans(self, dataset: Guarded, origin: Origin) -> None:
+        if dataset.policy.plans == ANY or _is_allowed(dataset.policy, origin):
+            return
+        what = "results of pointer commands do not" if origin.plans is None else "results of this plan do not"
+        raise _denied(
+            "plans",
+            dataset,
+            f'only built-in statistics and the plans in `allow` may give results (plans = "builtin"); {what}',
+            instead="a plan whose id the owner lists in `allow`, called on parts of the dataset, or ask for plans = \"any\"",
+        )
+
+    def _check_labels(self, dataset: Guarded, kind: Type) -> None:
+        if kind.mixed is not None:
+            raise _denied(
+                "mixed",
+                dataset,
+                f"the value cannot be shown to treat rows alike: {kind.mixed.text}",
+                step=kind.story.mixed,
+                instead=kind.mixed.instead or "reduce over the rows (sum, mean) before combining them with anything else",
+            )
+        axis = kind.axis(dataset.name)
+        if axis is not None:
+            raise _denied(
+                "rows",
+                dataset,
+                f"dimension {axis} of the value holds its rows, one by one",
+                instead=f"reduce that dimension, for example .sum({axis}) or .mean({axis})",
+            )
+        smallest = kind.cells[dataset.name].smallest
+        self._check_size(dataset, smallest, "min_rows", kind, "rows of it can be told apart in the value")
+
+    def _check_size(self, dataset: Guarded, smallest: int, rule: str, kind: Type, what: str) -> None:
+        if smallest < dataset.policy.min_rows:
+            raise _denied(
+                rule,
+                dataset,
+                f"{smallest} {what}; {dataset.policy.min_rows} are needed (min_rows)",
+                step=kind.story.blame.get(dataset.name, ""),
+                instead="whole blocks of rows: `ds.batches` or `ds.split` in place of slices and index lists",
+            )
+
+    def _check_share(self, dataset: Guarded) -> None:
+        if not dataset.policy.may_share:
+            raise _denied("share", dataset, "its owner does not let it be split into shares", instead="another dataset")
+
+    def _check_single_plan(self, dataset: Guarded, origin: Origin) -> None:
+        if dataset.policy.release != OPEN and origin.plan is None:
+            raise _denied(
+                "sum.plan",
+                dataset,
+                "an operand of a sum over datasets must be a direct result of a plan, so that every node can check that all"
+                " operands are made in the same way",
+                instead="put the computation into a function under @grid.plan and call it on each node's dataset",
+            )
+
+    # ------------------------------------------------------------ what adds up
+
+    def _commit(self, guarded: Sequence[Guarded], kind: Type, elements: int, origin: Origin) -> None:
+        after = [self._after(dataset, kind, elements, origin) for dataset in guarded if dataset.policy.release != OPEN]
+        for name, state in after:
+            self._store.save(name, state)
+
+    def _after(self, dataset: Guarded, kind: Type, elements: int, origin: Origin) -> tuple[str, DatasetState]:
+        """What will be remembered of a dataset once the value has left; raises where that would be too much."""
+        state = self._store.load(dataset.name)
+        assert state is not None  # made when the node started
+        cells = kind.cells[dataset.name]
+        drawn = _refined(state, cells)
+        self._check_size(
+            dataset,
+            drawn.smallest,
+            "partition",
+            kind,
+            "rows of it could be told apart by combining the value with what has been released before",
+        )
+        total = state.elements + elements
+        limit = dataset.policy.element_limit(dataset.rows)
+        if total > limit and not _is_allowed(dataset.policy, origin):
+            raise BudgetExhausted(
+                f"dataset {dataset.name!r}: {state.elements} of {limit} elements have been released, and this value has"
+                f" {elements} more (max_elements). The count is over the dataset's life and all clients",
+                rule="max_elements",
+                dataset=dataset.name,
+                instead="fewer or smaller results, or ask the owner for a higher max_elements",
+            )
+        return dataset.name, dataclasses.replace(state, partition=drawn.ids.astype("<i4").tobytes(), elements=total)
+
+    def _charge_rate(self, client: PeerId, nbytes: int) -> None:
+        now = self._clock.monotonic()
+        rate = self._rates.get(client)
+        if rate is None or now - rate.since >= MINUTE_S:
+            if len(self._rates) >= MAX_CLIENTS:
+                self._rates = {peer: old for peer, old in self._rates.items() if now - old.since < MINUTE_S}
+            if len(self._rates) >= MAX_CLIENTS:
+                raise QuotaExceeded("too many clients ask for values at this node at present; try again in a minute")
+            rate = self._rates[client] = _Rate(since=now)
+        if rate.values + 1 > self._limits.values or rate.nbytes + nbytes > self._limits.nbytes:
+            wait = max(1, round(MINUTE_S - (now - rate.since)))
+            raise QuotaExceeded(
+                f"this node gives one client {self._limits.values} values or {self._limits.nbytes} bytes of datasets' results a"
+                f" minute; try again in {wait} s"
+            )
+        rate.values += 1
+        rate.nbytes += nbytes
+
+
+def _is_allowed(policy: Policy, origin: Origin) -> bool:
+    """Whether plans that the owner lists, and nothing else, made the value from parts of datasets."""
+    return origin.plan is not None and origin.plans is not None and origin.plans <= frozenset(policy.allow)
+
+
+def _refined(state: DatasetState, cells: Cells) -> Cells:
+    """The partition that all releases so far draw together with this one."""
+    if not state.partition:
+        return cells
+    drawn = np.frombuffer(state.partition, dtype="<i4")
+    merged = refine_ids(drawn.astype(np.int32), cells.ids)
+    _, numbered = np.unique(merged, return_inverse=True)
+    ids = numbered.astype(np.int32) + (0 if bool((merged == 0).any()) else 1)
+    return Cells(cells.dataset, ids)
+
+
+def _denied(rule: str, dataset: Guarded, why: str, *, step: str = "", instead: str) -> ReleaseDenied:
+    place = f" (at {step})" if step else ""
+    return ReleaseDenied(
+        f"dataset {dataset.name!r}: {why}{place}. Instead: {instead}",
+        rule=rule,
+        dataset=dataset.name,
+        step=step,
+        instead=instead,
+    )

@@ -1,0 +1,116 @@
+"""What an owner allows to be done with one dataset: the `[policy]` table of its description, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from grid.errors import InvalidRequest
+from grid.ids import PlanId
+from grid.wire.messages import PolicyCard
+
+DENY, AGGREGATE, APPROVE, OPEN = "deny", "aggregate", "approve", "open"
+RELEASES = (DENY, AGGREGATE, APPROVE, OPEN)
+
+BUILTIN, ANY = "builtin", "any"
+PLANS = (BUILTIN, ANY)
+
+DEFAULT_MIN_ROWS = 10
+DEFAULT_SHARE_OF_ROWS = 0.33
+"""Elements released over a dataset's life, as a share of its rows, where the owner sets no `max_elements`."""
+
+MAX_COUNT = 1 << 62
+PLAN_ID = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """An owner's rules for one dataset.
+
+    `release`: "deny", "aggregate", "approve" or "open". `plans`: whose results may leave under "aggregate": "builtin" (the
+    built-in statistics and the plan ids in `allow`) or "any" (any plan and pointer result that the labels show to be an
+    aggregate). `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
+    move to. `share` None is True except under "deny". `epsilon` and `delta` bound what differential privacy may spend.
+    """
+
+    release: str = DENY
+    plans: str = BUILTIN
+    allow: tuple[PlanId, ...] = ()
+    min_rows: int = DEFAULT_MIN_ROWS
+    max_elements: int | None = None
+    sinks: tuple[str, ...] = ()
+    share: bool | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("release", self.release, RELEASES)
+        _check_choice("plans", self.plans, PLANS)
+        _check_count("min_rows", self.min_rows, 1)
+        if self.max_elements is not None:
+            _check_count("max_elements", self.max_elements, 0)
+        for plan in _texts("allow", self.allow):
+            if not PLAN_ID.match(plan):
+                raise InvalidRequest(f"'allow' lists plan ids, which have 64 hexadecimal digits; {plan[:80]!r} is none")
+        _texts("sinks", self.sinks)
+        if not (self.share is None or isinstance(self.share, bool)):
+            raise InvalidRequest("'share' is true or false")
+        _check_number("epsilon", self.epsilon, math.inf)
+        _check_number("delta", self.delta, 1.0)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Policy:
+        """A policy from a description's `[policy]` table. Raises `InvalidRequest` that names the key."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in table:
+            if key not in known:
+                raise InvalidRequest(f"a policy has no key {key!r}; it has {', '.join(sorted(known))}")
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+        return cls(**values)
+
+    def element_limit(self, rows: int) -> int:
+        """How many elements may leave over the life of a dataset of so many rows."""
+        return int(rows * DEFAULT_SHARE_OF_ROWS) if self.max_elements is None else self.max_elements
+
+    @property
+    def may_share(self) -> bool:
+        """Whether values with rows may be split into secret shares at all."""
+        return self.release != DENY if self.share is None else self.share
+
+    def card(self, rows: int) -> PolicyCard:
+        """The rules as clients may read them."""
+        return PolicyCard(
+            release=self.release,
+            plans=self.plans,
+            min_rows=self.min_rows,
+            max_elements=self.element_limit(rows),
+            allow=self.allow,
+            sinks=self.sinks,
+            share=self.may_share,
+        )
+
+
+def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidRequest(f"{key!r} is one of {', '.join(choices)}, not {str(value)[:80]!r}")
+
+
+def _check_count(key: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MAX_COUNT:
+        raise InvalidRequest(f"{key!r} is a whole number of at least {least}")
+
+
+def _check_number(key: str, value: object, most: float) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < most:
+        raise InvalidRequest(f"{key!r} is a number above 0" + ("" if most == math.inf else f" and below {most:g}"))
+
+
+def _texts(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise InvalidRequest(f"{key!r} is a list of texts")
+    return value

@@ -1,0 +1,93 @@
+"""A store in one SQLite file, in write-ahead mode.
+
+A commit is on disk before a method returns (`synchronous = FULL`): a value leaves a node only after what it used up is
+remembered, whatever happens to the machine in between. The schema is the numbered SQL files of `migrations`, applied in
+order, each in one transaction with the number that records it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import resources
+from pathlib import Path
+
+from grid.errors import InvalidRequest
+from grid.store.base import DatasetState, Store
+
+
+class SqliteStore(Store):
+    """Opens the file, making it (mode 0600) where there is none, and brings its schema up to date."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+        with ExitStack() as undo:
+            undo.callback(self._connection.close)
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            _migrate(self._connection, path)
+            undo.pop_all()
+
+    def load(self, dataset: str) -> DatasetState | None:
+        with self._lock:
+            row = self._connection.execute(
+                "SELECT rows, min_rows, blocks, partition, elements FROM dataset WHERE name = ?", (dataset,)
+            ).fetchone()
+        return None if row is None else DatasetState(*row)
+
+    def save(self, dataset: str, state: DatasetState) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO dataset (name, rows, min_rows, blocks, partition, elements) VALUES (?, ?, ?, ?, ?, ?)",
+                (dataset, state.rows, state.min_rows, state.blocks, state.partition, state.elements),
+            )
+
+    def claim(self, name: str, expiry: float, wall: float) -> bool:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM claim WHERE expiry < ?", (wall,))
+            done = connection.execute("INSERT OR IGNORE INTO claim (name, expiry) VALUES (?, ?)", (name, expiry))
+            return done.rowcount == 1
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _transaction(self._connection):
+            yield self._connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    with connection:  # commits at the end, rolls back when an error leaves the block
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def _migrations() -> list[tuple[int, str]]:
+    """Number and SQL of each migration, in order."""
+    folder = resources.files("grid.store") / "migrations"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(int(name.split("_")[0]), (folder / name).read_text(encoding="utf-8")) for name in names]
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    migrations = _migrations()
+    newest = migrations[-1][0]
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > newest:
+        raise InvalidRequest(f"{path} was written by a newer version of this software (schema {version}, known is {newest})")
+    for number, script in migrations:
+        if number <= version:
+            continue
+        with _transaction(connection):
+            for statement in script.split(";"):  # no statement of ours holds a semicolon
+                if statement.strip():
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number:d}")

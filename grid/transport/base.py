@@ -1,0 +1,50 @@
+"""A transport moves whole binary frames between two ends, in order, with backpressure.
+
+Implementations: `memory` (two ends in one process), `websocket` (the network), `rpc.channel` (sealed, over any other).
+One conformance suite, `grid.testing.conformance`, runs on each of them.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+Buffer = bytes | bytearray | memoryview
+
+MAX_FRAME_BYTES = 1 << 20
+"""No frame is larger; what does not fit is chunked by the session."""
+
+
+class Transport(abc.ABC):
+    """One end of a connection. `send` and `receive` are each for one task at a time."""
+
+    @abc.abstractmethod
+    async def send(self, *parts: Buffer) -> None:
+        """Send one frame, the concatenation of `parts`; wait while the far end is slow.
+
+        The caller does not change the buffers until this returns. Raises `NodeUnavailable` once the connection is gone,
+        `LocalProtocolError` for a frame of more than `MAX_FRAME_BYTES`.
+        """
+
+    @abc.abstractmethod
+    async def receive(self) -> Buffer:
+        """The next frame. Raises `NodeUnavailable` once the connection is gone and every frame that came has been read.
+
+        A cancelled `receive` loses nothing: the next call returns the frame.
+        """
+
+    @abc.abstractmethod
+    async def close(self, reason: str = "") -> None:
+        """Close both directions; never raises, may be called twice. Frames sent before are delivered if the peer reads."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+Dial = Callable[[], Awaitable[Transport]]
+"""Opens a new transport to a fixed place; raises `NodeUnavailable`."""

@@ -1,0 +1,189 @@
+"""Frames over WebSocket, one binary message each: what nodes and clients dial the gateway with, and where nodes listen.
+
+Every limit is set here and none is left to the library: no compression (tensors do not shrink, and it costs a window of
+memory a connection), a largest message, a short queue behind which reading stops, no pings (a session has its own), and an
+end that takes at most `CLOSE_S` even where the far side neither reads nor answers. Redirects are not followed: a gateway
+must not send its peers elsewhere. Browsers, which name an Origin, are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+from ssl import SSLContext
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.http11 import Request, Response
+
+from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
+from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
+
+log = logging.getLogger(__name__)
+
+CLOSE_S = 1.0
+"""Time for a closing handshake; after it the connection is cut."""
+
+OPEN_S = 10.0
+"""Time for TCP, TLS and the upgrade."""
+
+WRITE_BUFFER_BYTES = 256 << 10
+"""Bytes that wait in this process before `send` waits."""
+
+QUEUED_FRAMES = (8, 2)
+"""Reading from the socket stops above the first number of unread frames and goes on at the second."""
+
+MAX_REASON = 100
+"""Characters of a close reason; the protocol has room for 123 bytes."""
+
+
+class WebSocketTransport(Transport):
+    """One end of an open WebSocket connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def send(self, *parts: Buffer) -> None:
+        frame = parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(frame) > MAX_FRAME_BYTES:
+            raise LocalProtocolError(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}")
+        try:
+            await self._connection.send(frame)
+        except ConnectionClosed as error:
+            raise _gone(error) from None
+
+    async def receive(self) -> Buffer:
+        try:
+            frame = await self._connection.recv()
+        except ConnectionClosed as error:
+            raise _gone(error) from None
+        if isinstance(frame, str):
+            await self.close("only binary messages make sense here")
+            raise WireError("a text message came over a connection that carries binary frames")
+        return frame
+
+    async def close(self, reason: str = "") -> None:
+        with contextlib.suppress(TimeoutError):  # then it is cut, below
+            async with asyncio.timeout(CLOSE_S):
+                await self._connection.close(reason=reason.encode()[:MAX_REASON].decode(errors="ignore"))
+        self._connection.transport.abort()
+
+
+def _gone(error: ConnectionClosed) -> NodeUnavailable:
+    reason = error.rcvd.reason if error.rcvd is not None else ""
+    return NodeUnavailable(f"the connection is closed{': ' + reason[:MAX_REASON] if reason else ''}")
+
+
+class _Dialing(connect):
+    """`connect` without redirects."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: float = OPEN_S) -> Transport:
+    """Open a connection to `ws://` or `wss://`; `ssl` replaces the system's idea of whom to trust.
+
+    Raises `NodeUnavailable` where nobody answers as a grid would, `InvalidRequest` for a URL that is none.
+    """
+    place = urlsplit(url)
+    if place.scheme not in ("ws", "wss") or not place.hostname:
+        raise InvalidRequest("a grid's URL looks like ws://HOST:PORT or wss://HOST:PORT")
+    shown = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
+    options: dict[str, Any] = {} if ssl is None else {"ssl": ssl}
+    try:
+        connection: ClientConnection = await _Dialing(
+            url,
+            compression=None,
+            max_size=MAX_FRAME_BYTES,
+            max_queue=QUEUED_FRAMES,
+            write_limit=WRITE_BUFFER_BYTES,
+            ping_interval=None,
+            open_timeout=open_s,
+            close_timeout=CLOSE_S,
+            user_agent_header=None,
+            proxy=None if _is_loopback(place.hostname) else True,
+            **options,
+        )
+    except InvalidURI:
+        raise InvalidRequest("a grid's URL looks like ws://HOST:PORT or wss://HOST:PORT") from None
+    except InvalidStatus as error:
+        raise NodeUnavailable(f"{shown} refused the connection with HTTP status {error.response.status_code}") from None
+    except (OSError, TimeoutError, WebSocketException) as error:
+        raise NodeUnavailable(f"cannot connect to {shown}: {str(error) or type(error).__name__}") from None
+    return WebSocketTransport(connection)
+
+
+class WebSocketServer:
+    """A listening socket; made by `serve_websocket`."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@contextlib.asynccontextmanager
+async def serve_websocket(
+    host: str,
+    port: int,
+    on_transport: Callable[[Transport], Awaitable[None]],
+    *,
+    ssl: SSLContext | None = None,
+    max_connections: int = 1024,
+) -> AsyncIterator[WebSocketServer]:
+    """Listen while the context lasts; `port` 0 takes a free one. Each connection lives as long as `on_transport` runs.
+
+    At the end connections are closed, and `on_transport` sees `NodeUnavailable`. Raises `OSError` for an address in use.
+    """
+    count = 0
+
+    async def run(connection: ServerConnection) -> None:
+        nonlocal count
+        transport = WebSocketTransport(connection)
+        count += 1
+        try:
+            await on_transport(transport)
+        except GridError as error:
+            log.info("a connection ended: %s", error)
+        finally:
+            count -= 1
+            await transport.close()
+
+    def admit(connection: ServerConnection, request: Request) -> Response | None:
+        if count >= max_connections:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
+        return None
+
+    async with serve(
+        run,
+        host,
+        port,
+        ssl=ssl,
+        origins=[None],
+        process_request=admit,
+        compression=None,
+        max_size=MAX_FRAME_BYTES,
+        max_queue=QUEUED_FRAMES,
+        write_limit=WRITE_BUFFER_BYTES,
+        ping_interval=None,
+        open_timeout=OPEN_S,
+        close_timeout=CLOSE_S,
+        server_header=None,
+    ) as server:
+        yield WebSocketServer(next(iter(server.sockets)).getsockname()[1])

@@ -1,0 +1,606 @@
+"""Every message that travels between peers: one frozen dataclass each, found by its tag in one table.
+
+Two kinds of session speak these. A *hop* joins a node or client to the gateway: `Join`, `Announce`, `Search`, `OpenLink`,
+`LinkData`, ... . A *channel* joins two peers end to end, sealed, over a link or a direct connection: `Commands`,
+`RunPlan`, `GetObject`, `StartSum`, ... . Ids, limits and meaning of a field never change; new fields come with defaults.
+
+Fields are plain: bool, int, float, str, bytes, None, tuples and dicts of these, other `record`s, `TensorFrame`, and `Arg`,
+the argument tree of commands and plans. Raw tensor data is never inside the header: the codec carries it beside it.
+`docs/protocol.md` is generated from this table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+from grid.errors import Detail, GridError, from_wire
+from grid.ids import LinkId, ObjectId, PeerId, PlanId, SumId, TransferId
+
+Buffer = bytes | bytearray | memoryview
+
+T = TypeVar("T")
+
+MESSAGES: dict[str, type[Message]] = {}
+"""Tag -> class. Filled by the decorator below, at import, and not changed after."""
+
+BOUNDED_TEXT = 65536
+"""No string field holds more characters."""
+
+
+class Message:
+    """Base of all messages. `tag` is the name on the wire."""
+
+    __slots__ = ()
+    tag: ClassVar[str]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def message(tag: str) -> Callable[[type[T]], type[T]]:
+    """Make the class a frozen, keyword-only dataclass and enter it in the table under `tag`."""
+
+    def enter(cls: type[T]) -> type[T]:
+        made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
+        if tag in MESSAGES:
+            raise RuntimeError(f"two messages have the tag {tag!r}")
+        assert issubclass(made, Message)
+        made.tag = tag
+        MESSAGES[tag] = made
+        return made
+
+    return enter
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+def record(cls: type[T]) -> type[T]:
+    """Make the class a frozen, keyword-only dataclass: a part of messages that is no message itself."""
+    return dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
+
+
+# ---------------------------------------------------------------- values
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TensorFrame:
+    """A dense tensor: dtype by its short name (`grid.wire.codec.DTYPES`), shape, and little-endian row-major bytes.
+
+    The codec checks that `data` has exactly the bytes that dtype and shape ask for.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+
+class Ref(int):
+    """An object of this session, as an argument of a command or plan call; in a plan, one of its values."""
+
+    __slots__ = ()
+
+
+class Inline(int):
+    """The tensor of this index among the message's `tensors`, as an argument."""
+
+    __slots__ = ()
+
+
+class DType(str):
+    """A dtype, by its short name, as an argument."""
+
+    __slots__ = ()
+
+
+class MemoryFormat(str):
+    """`contiguous`, `preserve` or `channels_last`, as an argument."""
+
+    __slots__ = ()
+
+
+Arg = Any
+"""None | bool | int | float | str | Ref | Inline | DType | MemoryFormat | list[Arg]; at most 8 levels deep.
+
+Order matters to the codec: `Ref` and `Inline` are ints, `DType` and `MemoryFormat` are strings, and stay what they are.
+"""
+
+
+@record
+class Command:
+    """One operation of the op table. `op` is "aten.<name>.<overload>"; `outputs` name its tensor results in order.
+
+    An output 0 is not kept. An in-place operation has no outputs: it changes the object that its arguments name.
+    """
+
+    op: str
+    args: list[Arg]
+    kwargs: dict[str, Arg]
+    outputs: tuple[ObjectId, ...]
+
+
+@record
+class ErrorInfo:
+    """A `GridError` in transit."""
+
+    code: str
+    message: str
+    details: dict[str, Detail] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: GridError) -> ErrorInfo:
+        return cls(code=error.code, message=error.message, details=dict(error.details))
+
+    def to_error(self) -> GridError:
+        return from_wire(self.code, self.message, self.details)
+
+
+# ---------------------------------------------------------------- session
+
+
+@message("ok")
+class Ok(Message):
+    """Either way: the request was done; there is nothing to say about it."""
+
+
+@message("error")
+class Failure(Message):
+    """Either way, in place of a reply: the request failed."""
+
+    error: ErrorInfo
+
+
+@message("hello")
+class Hello(Message):
+    """First message of each side. The accepting side speaks first. Both then use the lower of the two `newest` versions.
+
+    `greeting` is set by a gateway alone. A version below the other side's `oldest` ends the session with `WireError`.
+    """
+
+    oldest: int
+    newest: int
+    software: str
+    greeting: Greeting | None = None
+
+
+@record
+class Greeting:
+    """What a gateway says of itself before anyone sends it anything.
+
+    `grid` is the id of the root key, or the gateway's own id where `dev` is set. `nonce` is 32 bytes, to be signed in `Join`.
+    `wall` is the gateway's wall clock in seconds.
+    """
+
+    grid: str
+    dev: bool
+    gateway_key: bytes
+    nonce: bytes
+    wall: float
+
+
+@message("ping")
+class Ping(Message):
+    """Either way, when nothing was heard for a while. Answer: Pong with the same number."""
+
+    number: int
+
+
+@message("pong")
+class Pong(Message):
+    """Answer to Ping."""
+
+    number: int
+
+
+@message("credit")
+class Credit(Message):
+    """Either way: `amount` more bytes of large values may be sent."""
+
+    amount: int
+
+
+@message("goodbye")
+class Goodbye(Message):
+    """Either way, last message: the session ends. `error` says why where something was wrong."""
+
+    error: ErrorInfo | None = None
+
+
+# ---------------------------------------------------------------- hop: joining
+
+
+@message("join")
+class Join(Message):
+    """Peer -> gateway, first request. Reply: Welcome. Errors: AuthenticationFailed, ClockSkew.
+
+    `card` is the peer's signed card. `signature` is by the card's key over `join_statement(greeting, nonce, card)` in
+    `grid.crypto.identity`; `nonce` is 32 bytes of the peer's own.
+    """
+
+    card: bytes
+    nonce: bytes
+    signature: bytes
+
+
+@message("welcome")
+class Welcome(Message):
+    """Gateway -> peer. `signature` is by the gateway's key over the peer's nonce and id; `revocations` the newest list or b''."""
+
+    peer: PeerId
+    signature: bytes
+    revocations: bytes
+
+
+@message("revocations")
+class Revocations(Message):
+    """Gateway -> peer and peer -> gateway, one way: a signed revocation list. The higher serial wins."""
+
+    envelope: bytes
+
+
+@record
+class ColumnCard:
+    """A column as its owner describes it; nothing here is computed from rows.
+
+    `kind`: "number", "category" or "text". `role`: "feature", "target" or "other". `missing`: "error", "category" or
+    "mean-of-bounds". `minimum` and `maximum` are None where the owner gives none.
+    """
+
+    name: str
+    kind: str
+    role: str
+    minimum: float | None = None
+    maximum: float | None = None
+    categories: tuple[str, ...] = ()
+    missing: str = "error"
+
+
+@record
+class PolicyCard:
+    """An owner's rules for one dataset, as clients may read them."""
+
+    release: str
+    plans: str
+    min_rows: int
+    max_elements: int
+    allow: tuple[PlanId, ...] = ()
+    sinks: tuple[str, ...] = ()
+    share: bool = True
+
+
+@record
+class DatasetCard:
+    """What everybody may know of a dataset. `feature_names` are the columns of `ds.features`, one-hot ones as "column=value".
+
+    `feature_shape` is the shape of one row of features, `target_shape` of one row of targets (() for a scalar); the dtypes
+    are short names; `target_dtype` is "" where there is no target. `classes` is the number of the target's categories, 0
+    where it is a number.
+    """
+
+    name: str
+    description: str
+    tags: tuple[str, ...]
+    rows: int
+    columns: tuple[ColumnCard, ...]
+    policy: PolicyCard
+    feature_names: tuple[str, ...]
+    feature_shape: tuple[int, ...]
+    feature_dtype: str
+    target_shape: tuple[int, ...] = ()
+    target_dtype: str = ""
+    classes: int = 0
+
+
+@message("announce")
+class Announce(Message):
+    """Node -> gateway: all its datasets, and where it listens for direct links ("" for nowhere). Reply: Ok."""
+
+    datasets: tuple[DatasetCard, ...]
+    address: str = ""
+
+
+@record
+class NodeCard:
+    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline"."""
+
+    id: PeerId
+    name: str
+    organisation: str
+    state: str
+    address: str
+    card: bytes
+    datasets: tuple[DatasetCard, ...]
+
+
+@message("list-nodes")
+class ListNodes(Message):
+    """Client or node -> gateway. Reply: NodeList."""
+
+
+@message("node-list")
+class NodeList(Message):
+    """Answer to ListNodes, by name. In a large grid the later nodes come without their datasets; `Search` finds all of them."""
+
+    nodes: tuple[NodeCard, ...]
+
+
+@message("search")
+class Search(Message):
+    """Client -> gateway: datasets of online nodes that have every tag. Reply: Found."""
+
+    tags: tuple[str, ...]
+    offset: int = 0
+    limit: int = 1000
+
+
+@record
+class FoundDataset:
+    """A dataset and the node that has it."""
+
+    node: PeerId
+    node_name: str
+    dataset: DatasetCard
+
+
+@message("found")
+class Found(Message):
+    """Answer to Search: one page, which may be shorter than asked for, and how many there are in all."""
+
+    datasets: tuple[FoundDataset, ...]
+    total: int
+
+
+# ---------------------------------------------------------------- hop: relayed links
+
+
+@message("open-link")
+class OpenLink(Message):
+    """Peer -> gateway: relay to the peer `to`, an id. Reply: Ok. Errors: NotFound, NodeUnavailable, QuotaExceeded.
+
+    The sender chooses `link`, odd and not in use on its connection.
+    """
+
+    link: LinkId
+    to: PeerId
+
+
+@message("link-offer")
+class LinkOffer(Message):
+    """Gateway -> peer, one way: `sender` opened a link to you. `link` is even.
+
+    Nothing here can be trusted: the channel proves it.
+    """
+
+    link: LinkId
+    sender: PeerId
+
+
+@message("link-data")
+class LinkData(Message):
+    """Either way, one way: one opaque frame of a link.
+
+    It may be sent while the link's credit is above zero (`LINK_START` at first) and spends its length and
+    `LINK_FRAME_COST` of it.
+    """
+
+    link: LinkId
+    frame: Buffer
+
+
+@message("link-credit")
+class LinkCredit(Message):
+    """Either way, one way: `amount` more bytes of the link may be sent. What is given and unspent stays within `LINK_WINDOW`."""
+
+    link: LinkId
+    amount: int
+
+
+@message("close-link")
+class CloseLink(Message):
+    """Either way, one way: the link is gone. `error` says why where something was wrong."""
+
+    link: LinkId
+    error: ErrorInfo | None = None
+
+
+LINK_START = 256 << 10
+"""Credit that each direction of a link starts with, on each hop: many new links at once must not flood a receiver."""
+
+LINK_FRAME_COST = 256
+"""Credit that a frame costs beside its length, so that a window full of tiny frames is bounded as well."""
+
+LINK_WINDOW = 4 << 20
+"""Most credit that one direction of a link may have on one hop; a receiver that keeps up gives this much."""
+
+
+# ---------------------------------------------------------------- channel: objects and commands, in order, from one client
+
+
+@message("put-object")
+class PutObject(Message):
+    """Client -> node: keep this value under an id that the client chose. Reply: Ok, for flow control."""
+
+    object: ObjectId
+    tensor: TensorFrame
+
+
+@message("commands")
+class Commands(Message):
+    """Client -> node: operations to run in order; the first has number `first`, the next `first + 1`, ... Reply: Ok once done.
+
+    The client does not wait for the reply; it only bounds how much is under way.
+
+    What fails leaves its outputs failed: any later use of them, `GetObject` included, gives that error. An in-place
+    operation that fails leaves its target failed. The node also sends `CommandFailed` at once.
+    """
+
+    first: int
+    commands: tuple[Command, ...]
+    tensors: tuple[TensorFrame, ...] = ()
+
+
+@message("command-failed")
+class CommandFailed(Message):
+    """Node -> client, one way: command (or plan call, or open) number `command` failed. Details may name op and step."""
+
+    command: int
+    error: ErrorInfo
+
+
+@message("free-objects")
+class FreeObjects(Message):
+    """Client -> node, one way: these objects are not needed any more. Unknown ids are ignored."""
+
+    objects: tuple[ObjectId, ...]
+
+
+@message("get-object")
+class GetObject(Message):
+    """Client -> node: release an object's value. Reply: ObjectValue. Errors: NotFound, ReleaseDenied, or what failed it."""
+
+    object: ObjectId
+
+
+@message("object-value")
+class ObjectValue(Message):
+    """Answer to GetObject."""
+
+    tensor: TensorFrame
+
+
+@message("open-dataset")
+class OpenDataset(Message):
+    """Client -> node: put `part` ("features", "targets" or "column") of a dataset under an id. Reply: Ok, as Commands.
+
+    `shape` and `dtype` are what the client expects from the dataset's card; if the dataset has changed, this fails.
+    `blocks` picks whole blocks of min_rows rows (empty: all rows). Block b of n has min_rows rows, the last one the rest.
+    """
+
+    command: int
+    dataset: str
+    part: str
+    object: ObjectId
+    shape: tuple[int, ...]
+    dtype: str
+    column: str = ""
+    blocks: tuple[int, ...] = ()
+
+
+@message("put-plan")
+class PutPlan(Message):
+    """Client -> node: a plan in its canonical encoding. Reply: Ok, as Commands.
+
+    One that is refused makes its calls fail with PlanRejected.
+    """
+
+    plan: PlanId
+    encoding: Buffer
+
+
+@message("run-plan")
+class RunPlan(Message):
+    """Client -> node: run a plan. Reply: Ok, as Commands.
+
+    `inputs` are Refs and Inlines in order; `outputs` name its tensor results in order.
+    """
+
+    command: int
+    plan: PlanId
+    inputs: list[Arg]
+    outputs: tuple[ObjectId, ...]
+    tensors: tuple[TensorFrame, ...] = ()
+
+
+@message("describe-object")
+class DescribeObject(Message):
+    """Client -> node: what is known of an object without its value. Reply: ObjectDescription. Also a way to wait for commands."""
+
+    object: ObjectId
+
+
+@message("object-description")
+class ObjectDescription(Message):
+    """Answer to DescribeObject.
+
+    `axis`: the dimension that holds rows, -1 for none, -2 for mixed; `reason` for mixed or failed.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    datasets: tuple[str, ...]
+    axis: int
+    reason: str = ""
+
+
+# ---------------------------------------------------------------- channel: from node to node
+
+
+@message("move-object")
+class MoveObject(Message):
+    """Client -> node: send an object to the node `to` under this transfer. Reply: Ok. Errors: as GetObject, NodeUnavailable."""
+
+    object: ObjectId
+    to: PeerId
+    transfer: TransferId
+
+
+@message("expect-object")
+class ExpectObject(Message):
+    """Client -> node: the node `sender` may deliver one object under this transfer; keep it as `object`. Reply: Ok."""
+
+    transfer: TransferId
+    sender: PeerId
+    object: ObjectId
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@message("deliver-object")
+class DeliverObject(Message):
+    """Node -> node: the value of a transfer that the receiver's client expects. Reply: Ok. Errors: NotFound.
+
+    `datasets` name the sender's datasets in its label (empty: the client's own value); they stay on the object for ever.
+    """
+
+    transfer: TransferId
+    tensor: TensorFrame
+    datasets: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- channel: secure sum
+
+
+@message("start-sum")
+class StartSum(Message):
+    """Client -> each node of the roster: put `object` into the sum. Reply: SumPart. Errors: ReleaseDenied, QuorumLost, ...
+
+    `roster` is the same at all of them, in order, without repeats. `fraction_bits`: 2**fraction_bits is the fixed-point scale.
+    """
+
+    sum: SumId
+    roster: tuple[PeerId, ...]
+    object: ObjectId
+    fraction_bits: int
+    deadline_s: float
+
+
+@message("sum-part")
+class SumPart(Message):
+    """Node -> client: the sum of the shares that this node holds, int64 mod 2**64. All parts together make the sum."""
+
+    tensor: TensorFrame
+
+
+@message("sum-announcement")
+class SumAnnouncement(Message):
+    """Node -> node, one way: a signed statement {sum id, roster, plan id, argument hash, shape, rows, ...}, before any share."""
+
+    sum: SumId
+    envelope: bytes
+
+
+@message("sum-share")
+class SumShare(Message):
+    """Node -> node, one way: one random share, int64 mod 2**64, of the sender's value. `tensor` is None where it withdraws."""
+
+    sum: SumId
+    tensor: TensorFrame | None = None
+    error: ErrorInfo | None = None

@@ -1,0 +1,187 @@
+"""The registry as a plain state machine: presence, names, announcements, search."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from grid.errors import InvalidRequest, QuotaExceeded
+from grid.gateway import registry as rules
+from grid.gateway.registry import ConnectionId, Registry
+from grid.ids import PeerId
+from grid.testing.crowd import make_dataset
+from grid.wire.codec import encode
+from grid.wire.messages import Announce, ColumnCard, DatasetCard, Found, NodeList
+
+
+def enter(registry: Registry, connection: int, peer: str, name: str, role: str = "node", now: float = 0.0) -> int | None:
+    return registry.enter(
+        ConnectionId(connection), peer=PeerId(peer), name=name, organisation="", role=role, card=b"card", now=now
+    )
+
+
+def announce(registry: Registry, peer: str, *datasets: DatasetCard, address: str = "") -> None:
+    registry.announce(PeerId(peer), Announce(datasets=datasets, address=address))
+
+
+def found(registry: Registry, *tags: str, offset: int = 0, limit: int = 1000) -> list[str]:
+    page, _ = registry.search(tags, offset, limit)
+    return [f"{one.node_name}/{one.dataset.name}" for one in page]
+
+
+def test_a_node_comes_goes_and_comes_back() -> None:
+    registry = Registry()
+    assert enter(registry, 1, "id-a", "alice", now=10.0) is None
+    announce(registry, "id-a", make_dataset())
+    seen = registry.version
+    assert registry.leave(ConnectionId(1), PeerId("id-a"), 20.0)
+    assert registry.version > seen
+    (entry,) = registry.nodes()
+    assert (entry.online, entry.since, len(entry.datasets)) == (False, 20.0, 1)
+    assert found(registry) == [] and registry.tags() == {}
+    assert enter(registry, 2, "id-a", "alice", now=30.0) is None
+    assert found(registry, "#demo") == ["alice/patients"]
+
+
+def test_the_newer_connection_of_a_peer_counts() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    assert enter(registry, 2, "id-a", "alice") == 1
+    assert not registry.leave(ConnectionId(1), PeerId("id-a"), 5.0)
+    (entry,) = registry.nodes()
+    assert entry.connection == 2
+
+
+def test_a_name_belongs_to_the_connected_node_that_has_it() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    with pytest.raises(InvalidRequest, match="another name"):
+        enter(registry, 2, "id-b", "alice")
+    enter(registry, 3, "id-c", "alice", role="client")  # Only nodes are asked for by name.
+    registry.leave(ConnectionId(1), PeerId("id-a"), 1.0)
+    enter(registry, 4, "id-b", "alice")
+    assert [entry.id for entry in registry.nodes()] == ["id-b"]
+
+
+def test_a_peer_that_changes_its_name_frees_the_old_one() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    enter(registry, 2, "id-a", "anna")
+    enter(registry, 3, "id-b", "alice")
+    assert [entry.name for entry in registry.nodes()] == ["alice", "anna"]
+
+
+def test_clients_are_forgotten_when_they_leave_and_old_offline_nodes_when_there_are_many() -> None:
+    registry = Registry(max_offline=2)
+    enter(registry, 1, "id-c", "carl", role="client")
+    registry.leave(ConnectionId(1), PeerId("id-c"), 0.0)
+    assert registry.get(PeerId("id-c")) is None
+    for number in range(4):
+        enter(registry, 10 + number, f"id-{number}", f"node{number}")
+        registry.leave(ConnectionId(10 + number), PeerId(f"id-{number}"), float(number))
+    assert [entry.name for entry in registry.nodes()] == ["node2", "node3"]
+
+
+def test_search_needs_every_tag_in_one_dataset() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-b", "bob")
+    enter(registry, 2, "id-a", "alice")
+    announce(registry, "id-b", make_dataset("x", ["#a", "#b"]), make_dataset("y", ["#a"]))
+    announce(registry, "id-a", make_dataset("p", ["#a"]), make_dataset("q", ["#b"]))
+    assert found(registry, "#a") == ["alice/p", "bob/x", "bob/y"]
+    assert found(registry, "#a", "#b") == ["bob/x"]
+    assert found(registry, "#a", "#none") == []
+    assert found(registry) == ["alice/p", "alice/q", "bob/x", "bob/y"]
+    assert found(registry, "#a", offset=1, limit=1) == ["bob/x"]
+    assert registry.search(("#a",), 1, 1)[1] == 3
+    assert registry.tags() == {"#a": 3, "#b": 2}
+
+
+def test_a_new_announcement_replaces_the_old_one() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    announce(registry, "id-a", make_dataset("p", ["#old"]))
+    announce(registry, "id-a", make_dataset("p", ["#new"]))
+    assert found(registry, "#old") == [] and found(registry, "#new") == ["alice/p"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": ""},
+        {"name": "x" * 201},
+        {"name": "a\u202eb"},
+        {"description": "x" * 10_001},
+        {"tags": ("#t" * 60,)},
+        {"tags": ("",)},
+        {"tags": tuple(f"#{number}" for number in range(65))},
+        {"rows": -1},
+        {"feature_shape": (1,) * 9},
+        {"columns": (ColumnCard(name="c", kind="number", role="feature", minimum=math.inf, maximum=1.0),)},
+        {"columns": (ColumnCard(name="c" * 201, kind="number", role="feature"),)},
+        {"feature_names": tuple(f"feature {number} " + "x" * 300 for number in range(5000))},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_announcements_are_bounded(changes: dict[str, object]) -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    announce(registry, "id-a", make_dataset("good", ["#good"]))
+    before = registry.version
+    with pytest.raises((InvalidRequest, QuotaExceeded)):
+        announce(registry, "id-a", make_dataset(), dataclasses.replace(make_dataset("bad"), **changes))
+    assert registry.version == before and found(registry) == ["alice/good"]
+
+
+def test_names_within_a_node_are_unique_and_their_number_is_bounded() -> None:
+    registry = Registry(max_datasets=2)
+    enter(registry, 1, "id-a", "alice")
+    with pytest.raises(InvalidRequest, match="two datasets"):
+        announce(registry, "id-a", make_dataset("same"), make_dataset("same"))
+    with pytest.raises(QuotaExceeded, match="at most 2"):
+        announce(registry, "id-a", *(make_dataset(f"d{number}") for number in range(3)))
+
+
+def test_only_nodes_announce() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-c", "carl", role="client")
+    with pytest.raises(InvalidRequest, match="only nodes"):
+        announce(registry, "id-c", make_dataset())
+
+
+def test_replies_fit_a_message_whatever_nodes_announce() -> None:
+    registry = Registry()
+    huge = [make_dataset(f"d{number}", description="é" * 10_000) for number in range(24)]
+    for number in range(12):
+        enter(registry, number + 1, f"id-{number:02}", f"node{number:02}")
+        announce(registry, f"id-{number:02}", *huge)
+    cards = registry.cards()
+    assert len(cards) == 12 and cards[0].datasets and not cards[-1].datasets
+    encode(NodeList(nodes=cards))
+    seen: list[str] = []
+    while True:
+        page, total = registry.search((), len(seen), 1000)
+        encode(Found(datasets=tuple(page), total=total))
+        seen += [f"{one.node_name}/{one.dataset.name}" for one in page]
+        if len(seen) == total:
+            break
+        assert page, "a page of nothing would never end"
+    assert len(set(seen)) == 12 * 24
+
+
+def test_a_forgotten_peer_is_gone_from_every_index() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    announce(registry, "id-a", make_dataset())
+    registry.forget(PeerId("id-a"))
+    assert registry.nodes() == [] and found(registry, "#demo") == [] and registry.tags() == {}
+    assert not registry.leave(ConnectionId(1), PeerId("id-a"), 1.0)
+    enter(registry, 2, "id-b", "alice")
+    announce(registry, "id-b", make_dataset("p", ["#other"]))
+    assert set(registry._tagged) == {"#other"}
+
+
+def test_one_dataset_always_fits_a_page() -> None:
+    assert rules.MAX_DESCRIBED < rules.MAX_REPLY

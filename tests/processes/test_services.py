@@ -1,0 +1,173 @@
+"""Gateway and node as processes, as their users start and stop them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import grid
+from grid.demo_processes import Processes
+from grid.demo_processes import processes as started_processes
+
+pytestmark = pytest.mark.process
+
+GATEWAY = ["gateway", "--dev", "--listen", "127.0.0.1:0"]
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with started_processes(tmp_path) as running:
+        yield running
+
+
+def data_folder(path: Path, rows: int = 40) -> Path:
+    """A folder with one dataset, `numbers`: x counts up from 0, y is 1 for the second half."""
+    path.mkdir()
+    lines = ["x,y", *(f"{row},{int(row >= rows // 2)}" for row in range(rows))]
+    (path / "numbers.csv").write_text("\n".join(lines) + "\n")
+    policy = 'release = "aggregate"\nplans = "any"\nmin_rows = 10\nmax_elements = 100\n'
+    (path / "numbers.toml").write_text(f'file = "numbers.csv"\ntags = ["#numbers"]\ntarget = "y"\n[policy]\n{policy}')
+    return path
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One `grid` command to its end."""
+    command = [sys.executable, "-m", "grid", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment)
+
+
+def test_pointers_and_plans_work_over_processes(processes: Processes, tmp_path: Path) -> None:
+    processes.start("gateway", GATEWAY)
+    url = processes.ready("gateway")["url"]
+    processes.start("alice", ["node", "alice", "--gateway", url, "--data", str(data_folder(tmp_path / "data")), "--dev"])
+    assert processes.ready("alice")["datasets"] == ["numbers"]
+
+    with grid.connect(url) as client:
+        alice = client.nodes["alice"]
+        x = alice.send(torch.arange(6.0).reshape(2, 3))
+        assert torch.equal((x @ x.T).get(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]))
+
+        (numbers,) = client.search("#numbers")
+        assert (numbers.rows, numbers.node.name) == (40, "alice")
+        assert numbers.features.mean(0).get().tolist() == [19.5]
+
+        @grid.plan
+        def spread(x: torch.Tensor) -> torch.Tensor:
+            return ((x - x.mean(0)) ** 2).mean(0)
+
+        assert spread(numbers.features).get().item() == pytest.approx(133.25)
+        with pytest.raises(grid.ReleaseDenied):
+            numbers.features.get()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_gateway_and_node_cleanly(processes: Processes, tmp_path: Path, number: signal.Signals) -> None:
+    processes.start("gateway", GATEWAY)
+    url = processes.ready("gateway")["url"]
+    processes.start("alice", ["node", "alice", "--gateway", url, "--data", str(data_folder(tmp_path / "data")), "--dev"])
+    processes.ready("alice")
+    for name in ("alice", "gateway"):
+        process = processes[name]
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert (tmp_path / f"{name}.log").read_text() == ""
+
+
+def test_a_service_ends_when_the_process_that_started_it_is_gone(processes: Processes) -> None:
+    processes.start("gateway", GATEWAY)
+    processes.ready("gateway")
+    gateway = processes["gateway"]
+    assert gateway.stdin is not None
+    gateway.stdin.close()
+    assert gateway.wait(10) == 0
+
+
+def test_a_node_waits_for_its_gateway(processes: Processes, tmp_path: Path) -> None:
+    """A node that is started first, or whose gateway is restarted, registers once the gateway is there."""
+    processes.start("first", GATEWAY)
+    url = processes.ready("first")["url"]
+    listen = ["gateway", "--dev", "--listen", url.removeprefix("ws://")]
+    processes["first"].send_signal(signal.SIGTERM)
+    assert processes["first"].wait(10) == 0
+
+    processes.start("alice", ["node", "alice", "--gateway", url, "--data", str(data_folder(tmp_path / "data")), "--dev"])
+    processes.start("second", listen)
+    processes.ready("second")
+    assert processes.ready("alice")["event"] == "ready"
+
+
+def test_ls_datasets_and_status_say_what_there_is(processes: Processes, tmp_path: Path) -> None:
+    processes.start("gateway", GATEWAY)
+    url = processes.ready("gateway")["url"]
+    empty = run("ls", "--gateway", url)
+    assert (empty.returncode, empty.stdout) == (0, "No node has joined this grid yet.\n")
+    processes.start("alice", ["node", "alice", "--gateway", url, "--data", str(data_folder(tmp_path / "data")), "--dev"])
+    processes.ready("alice")
+
+    nodes = json.loads(run("ls", "--json", GRID_GATEWAY=url).stdout)
+    assert [(node["name"], node["state"], node["datasets"]) for node in nodes] == [("alice", "online", ["numbers"])]
+    found = json.loads(run("datasets", "#numbers", "--json", "--gateway", url).stdout)
+    assert [(one["node"], one["name"], one["rows"], one["min_rows"]) for one in found] == [("alice", "numbers", 40, 10)]
+    assert json.loads(run("datasets", "#other", "--json", "--gateway", url).stdout) == []
+    facts = json.loads(run("status", "--json", "--gateway", url).stdout)
+    assert (facts["dev"], facts["nodes_online"], facts["nodes_offline"], facts["datasets"]) == (True, 1, 0, 1)
+    for command in ("ls", "datasets", "status"):
+        shown = run(command, "--gateway", url)
+        assert shown.returncode == 0 and shown.stderr == ""
+        assert "alice" in shown.stdout or command == "status"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["ls", "--gateway", "ws://127.0.0.1:9"], 3, ["cannot connect to ws://127.0.0.1:9"]),
+        (["ls", "--gateway", "nonsense"], 2, ["ws://HOST:PORT"]),
+        (["gateway"], 2, ["--root", "--dev"]),
+        (["gateway", "--dev", "--listen", "8080"], 2, ["HOST:PORT"]),
+        (["gateway", "--dev", "--listen", "0.0.0.0:0"], 2, ["--allow-remote-dev"]),
+        (["gateway", "--root", "root1-00"], 4, ["root"]),
+        (["node", "alice"], 2, ["--join", "--dev"]),
+        (["node", "alice", "--dev", "--data", "/nowhere"], 2, ["/nowhere"]),
+        (["node", "alice", "--join", "grid1-AAAA"], 4, ["token"]),
+        (["node", "no name", "--dev"], 2, ["a name has"]),
+        (["enroll", "alice", "--role", "node", "--root", "/nowhere/root.key"], 1, ["grid root init"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_what_is_wrong_is_said_in_one_line_with_an_exit_code(arguments: list[str], code: int, words: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_an_error_is_json_where_that_was_asked_for() -> None:
+    done = run("ls", "--json", "--gateway", "ws://127.0.0.1:9")
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["code"]) == (3, "unavailable")
+
+
+def test_a_port_in_use_is_said(processes: Processes) -> None:
+    processes.start("gateway", GATEWAY)
+    place = processes.ready("gateway")["url"].removeprefix("ws://")
+    done = run("gateway", "--dev", "--listen", place)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert place.rpartition(":")[2] in done.stderr
+
+
+def test_a_bad_data_file_is_named_with_its_line(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path / "data")
+    with (folder / "numbers.csv").open("a") as file:
+        file.write("seven,1\n")
+    done = run("node", "alice", "--dev", "--data", str(folder))
+    assert done.returncode == 2
+    assert "numbers.csv, line 42" in done.stderr
+    assert "seven" not in done.stderr

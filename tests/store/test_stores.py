@@ -1,0 +1,127 @@
+"""One suite for every store; the SQLite one also survives being killed."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grid.errors import InvalidRequest
+from grid.store.base import DatasetState, Store
+from grid.store.memory import MemoryStore
+from grid.store.sqlite import SqliteStore
+
+STATE = DatasetState(rows=3, min_rows=1, blocks=bytes(12), partition=bytes(range(12)), elements=7)
+
+
+class StoreConformance:
+    """What every store must do."""
+
+    @pytest.fixture
+    def store(self, make: Callable[[], Store]) -> Iterator[Store]:
+        store = make()
+        yield store
+        store.close()
+
+    def test_a_new_dataset_has_no_state(self, store: Store) -> None:
+        assert store.load("patients") is None
+
+    def test_what_was_saved_last_is_loaded(self, store: Store) -> None:
+        store.save("patients", DatasetState(rows=3, min_rows=1, blocks=b"x"))
+        store.save("patients", STATE)
+        store.save("others", DatasetState(rows=1, min_rows=2, blocks=b""))
+        assert store.load("patients") == STATE
+        assert store.load("others") == DatasetState(rows=1, min_rows=2, blocks=b"", partition=b"", elements=0)
+
+    def test_names_are_kept_apart_exactly(self, store: Store) -> None:
+        store.save("a", STATE)
+        assert store.load("A") is None and store.load("a ") is None and store.load("a' OR '1'='1") is None
+
+    def test_a_name_is_claimed_once_until_it_expires(self, store: Store) -> None:
+        assert store.claim("sum 1", expiry=100.0, wall=10.0)
+        assert not store.claim("sum 1", expiry=200.0, wall=50.0)
+        assert store.claim("sum 2", expiry=100.0, wall=50.0)
+        assert not store.claim("sum 1", expiry=200.0, wall=100.0)
+        assert store.claim("sum 1", expiry=200.0, wall=100.5)
+
+    def test_only_one_of_many_threads_gets_a_claim(self, store: Store) -> None:
+        won: list[bool] = []
+        together = threading.Barrier(8)
+
+        def ask() -> None:
+            together.wait()
+            won.append(store.claim("sum", 100.0, 0.0))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(won) == [False] * 7 + [True]
+
+    def test_closing_twice_is_allowed(self, store: Store) -> None:
+        store.close()
+        store.close()
+
+
+class TestMemoryStore(StoreConformance):
+    @pytest.fixture
+    def make(self) -> Callable[[], Store]:
+        return MemoryStore
+
+
+class TestSqliteStore(StoreConformance):
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "node.sqlite"
+
+    @pytest.fixture
+    def make(self, path: Path) -> Callable[[], Store]:
+        return lambda: SqliteStore(path)
+
+    def test_it_is_there_after_closing_and_opening(self, make: Callable[[], Store]) -> None:
+        first = make()
+        first.save("patients", STATE)
+        assert first.claim("sum", 100.0, 0.0)
+        first.close()
+        second = make()
+        assert second.load("patients") == STATE
+        assert not second.claim("sum", 100.0, 0.0)
+        second.close()
+
+    def test_nobody_else_may_read_the_file(self, store: Store, path: Path) -> None:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    def test_a_saved_state_survives_a_killed_process(self, path: Path) -> None:
+        program = (
+            "import os, signal, sys; from pathlib import Path\n"
+            "from grid.store.base import DatasetState; from grid.store.sqlite import SqliteStore\n"
+            "store = SqliteStore(Path(sys.argv[1])); store.save('d', DatasetState(rows=1, min_rows=1, blocks=b'x', elements=9))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False)
+        assert done.returncode == -9
+        store = SqliteStore(path)
+        assert store.load("d") == DatasetState(rows=1, min_rows=1, blocks=b"x", elements=9)
+        store.close()
+
+    def test_a_failed_write_leaves_what_was_there(self, store: Store, path: Path) -> None:
+        store.save("d", STATE)
+        with pytest.raises(sqlite3.Error):
+            store.save("d", DatasetState(rows="many", min_rows=1, blocks=b""))  # type: ignore[arg-type]
+        assert store.load("d") == STATE
+        store.save("d", DatasetState(rows=4, min_rows=1, blocks=b""))  # and the store still works
+
+    def test_a_file_of_a_newer_version_is_left_alone(self, make: Callable[[], Store], path: Path) -> None:
+        make().close()
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 999")
+        connection.close()
+        with pytest.raises(InvalidRequest, match="newer version"):
+            make()
