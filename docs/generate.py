@@ -6,7 +6,6 @@ from pathlib import Path
 
 from grid.settings import KIND_NAMES, TABLES, describe
 from grid.wire.docs import protocol_page
-from grid.wire.docs import protocol_page
 
 DOCS = Path(__file__).parent
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from grid.cli_support import JSON_OPTION, show_table
-from grid.client.home import Credentials
+from grid.client.home import Credentials, gateway_url
 from grid.clock import SystemClock
 from grid.errors import WireError
 from grid.rpc.hop import Hop, dial_gateway, greeting_of, join_gateway
@@ -84,8 +84,9 @@ COMMANDS: tuple[click.Command, ...] = (nodes, datasets, status)
 def with_hop(url: str, work: Callable[[Hop], Awaitable[T]]) -> T:
     """Join the gateway, do the work, leave."""
     clock = SystemClock()
-    credentials = Credentials(url=url, remote_dev=True)  # nothing is told to the grid, and nothing believed beyond the screen
-    limits, dial = SessionLimits(), dial_gateway(url)
+    # Nothing is told to the grid, and nothing of it believed beyond the screen, so any --dev grid may be looked at.
+    credentials = Credentials(url=gateway_url(url), remote_dev=True)
+    limits, dial = SessionLimits(), dial_gateway(gateway_url(url))
 
     async def run() -> T:
         me, trust = credentials.choose(await greeting_of(dial, clock, limits), clock)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import ipaddress
 import os
 import secrets
 import signal
@@ -21,9 +20,14 @@ import click
 
 from grid.cli_support import CONFIG_OPTION, JSON_OPTION, SettingsCommand, say, settings_from, settings_options
 from grid.clock import SystemClock
+from grid.crypto.identity import LocalIdentity, Token, Trust, parse_root
 from grid.errors import InvalidRequest
+from grid.rpc.hop import dial_gateway
 from grid.settings import GatewaySettings, NodeSettings
+from grid.store.memory import MemoryStore
+from grid.store.sqlite import SqliteStore
 from grid.transport.base import Transport
+from grid.transport.websocket import dial_websocket, is_loopback, serve_websocket
 
 TOKEN_BYTES = 24
 MAX_PATH_LETTERS = 250
@@ -125,7 +129,6 @@ async def _until_signal(service: Coroutine[Any, Any, None], *, with_parent: bool
 
 async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
     """A gateway until it is cancelled. Its keys are kept where there is a state folder."""
-    from grid.crypto.identity import LocalIdentity, Trust, parse_root
     from grid.gateway.app import Gateway
     from grid.gateway.http import HttpServer
 
@@ -151,28 +154,17 @@ def _check_gateway(settings: GatewaySettings) -> None:
         raise InvalidRequest("--dev and --root exclude each other: a grid has a root key, or trusts on first use")
     if not settings.dev and not settings.root:
         raise InvalidRequest("say --root KEY, as `grid root init` printed it, or --dev to try things out on this machine")
-    if settings.dev and not settings.allow_remote_dev and not _is_loopback(settings.host):
+    if settings.dev and not settings.allow_remote_dev and not is_loopback(settings.host):
         raise InvalidRequest(
             f"--dev trusts whoever comes first, and {settings.host} is reached from other machines:"
             " enrol your members with a root key, or say --allow-remote-dev, too"
         )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> None:
     """A node until it is cancelled; ready once the gateway has registered it."""
-    from grid.crypto.identity import LocalIdentity, Token, Trust
     from grid.node.app import Node
     from grid.node.datasets import load_datasets
-    from grid.rpc.hop import dial_gateway
-    from grid.store.memory import MemoryStore
-    from grid.store.sqlite import SqliteStore
 
     if settings.dev and join:
         raise InvalidRequest("--dev and --join exclude each other: a node is enrolled by a root key, or trusted on first use")
@@ -208,8 +200,6 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
 @contextlib.asynccontextmanager
 async def _listening(node: Any, place: str) -> AsyncIterator[str]:
     """Listen for direct links at HOST:PORT and announce it; nowhere where `place` is empty. Gives the address."""
-    from grid.transport.websocket import serve_websocket
-
     if not place:
         yield ""
         return
@@ -225,8 +215,6 @@ async def _listening(node: Any, place: str) -> AsyncIterator[str]:
 
 
 async def _dial_address(address: str) -> Transport:
-    from grid.transport.websocket import dial_websocket
-
     return await dial_websocket(f"ws://{address}")
 
 

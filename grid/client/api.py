@@ -39,6 +39,9 @@ from grid.wire.messages import Found, FoundDataset, ListNodes, NodeList, Search
 __all__ = ["Client", "Dataset", "Node", "connect", "sum"]
 
 PAGE = 1000
+MAX_FOUND = 100_000
+"""Datasets that one search gives; a gateway must not be able to feed us for ever."""
+
 FRESH_S = 1.0
 """Age at which a look at `nodes` asks the gateway for a newer list, in the background."""
 
@@ -165,6 +168,8 @@ class Client:
             found.extend(page.datasets)
             if not page.datasets or len(found) >= page.total:
                 break
+            if len(found) > MAX_FOUND:
+                raise InvalidRequest(f"more than {MAX_FOUND} datasets were found; search for more tags")
         await self.refresh()
         nodes = {one.node: self._roster.by_id(one.node) for one in found}
         # A node that left between the two answers has no datasets any more.

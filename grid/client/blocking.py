@@ -12,6 +12,7 @@ import atexit
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.clients: weakref.WeakSet[api.Client] = weakref.WeakSet()
         self._process = os.getpid()
         started = threading.Event()
         self.loop.call_soon(started.set)
@@ -68,11 +70,16 @@ class LoopThread:
             del waiting  # or an error would keep itself alive: error -> traceback -> this frame -> future -> error
 
     def stop(self) -> None:
-        """Cancel what still runs and end the thread."""
+        """Close clients that were left open, cancel what still runs, and end the thread."""
         if os.getpid() != self._process or not self._thread.is_alive():
             return
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(STOP_S)
+        asyncio.run_coroutine_threadsafe(self._close_clients(), self.loop)
+        self._thread.join(2 * STOP_S)
+
+    async def _close_clients(self) -> None:
+        if self.clients:
+            await asyncio.wait([asyncio.ensure_future(client.close()) for client in self.clients], timeout=STOP_S)
+        self.loop.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -84,6 +91,7 @@ class LoopThread:
                 task.cancel()
             if left:
                 self.loop.run_until_complete(asyncio.wait(left, timeout=STOP_S))
+                self.loop.run_until_complete(asyncio.sleep(0))  # sockets that were closed just now are closed in the next turn
             self.loop.close()
 
 
@@ -126,12 +134,14 @@ class Client:
 
         self._thread = thread
         self._inner = thread.run(start())
+        thread.clients.add(self._inner)
 
     @classmethod
     def over(cls, inner: api.Client, thread: LoopThread) -> Client:
         """The blocking face of a client that lives on `thread` and was made to wait with its `run`."""
         made = cls.__new__(cls)
         made._thread, made._inner = thread, inner
+        thread.clients.add(inner)
         return made
 
     def __enter__(self) -> Self:

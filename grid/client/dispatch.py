@@ -60,6 +60,17 @@ NEEDS_VALUES: Mapping[Any, str] = {
 }
 """Operations that cannot be done without the values, and what to write instead."""
 
+VIEWS_IN_PLACE: Mapping[Any, Any] = {
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+}
+"""Operations that change a tensor's geometry in place, and the views that do the same. Nodes run the view: there, an object
+that others may share never changes its shape."""
+
 DEVICE_WORDS = frozenset({"device", "layout", "pin_memory", "generator", "non_blocking"})
 """Arguments that say where memory lies. A node decides that for itself, so they do not travel."""
 
@@ -138,8 +149,8 @@ class Dispatcher:
         if func is aten.detach.default or func is aten.alias.default:
             one = args[0]
             return self._make(one._meta, one._handle, one.storage_offset())
-        if func in NEEDS_VALUES:
-            raise InvalidRequest(f"{NEEDS_VALUES[func]} (at {describe(origin(2))})")
+        if func in VIEWS_IN_PLACE:
+            return self._view_in_place(func, args)
         call = _Call(self._cls, func)
         for arg in args:
             call.add(arg)
@@ -157,6 +168,8 @@ class Dispatcher:
         place = origin(2)
         entry = outbox.shapes.find(key := tuple(call.key))
         if entry is None:
+            if func in NEEDS_VALUES:
+                raise InvalidRequest(f"{NEEDS_VALUES[func]} (at {describe(place)})")
             if not is_known(func):
                 parts = _in_parts(func, args, kwargs)
                 if parts is not NotImplemented:
@@ -196,6 +209,13 @@ class Dispatcher:
             values.append(self._make(result.meta, Handle(outbox, outputs[-1]), offset))
         outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place)
         return tuple(values) if values else None
+
+    def _view_in_place(self, func: Any, args: Sequence[Any]) -> Any:
+        target, view = args[0], self(VIEWS_IN_PLACE[func], args, {})
+        with torch._C._DisableTorchDispatch():  # torch changes the geometry that it knows, and asks nobody
+            func(*args)
+        target._handle, target._meta = view._handle, view._meta
+        return target
 
     def _learn(
         self, key: tuple[Any, ...], func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], outbox: Outbox, place: Origin
@@ -238,7 +258,7 @@ class _Call:
     def __init__(self, cls: type, func: Any) -> None:
         self.cls = cls
         self.func = func
-        self.key: list[Any] = [func]
+        self.key: list[Any] = [id(func)]  # torch keeps its operations for ever, and their own hash runs in Python
         self.wire: list[Arg] = []
         self.frames: list[TensorFrame] = []
         self.outbox: Outbox | None = None

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from grid.client.origins import Origin
 from grid.client.outgoing import Outgoing, Sending, Single
-from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
 from grid.ids import ObjectId
 from grid.wire.messages import Command, CommandFailed, Message, TensorFrame
 
@@ -86,6 +86,11 @@ FORKED = (
     "this process was forked from the one that made this grid client, and the client's connections and thread stayed behind:"
     " connect again in the child"
 )
+
+
+def _expire(answer: asyncio.Future[Message], what: str, name: str, timeout_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineExceeded(f"{name} did not answer {what} within {timeout_s:g} s"))
 
 
 class Flow:
@@ -194,9 +199,13 @@ class Flow:
         if self.error is not None:
             answer.set_exception(again(self.error))
             return answer
-        single = Single(lambda _number: message, what, answer=answer, timeout_s=timeout_s or self._timeout_s)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        single = Single(lambda _number: message, what, answer=answer, timeout_s=timeout_s)
         self._outgoing.add((single, (), None))
         self.flush()
+        # The session keeps time for what it has sent; this is for a request that waits for its turn, or for the session.
+        timer = self._loop.call_later(timeout_s, _expire, answer, what, self._name, timeout_s)
+        answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
     async def drained(self) -> None:
@@ -272,7 +281,9 @@ class Flow:
         answer = sending.single.answer if sending.single is not None else None
         if answer is not None:
             if not answer.done():
-                if isinstance(outcome, BaseException):
+                if isinstance(outcome, NodeUnavailable):
+                    answer.set_exception(NodeUnavailable(f"{self._name}: {outcome.message}", node=self._name))
+                elif isinstance(outcome, BaseException):
                     answer.set_exception(outcome)
                 else:
                     answer.set_result(outcome)

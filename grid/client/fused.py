@@ -101,7 +101,13 @@ def encoder_layer(
     return norm(src + feed_forward(src), 1)
 
 
+def is_left_aligned(*_: Any) -> bool:
+    """`aten._nested_tensor_from_mask_left_aligned` asks for values; without them, the mask is taken as it is."""
+    return False
+
+
 FUSED: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten._nested_tensor_from_mask_left_aligned.default: is_left_aligned,
     torch.ops.aten._native_multi_head_attention.default: multi_head_attention,
     torch.ops.aten._transformer_encoder_layer_fwd.default: encoder_layer,
 }

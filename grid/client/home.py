@@ -12,7 +12,6 @@ Which of these counts is decided from what the gateway says of its grid, before 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import os
 import secrets
 from pathlib import Path
@@ -22,6 +21,7 @@ from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Token, Trust, id_of, parse_root
 from grid.crypto.keys import is_id
 from grid.errors import AuthenticationFailed, InvalidRequest
+from grid.transport import websocket
 from grid.wire.messages import Greeting
 
 CLIENT = "client"
@@ -75,13 +75,7 @@ def gateway_url(url: str) -> str:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL names this machine by its loopback address."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return websocket.is_loopback(urlsplit(url).hostname or "")
 
 
 def _fresh(clock: Clock) -> LocalIdentity:

@@ -102,6 +102,7 @@ class Shapes:
         found = _run(op, func, args, kwargs)
         results: Result | tuple[Result, ...]
         if isinstance(found, (tuple, list)):
+            found = _asked_for(func, args, kwargs, found)
             results = tuple(self._result(func, place, one, kwargs) for place, one in enumerate(found))
         elif found is None:
             results = ()
@@ -156,6 +157,15 @@ def _run(op: Op, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
             _, sent, sent_words = portable(func, values, words)
             found = infer(bind(op, sent, sent_words))
             return found[0] if len(found) == 1 else found or None
+
+
+def _asked_for(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], found: Sequence[Any]) -> Sequence[Any]:
+    """Gradients that the caller's `output_mask` leaves out are None; on the meta device torch gives all of them."""
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.name == "output_mask":
+            mask = kwargs["output_mask"] if "output_mask" in kwargs else args[number]
+            return [one if wanted else None for one, wanted in zip(found, mask, strict=True)]
+    return found
 
 
 def _stand_ins(values: Sequence[Any]) -> list[Any]:

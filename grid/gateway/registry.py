@@ -1,7 +1,8 @@
 """Who is here and what they have: the gateway's memory of peers, as a state machine without I/O.
 
 Rules:
-* A peer is known by its id, and connected by at most one connection; a newer connection of the same id takes its place.
+* A peer is known by its id. A node is connected by at most one connection; a newer one of the same id takes its place.
+* A client may have several connections: a person's programs share the keys that the person was enrolled with.
 * A node's name belongs to one id. Another identity gets the name only when its holder is not connected.
 * A node that has gone stays listed as offline, up to `max_offline` of them; its datasets are found only while it is online.
 * All text in announcements comes from strangers: it is bounded here, once, and escaped where it is shown.
@@ -41,7 +42,10 @@ MAX_REPLY = 3 << 19
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """A peer. `connection` is None while it is offline; `since` is the wall time of its last coming or going."""
+    """A peer. `connection` is None while it is offline; `since` is the wall time of its last coming or going.
+
+    `others` are further connections of a client, newest first.
+    """
 
     id: PeerId
     name: str
@@ -50,6 +54,7 @@ class Entry:
     card: bytes
     since: float
     connection: ConnectionId | None
+    others: tuple[ConnectionId, ...] = ()
     address: str = ""
     datasets: tuple[DatasetCard, ...] = ()
     size: int = 0
@@ -87,7 +92,7 @@ class Registry:
     def enter(
         self, connection: ConnectionId, *, peer: PeerId, name: str, organisation: str, role: str, card: bytes, now: float
     ) -> ConnectionId | None:
-        """A peer has proved who it is. Returns its older connection, which this one replaces, if there is one.
+        """A peer has proved who it is. Returns a node's older connection, which this one replaces, if there is one.
 
         Raises `InvalidRequest` where another node that is connected has the name.
         """
@@ -99,14 +104,21 @@ class Registry:
         entry = Entry(
             id=peer, name=name, organisation=organisation, role=role, card=card, since=now, connection=connection
         )
+        replaced = before.connection if before is not None else None
         if before is not None and before.role == role == "node":
             entry.address, entry.datasets, entry.size = before.address, before.datasets, before.size
+        elif before is not None and replaced is not None and before.role == role == "client":
+            entry.others, replaced = (replaced, *before.others), None
         self._add(entry)
-        return before.connection if before is not None else None
+        return replaced
 
     def leave(self, connection: ConnectionId, peer: PeerId, now: float) -> bool:
-        """A connection has ended. False where a newer one had taken its place, or the peer was never here."""
+        """A connection has ended. False where the peer has another one, or was never here."""
         entry = self._entries.get(peer)
+        if entry is not None and entry.others:
+            left = [one for one in (entry.connection, *entry.others) if one is not None and one != connection]
+            entry.connection, entry.others = left[0], tuple(left[1:])
+            return False
         if entry is None or entry.connection != connection:
             return False
         self._remove(entry)

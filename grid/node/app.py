@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from grid.clock import Clock
-from grid.crypto.cards import NODE
+from grid.crypto.cards import NODE, is_name
 from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
@@ -84,7 +84,7 @@ class Node:
         self._dial_node = dial_node
         self._given_grid = grid
         self._address = ""
-        self._names: dict[PeerId, str] = {}
+        self._names: dict[PeerId, str] = {me.id: me.name}
         self._handshakes = 0
         self._sessions: Counter[PeerId] = Counter()
         self._group: asyncio.TaskGroup | None = None
@@ -100,7 +100,7 @@ class Node:
             neighbours=self._neighbours,
             spawn=self.spawn,
             claim=store.claim,
-            names=lambda: self._names,
+            names=self._names,
         )
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
@@ -275,7 +275,9 @@ class Node:
         if self._presence is None:
             raise NodeUnavailable("this node has no gateway to find other nodes by")
         known = await self._presence.nodes()
-        self._names.update({id_: card.name for id_, card in known.items()})
+        for card in known.values():  # for messages to people alone; a name from a verified card stays
+            if is_name(card.name):
+                self._names.setdefault(card.id, card.name)
         address = known[node].address if node in known else ""
         if address and self._dial_direct is not None:
             try:

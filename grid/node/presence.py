@@ -11,21 +11,18 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 from collections.abc import Callable
 
 from grid.clock import Clock
-from grid.crypto.identity import LocalIdentity, Trust, join_statement, verify_welcome
-from grid.crypto.trust import NONCE_BYTES
+from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, WireError
 from grid.ids import GridId, PeerId
-from grid.rpc.dispatch import Handlers
-from grid.rpc.links import Links, OnOffer
-from grid.rpc.peer import Peer
+from grid.rpc.hop import Hop, join_gateway
+from grid.rpc.links import OnOffer
 from grid.rpc.reconnect import Backoff
 from grid.settings import SessionLimits
 from grid.transport.base import Dial, Transport
-from grid.wire.messages import Announce, Greeting, Hello, Join, ListNodes, NodeCard, NodeList, Revocations, Welcome
+from grid.wire.messages import Announce, ListNodes, NodeCard, NodeList
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +52,7 @@ class Presence:
         self._announcement = announcement
         self._on_link = on_link
         self._backoff = Backoff(clock, random.Random())
-        self._peer: Peer | None = None
-        self._links: Links | None = None
+        self._hop: Hop | None = None
         self._grid: GridId | None = trust.grid
         self._fatal: GridError | None = None
         self._settled = asyncio.Event()
@@ -70,7 +66,7 @@ class Presence:
     @property
     def connected(self) -> bool:
         """Whether the gateway knows us at present."""
-        return self._peer is not None and not self._peer.closed
+        return self._hop is not None and not self._hop.peer.closed
 
     async def ready(self) -> None:
         """Return once the gateway has registered this node for the first time. Raises why it never will."""
@@ -94,71 +90,38 @@ class Presence:
 
     async def _connected(self) -> None:
         """One connection, until it ends."""
-        transport = await self._dial()
-        links = Links(on_offer=self._on_link)
-        handlers = Handlers({**links.handlers(), Revocations: self._revoke})
-        async with (
-            Peer(
-                transport,
-                initiator=True,
-                handlers=handlers,
-                context=None,
-                limits=self._limits,
-                clock=self._clock,
-                name="gateway",
-                check_greeting=self._check,
-            ) as peer,
-            links.over(peer),
-        ):
-            await self._join(peer)
-            await peer.request(self._announcement())
-            self._peer, self._links = peer, links
+        async with join_gateway(
+            self._dial, me=self._me, trust=self._trust, clock=self._clock, limits=self._limits, on_offer=self._on_link
+        ) as hop:
+            self._grid = hop.grid
+            await hop.peer.request(self._announcement())
+            self._hop = hop
             try:
                 self._joined_once = True
                 self._settled.set()
                 self._backoff.settled()
-                error = await peer.wait_closed()
+                error = await hop.peer.wait_closed()
                 log.warning("the connection to the gateway ended%s", "" if error is None else f": {error}")
             finally:
-                self._peer = self._links = None
-
-    def _check(self, hello: Hello) -> None:
-        self._grid = self._trust.check_greeting(_greeting(hello), self._clock.wall())
-
-    async def _join(self, peer: Peer) -> None:
-        greeting, nonce, card = _greeting(peer.hello), secrets.token_bytes(NONCE_BYTES), self._me.card_for(self._clock)
-        signature = self._me.sign(join_statement(greeting, nonce, card))
-        welcome = await peer.request(Join(card=card, nonce=nonce, signature=signature))
-        if not isinstance(welcome, Welcome):
-            raise WireError("the gateway did not answer a join with a welcome")
-        verify_welcome(self._trust, greeting, nonce, self._me.id, welcome)
-
-    def _revoke(self, context: object, message: Revocations) -> None:
-        self._trust.merge_revocations(message.envelope)
+                self._hop = None
 
     async def announce(self) -> None:
         """Tell the gateway what has changed; where there is none, the next connection does."""
-        if self._peer is not None:
+        if self._hop is not None:
             with contextlib.suppress(NodeUnavailable):  # it went away meanwhile: the next connection announces anyway
-                await self._peer.request(self._announcement())
+                await self._hop.peer.request(self._announcement())
 
     async def nodes(self) -> dict[PeerId, NodeCard]:
         """All nodes as the gateway tells them; none where there is no gateway. Nothing of it is to be believed."""
-        if self._peer is None:
+        if self._hop is None:
             return {}
-        listed = await self._peer.request(ListNodes())
+        listed = await self._hop.peer.request(ListNodes())
         if not isinstance(listed, NodeList):
             raise WireError("the gateway did not answer with a list of nodes")
         return {card.id: card for card in listed.nodes}
 
     async def open_link(self, to: PeerId) -> Transport:
         """A link to another peer through the gateway. Raises `NodeUnavailable` where there is none."""
-        if self._links is None:
+        if self._hop is None:
             raise NodeUnavailable("there is no connection to the gateway that could relay")
-        return await self._links.open(to)
-
-
-def _greeting(hello: Hello) -> Greeting:
-    if hello.greeting is None:
-        raise WireError("what answers there is no gateway of a grid")
-    return hello.greeting
+        return await self._hop.links.open(to)

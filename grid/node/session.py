@@ -17,8 +17,8 @@ from grid.crypto.identity import Card
 from grid.errors import GridError, NodeUnavailable, NotFound
 from grid.ids import PeerId
 from grid.node.executor import Lane
+from grid.node.one_sum import Operand
 from grid.node.services import Services
-from grid.node.sums import Operand
 from grid.node.transfers import Delivery
 from grid.node.workspace import Parcel, Workspace
 from grid.rpc.peer import Peer

@@ -28,7 +28,7 @@ from grid.ids import ObjectId, PeerId, PlanId
 from grid.node.custody import Custody
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, plan_results
 from grid.node.objects import ObjectStore
-from grid.node.sums import Operand
+from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
 from grid.plans import interpret
 from grid.plans.ir import Plan, decode
@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 MAX_PLANS = 1024
 MESSAGE_ROOM = 4096
 """Bytes of a message beside the value in it."""
+
+RING_BYTES = 8
 
 Report = Callable[[int, GridError], None]
 """Tells the client that the command of this number failed."""
@@ -124,14 +126,19 @@ class Workspace:
         """A copy of an object's value, if the gate lets it leave."""
         stored = self._objects.get(object_id)
         value, kind = stored.value, self._labels.type_of(stored.value)
-        nbytes = value.numel() * value.element_size()
-        if nbytes + MESSAGE_ROOM > self._settings.session.max_message_bytes:
-            raise InvalidRequest(f"object {object_id} has {nbytes} bytes, more than a message may; get parts of it")
+        nbytes = self._checked_size(value, value.element_size())
         if kind.labelled:
             self._custody.gate.release(
                 kind, stored.lineage.origin, elements=value.numel(), nbytes=nbytes, client=self._client
             )
         return to_frame(value)
+
+    def _checked_size(self, value: Tensor, element_bytes: int) -> int:
+        """The bytes of a value in a message. Raises `InvalidRequest` where no message holds as many."""
+        nbytes = value.numel() * element_bytes
+        if nbytes + MESSAGE_ROOM > self._settings.session.max_message_bytes:
+            raise InvalidRequest(f"the value has {nbytes} bytes, more than one message carries; send or sum parts of it")
+        return nbytes
 
     def describe(self, object_id: ObjectId) -> ObjectDescription:
         """What is known of an object without its value. Raises what made it fail."""
@@ -316,6 +323,7 @@ class Workspace:
         """A copy of an object's present value for another node, which has yet to be allowed."""
         value = self._objects.get(object_id).value
         kind = self._labels.type_of(value)
+        self._checked_size(value, value.element_size())
         return Parcel(to_frame(value), kind, kind.datasets)
 
     def allow_move(self, parcel: Parcel, to: str) -> None:
@@ -339,6 +347,7 @@ class Workspace:
         """The operand of a secure sum in ring elements. Raises what the gate has against it."""
         stored = self._objects.get(message.object)
         kind, lineage, gate = self._labels.type_of(stored.value), stored.lineage, self._custody.gate
+        self._checked_size(stored.value, RING_BYTES)
         elements = self._encode(stored.value, message, private=kind.labelled)
         if not kind.labelled:
             claim()

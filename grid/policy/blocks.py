@@ -39,16 +39,6 @@ def cut(rows: int, min_rows: int) -> Ids:
     return cut_rows
 
 
-def grow(cut_rows: Ids, rows: int, min_rows: int) -> Ids:
-    """The cut of a dataset that has got more rows, at its end: old rows keep their blocks, new ones join the last, or make
-    new blocks as soon as there are min_rows of them."""
-    added = rows - len(cut_rows)
-    last = int(cut_rows.max(initial=0))
-    if added < min_rows:
-        return np.concatenate([cut_rows, np.full(added, last, np.int32)])
-    return np.concatenate([cut_rows, cut(added, min_rows) + np.int32(last + 1)])
-
-
 def rows_of(cut_rows: Ids, blocks: Sequence[int]) -> npt.NDArray[np.int64]:
     """The rows of these blocks, block after block. Raises `InvalidRequest` for a block that is not there, or asked for twice."""
     known = int(cut_rows.max(initial=0)) + 1

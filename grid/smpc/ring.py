@@ -29,8 +29,9 @@ def from_tensor(value: Tensor) -> Elements:
 
 
 def to_tensor(elements: Elements) -> Tensor:
-    """Ring elements as an int64 tensor over the same memory."""
-    return torch.from_numpy(numpy.ascontiguousarray(elements).view(numpy.int64))
+    """Ring elements as an int64 tensor; over the same memory where that is dense."""
+    dense = elements if elements.flags.c_contiguous else elements.copy()
+    return torch.from_numpy(dense.view(numpy.int64))
 
 
 def split(value: Elements, parties: int, random_bytes: RandomBytes = os.urandom) -> list[Elements]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 
 from grid.store.base import DatasetState, Store
@@ -13,7 +14,8 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._datasets: dict[str, DatasetState] = {}
-        self._claims: dict[str, float] = {}
+        self._claims: set[str] = set()
+        self._expiries: list[tuple[float, str]] = []
 
     def load(self, dataset: str) -> DatasetState | None:
         with self._lock:
@@ -25,11 +27,12 @@ class MemoryStore(Store):
 
     def claim(self, name: str, expiry: float, wall: float) -> bool:
         with self._lock:
-            for expired in [known for known, until in self._claims.items() if until < wall]:
-                del self._claims[expired]
+            while self._expiries and self._expiries[0][0] < wall:
+                self._claims.discard(heapq.heappop(self._expiries)[1])
             if name in self._claims:
                 return False
-            self._claims[name] = expiry
+            self._claims.add(name)
+            heapq.heappush(self._expiries, (expiry, name))
             return True
 
     def close(self) -> None:

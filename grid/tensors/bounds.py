@@ -37,6 +37,8 @@ def measure(bound: Bound, max_elements: int = MAX_ELEMENTS) -> list[Tensor]:
     before = _BEFORE.get(op.bounds)
     if before is not None:
         before(bound)
+    if bound.get("reduction", 0) not in (0, 1, 2):
+        raise _misfit(bound, "reduction must be 0, 1 or 2")
     results = infer(bound)
     total = sum(elements(result.shape) for result in results)
     if total > max_elements:
@@ -129,6 +131,8 @@ def _dim_index(bound: Bound) -> None:
         _demand(bound, index.dim() == len(shape) or 0 in (index.dim(), len(shape)), "the index has another number of dimensions")
     for at, length in enumerate(index.shape if index.dim() == len(own) else ()):
         for which, shape in enumerate(others):
+            if not shape:
+                continue
             free = which == 0 and at == axis % len(own)
             _demand(bound, free or length <= shape[at], f"the index is longer than its partner in dimension {at}")
 
@@ -155,7 +159,7 @@ def _classes(bound: Bound) -> None:
 def _gradient(bound: Bound) -> None:
     """The gradient has the shape that the forward operation would have made."""
     base = bound.op.base
-    grad = "grad" if "softmax" in base else "grad_output"
+    grad = "grad_output"
     if "softmax" in base:
         _same(bound, grad, bound["output"].shape)
         return
@@ -166,6 +170,7 @@ def _gradient(bound: Bound) -> None:
         _same(bound, grad, [*size[:2], *out])
         return
     own = bound["self"]
+    _demand(bound, min(own.shape, default=1) >= 1, "the input must not be empty")
     if "adaptive" in base:
         _demand(bound, own.dim() in (3, 4) and bound[grad].dim() == own.dim(), "input and gradient must have 3 or 4 dimensions")
         _same(bound, grad, [*own.shape[:-2], *bound[grad].shape[-2:]])
@@ -257,6 +262,7 @@ def _convolution(bound: Bound) -> None:
 def _attention(bound: Bound) -> None:
     query, key, value = bound["query"], bound["key"], bound["value"]
     _demand(bound, query.dim() == key.dim() == value.dim() == 4, "query, key and value must have 4 dimensions")
+    _demand(bound, min(*query.shape, *key.shape) >= 1, "query, key and value must not be empty")
     (n, h, length, width), source = query.shape, key.shape[2]
     _same(bound, "key", (n, h, source, width))
     _same(bound, "value", (n, h, source, width))
@@ -316,6 +322,23 @@ def _part(bound: Bound) -> None:
     _same(bound, name, taken.shape)
 
 
+def _floats(bound: Bound) -> None:
+    """These kernels divide, and a processor stops the program at a whole number divided by 0."""
+    _demand(bound, any(tensor.is_floating_point() for tensor in bound.tensors()), "the tensors must be of floating-point numbers")
+    if bound.op.base in ("binary_cross_entropy", "binary_cross_entropy_backward"):
+        shape = tuple(bound["self"].shape)
+        _same(bound, "target", shape)
+        _same(bound, "grad_output", shape, ())
+        if bound["weight"] is not None:
+            _broadcasts(bound, tuple(bound["weight"].shape), shape)
+
+
+def _histogram(bound: Bound) -> None:
+    low, high = float(bound["min"]), float(bound["max"])
+    _demand(bound, 1 <= bound["bins"] <= MAX_ELEMENTS, "there must be at least one bin")
+    _demand(bound, math.isfinite(low) and math.isfinite(high) and low <= high, "min and max must be finite and in order")
+
+
 def _unsorted(bound: Bound) -> None:
     _demand(bound, bound["sorter"] is None, "give the sorted sequence itself instead of a sorter")
 
@@ -345,6 +368,8 @@ _BEFORE: Mapping[str, Callable[[Bound], None]] = MappingProxyType(
         "probability": _probability,
         "pivots": _pivots,
         "unsorted": _unsorted,
+        "floats": _floats,
+        "histogram": _histogram,
         "product": _product,
         "part": _part,
     }

@@ -38,6 +38,8 @@ def join_dim(a: Dim, b: Dim) -> Dim:
         (length_a, tag_a), (length_b, tag_b) = left.pop(), right.pop()
         if length_a > length_b:
             left, right, length_a, tag_a, length_b, tag_b = right, left, length_b, tag_b, length_a, tag_a
+        if not length_a:
+            return plain_dim(0)
         if length_b % length_a or (length_b != length_a and isinstance(tag_b, Order)):
             if has_rows(a, b):
                 raise Mix(CUT)

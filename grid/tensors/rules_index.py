@@ -33,7 +33,7 @@ def take(call: Call, axis: int, index: Form, name: str) -> Form:
         values = next(item for item in call.bound["indices"] if item is not None)
     else:
         values = call.tensor(name)
-    positions = values.to(torch.int64).numpy()
+    positions = values.reshape(-1).to(torch.int64).numpy()
     return choose(call, "self", axis, positions % size(dims[axis]))
 
 

@@ -222,6 +222,13 @@ BOUNDS: Mapping[str, str] = MappingProxyType(
         "probability": "native_dropout.default",
         "pivots": "linalg_lu_solve.default",
         "unsorted": "searchsorted.Tensor",
+        "floats": """
+            mse_loss.default binary_cross_entropy.default binary_cross_entropy_with_logits.default huber_loss.default
+            smooth_l1_loss.default soft_margin_loss.default mse_loss_backward.default
+            binary_cross_entropy_backward.default huber_loss_backward.default smooth_l1_loss_backward.default
+            soft_margin_loss_backward.default
+        """,
+        "histogram": "histc.default",
         "part": """
             select_backward.default slice_backward.default diagonal_backward.default select_scatter.default
             slice_scatter.default

@@ -20,7 +20,7 @@ from grid.ids import PeerId
 from grid.rpc.dispatch import Handlers
 from grid.rpc.links import Links
 from grid.rpc.peer import Peer
-from grid.settings import GatewaySettings, SessionLimits
+from grid.settings import GatewaySettings
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
 from grid.wire.messages import (
@@ -126,9 +126,8 @@ class Crowd:
         links = Links(on_offer=lambda transport, sender: offers.put_nowait((transport, sender)))
         handlers = Handlers({**links.handlers(), Revocations: lambda context, message: revocations.put_nowait(message.envelope)})
         transport = wrap(self.connect())
-        peer = Peer(
-            transport, initiator=True, handlers=handlers, context=None, limits=SessionLimits(), clock=self.clock, name=name
-        )
+        limits = self.gateway.settings.session
+        peer = Peer(transport, initiator=True, handlers=handlers, context=None, limits=limits, clock=self.clock, name=name)
         fake = FakePeer(me, peer, links, transport, offers, revocations)
         await self.stack.enter_async_context(peer)
         await self.stack.enter_async_context(links.over(peer))

@@ -89,7 +89,8 @@ class _Dialing(connect):
         return exc
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
     if host == "localhost":
         return True
     try:
@@ -119,7 +120,7 @@ async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: flo
             open_timeout=open_s,
             close_timeout=CLOSE_S,
             user_agent_header=None,
-            proxy=None if _is_loopback(place.hostname) else True,
+            proxy=None if is_loopback(place.hostname) else True,
             **options,
         )
     except InvalidURI:

@@ -203,7 +203,7 @@ async def process(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Pro
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=lambda how: how.name)
 async def test_a_node_process_that_is_killed_or_hangs_shows_within_three_seconds(how: signal.Signals) -> None:
     async with (
-        process("gateway", "--dev", "--listen", "127.0.0.1:0") as (_, ready),
+        process("gateway", "--dev", "--listen", "127.0.0.1:0", "--session-patience-s", "2") as (_, ready),
         process("node", "alice", "--dev", "--gateway", ready["url"]) as (node, _),
         reader() as person,
     ):

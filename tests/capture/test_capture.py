@@ -18,8 +18,8 @@ from grid.crypto import noise
 from grid.demo import node_total
 from grid.demo_data import Split, split
 from grid.demo_learning import fresh_model, gradient, train
-from grid.node import workspace
 from grid.smpc import ring
+from grid.tensors import fixed
 from grid.testing import LocalGrid
 from grid.transport.base import Buffer, Transport
 
@@ -70,7 +70,7 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
 def secrets_of_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:
     """Filled while sums run: what the nodes put into them, and the shares that they make."""
     found: dict[str, set[bytes]] = {"rows": set(), "gradients": set(), "shares": set()}
-    encode, split_value = workspace.encode, ring.split
+    encode, split_value = fixed.encode, ring.split
 
     def seen_encode(value: torch.Tensor, *rest: Any) -> torch.Tensor:
         encoded = encode(value, *rest)
@@ -83,7 +83,7 @@ def secrets_of_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:
             found["shares"] |= pieces(share.tobytes())
         return shares
 
-    monkeypatch.setattr(workspace, "encode", seen_encode)
+    monkeypatch.setattr(fixed, "encode", seen_encode)
     monkeypatch.setattr(ring, "split", seen_split)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from grid.client.blocking import Client, background
+from grid.client.blocking import Client, LoopThread, background
 from grid.errors import InvalidRequest, NodeUnavailable, NotFound
 from grid.testing import LocalGrid
 
@@ -175,3 +175,22 @@ def test_search_needs_every_tag(g: Client) -> None:
     assert len(g.search()) == 1 and g.search("#train", "#other") == []
     with pytest.raises(InvalidRequest, match="tags"):
         g.search(["#train"])  # type: ignore[arg-type]
+
+
+def test_the_end_of_the_process_closes_clients_that_were_left_open() -> None:
+    class Forgotten:
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    async def nothing() -> None:
+        return
+
+    thread, client = LoopThread(), Forgotten()
+    thread.clients.add(client)  # type: ignore[arg-type]
+    thread.stop()
+    thread.stop()
+    assert client.closed and thread.loop.is_closed()
+    with pytest.raises(NodeUnavailable, match="shutting down"):
+        thread.run(nothing())

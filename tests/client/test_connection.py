@@ -16,7 +16,7 @@ from small_node import SmallNode, served
 import grid.client.flow as flow
 from grid.client.modules import send
 from grid.client.tensors import RemoteTensor
-from grid.errors import ExecutionFailed, InvalidRequest, NodeUnavailable, ReleaseDenied
+from grid.errors import DeadlineExceeded, ExecutionFailed, InvalidRequest, NodeUnavailable, ReleaseDenied
 from grid.plans.trace import trace
 from grid.wire.messages import Commands, FreeObjects, GetObject, MoveObject, PutPlan, RunPlan
 
@@ -284,3 +284,9 @@ async def test_deepcopy_is_a_new_value_and_copy_is_not() -> None:
             x += 1
         assert (await deep.get()).tolist() == [0, 0] and (await shallow.get()).tolist() == [1, 1]
         assert deep.requires_grad and shallow.requires_grad
+
+
+async def test_a_timeout_counts_from_the_call_even_where_no_session_comes_up() -> None:
+    x = put(SmallNode("alice"), torch.ones(1))
+    with pytest.raises(DeadlineExceeded, match="alice did not answer get"):
+        await x.get(timeout=0.01)

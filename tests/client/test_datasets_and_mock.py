@@ -161,8 +161,8 @@ def test_mock_data_of_other_forms() -> None:
     mock = make_mock(images, 5000)
     assert mock.features.shape == (MAX_ROWS, 1, 8, 8) and mock.features.dtype is torch.float64
     assert mock.targets is not None and set(mock.targets.tolist()) == set(range(10))
-    plain: dict[str, Any] = dict(columns=(), feature_names=(), feature_shape=(4,), feature_dtype="i8", target_dtype="f4", classes=0)
-    tokens = make_mock(card(**plain), 20)
+    plain: dict[str, Any] = dict(columns=(), feature_names=(), feature_shape=(4,), feature_dtype="i8")
+    tokens = make_mock(card(**plain, target_dtype="f4", classes=0), 20)
     assert tokens.features.dtype is torch.int64 and tokens.targets is not None and tokens.targets.dtype is torch.float32
     assert make_mock(card(target_dtype=""), 5).targets is None
     with pytest.raises(InvalidRequest, match="none of its columns"):

@@ -81,8 +81,8 @@ def test_what_needs_values_says_what_to_write(x: RemoteTensor, what: str) -> Non
 
 def test_an_unknown_operation_is_refused_at_once_with_the_line(alice: LocalExecutor, x: RemoteTensor) -> None:
     with pytest.raises(OpNotSupported) as caught:
-        line = here(); x.t_()  # noqa: E702
-    assert line in caught.value.message and "x = x.t()" in caught.value.message and not alice.commands
+        line = here(); x.as_strided((2, 2), (1, 2))  # noqa: E702
+    assert line in caught.value.message and "as_strided" in caught.value.message and not alice.commands
 
 
 def test_printing_shows_no_values_and_sends_nothing(alice: LocalExecutor, x: RemoteTensor) -> None:
@@ -147,6 +147,20 @@ def test_writing_in_place_and_through_views(alice: LocalExecutor) -> None:
         return x
 
     assert torch.equal(program(alice.put(RX)).get(), program(RX.clone()))
+
+
+def test_views_in_place_change_one_tensor_alone(alice: LocalExecutor) -> None:
+    def program(x: Any) -> Any:
+        other = x.detach()
+        assert x.t_() is x and x.shape == (4, 3) and other.shape == (3, 4)
+        x.unsqueeze_(1).transpose_(0, 2)
+        assert x.shape == (3, 1, 4)
+        x.squeeze_()
+        x[0] += 1
+        return torch.cat([x, other])
+
+    assert torch.equal(program(alice.put(RX)).get(), program(RX.clone()))
+    assert not {"aten.t_.default", "aten.squeeze_.default"} & {command.op for command in alice.commands}
 
 
 def test_gradients_through_views_and_writes(alice: LocalExecutor) -> None:

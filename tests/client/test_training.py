@@ -140,6 +140,49 @@ def test_inference_mode_equals_eager() -> None:
         assert torch.allclose(there(send(x, alice.put)).get(), here(x), atol=1e-5)
 
 
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch norm alone": (lambda: nn.BatchNorm1d(5), (6, 5)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), (3, 4, 5, 5)),
+    "instance norm": (lambda: nn.InstanceNorm2d(4, affine=True), (3, 4, 5, 5)),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2), (2, 3, 5, 5)),
+    "convolution in 1 dimension": (lambda: nn.Conv1d(6, 4, 3), (2, 6, 8)),
+    "prelu": (nn.PReLU, (3, 4)),
+    "activations": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.SiLU(), nn.ELU(), nn.LeakyReLU(), nn.Softplus(), nn.Mish()),
+        (3, 4),
+    ),
+    "gru": (lambda: nn.GRU(8, 5, batch_first=True), (4, 6, 8)),
+    "upsample": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2, mode="bilinear")), (2, 1, 6, 6)),
+    "padding": (lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(1, 1, 3), nn.ZeroPad2d(1)), (2, 1, 8, 8)),
+    "decoder": (lambda: Decoder(), (2, 6, 8)),
+}
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x, x[:, :3])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_and_their_gradients_equal_eager(layer: str) -> None:
+    """Inputs that want no gradient are another path of torch's than those in the middle of a model."""
+    torch.manual_seed(2)
+    make, shape = LAYERS[layer]
+    for wants in (False, True):
+        alice, here, x = LocalExecutor(), make(), torch.randn(*shape, requires_grad=wants)
+        there, rx = send(here, alice.put), send(x, alice.put)
+        for module, value in ((here, x), (there, rx)):
+            out = module(value)
+            (out[0] if isinstance(out, tuple) else out).pow(2).sum().backward()
+        pairs = [*zip(here.parameters(), there.parameters(), strict=True), *([(x, rx)] if wants else [])]
+        for expected, got in pairs:
+            assert torch.allclose(got.grad.get(), expected.grad, atol=1e-4), layer
+
+
 def test_a_sent_module_is_a_new_one_of_the_same_class() -> None:
     alice = LocalExecutor()
     here = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))

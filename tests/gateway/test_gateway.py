@@ -41,6 +41,7 @@ from grid.wire.messages import (
 )
 
 QUICK = SessionLimits(handshake_s=0.2)
+IMPATIENT = GatewaySettings(dev=True, session=SessionLimits(heartbeat_s=0.3, patience_s=1.0))
 
 
 def stranger(crowd: Crowd, limits: SessionLimits | None = None) -> Peer:
@@ -230,13 +231,14 @@ class Frozen(Transport):
         await self.inner.close(reason)
 
 
-async def test_a_node_that_hangs_is_offline_within_three_seconds(grid: Crowd) -> None:
-    await grid.peer("bob")
-    alice = await grid.peer("alice", wrap=Frozen)
-    assert isinstance(alice.transport, Frozen)
-    alice.transport.frozen.set()
-    async with asyncio.timeout(3.0):
-        await grid.changed(lambda: grid.gateway.views.status(0)["nodes"]["offline"] == 1)
+async def test_a_node_that_hangs_is_offline_once_patience_with_it_is_over() -> None:
+    async with crowd(IMPATIENT) as grid:
+        await grid.peer("bob")
+        alice = await grid.peer("alice", wrap=Frozen)
+        assert isinstance(alice.transport, Frozen)
+        alice.transport.frozen.set()
+        async with asyncio.timeout(1.5):
+            await grid.changed(lambda: grid.gateway.views.status(0)["nodes"]["offline"] == 1)
 
 
 async def test_leaving_the_gateway_says_goodbye_to_all() -> None:
@@ -355,25 +357,26 @@ async def test_announcements_of_clients_are_refused_and_harm_nothing(grid: Crowd
     assert isinstance(await client.request(ListNodes()), NodeList)
 
 
-async def test_a_peer_that_asks_and_does_not_read_gets_few_replies_made(grid: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    alice = await grid.peer("alice")
-    await alice.announce(*(make_dataset(f"d{number}", description="x" * 9000) for number in range(50)))
-    client = await grid.peer("carl", "client", wrap=Unheard)
-    assert isinstance(client.transport, Unheard)
-    made = 0
-    cards = grid.gateway.views.registry.cards
+async def test_a_peer_that_asks_and_does_not_read_gets_few_replies_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with crowd(IMPATIENT) as grid:
+        alice = await grid.peer("alice")
+        await alice.announce(*(make_dataset(f"d{number}", description="x" * 9000) for number in range(50)))
+        client = await grid.peer("carl", "client", wrap=Unheard)
+        assert isinstance(client.transport, Unheard)
+        made = 0
+        cards = grid.gateway.views.registry.cards
 
-    def counted() -> object:
-        nonlocal made
-        made += 1
-        return cards()
+        def counted() -> object:
+            nonlocal made
+            made += 1
+            return cards()
 
-    monkeypatch.setattr(grid.gateway.views.registry, "cards", counted)
-    asked = [client.peer.start_request(ListNodes()) for _ in range(200)]
-    client.transport.deaf.set()
-    await grid.changed(lambda: grid.gateway.views.status(0)["clients"] == 0)
-    await asyncio.gather(*asked, return_exceptions=True)
-    assert 0 < made < 30
+        monkeypatch.setattr(grid.gateway.views.registry, "cards", counted)
+        asked = [client.peer.start_request(ListNodes()) for _ in range(200)]
+        client.transport.deaf.set()
+        await grid.changed(lambda: grid.gateway.views.status(0)["clients"] == 0)
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert 0 < made < 30
 
 
 # ---------------------------------------------------------------- roots and revocations

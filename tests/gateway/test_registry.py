@@ -54,6 +54,18 @@ def test_the_newer_connection_of_a_peer_counts() -> None:
     assert entry.connection == 2
 
 
+def test_a_client_may_have_several_connections() -> None:
+    registry = Registry()
+    for connection in (1, 2, 3):
+        assert enter(registry, connection, "id-c", "carl", role="client") is None
+    assert registry.online("client") == 1
+    for connection in (3, 1):
+        assert not registry.leave(ConnectionId(connection), PeerId("id-c"), 1.0)
+        assert registry.online("client") == 1
+    assert registry.leave(ConnectionId(2), PeerId("id-c"), 1.0)
+    assert registry.online("client") == 0
+
+
 def test_a_name_belongs_to_the_connected_node_that_has_it() -> None:
     registry = Registry()
     enter(registry, 1, "id-a", "alice")

@@ -86,7 +86,9 @@ class Program:
                 self.values.append(self.labels.enter(tensor, kind))
         for tensor in own(seed):
             self.values.append(self.labels.enter(tensor))
-        self.outside = Value(len(self.values) - 1)
+        given = len(self.values)
+        self.distinct, self.repeated, self.outside = Value(given - 4), Value(given - 2), Value(given - 1)
+        self.vector = Value(given - 11)
 
     def _counted(self, name: str, rule: Rule) -> Rule:
         def counted(call: Any) -> Any:

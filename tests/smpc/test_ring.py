@@ -30,6 +30,8 @@ def test_shapes_without_dimensions_and_without_elements_work() -> None:
         parts = ring.split(value, 3)
         assert all(part.shape == shape for part in parts)
         assert numpy.array_equal(ring.total(parts, shape), value)
+        assert ring.to_tensor(ring.total(parts, shape)).shape == torch.Size(shape)
+    assert ring.to_tensor(ring.from_tensor(torch.arange(6)).reshape(2, 3).T).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_two_of_three_parts_have_the_same_distribution_for_every_value() -> None:

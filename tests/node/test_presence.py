@@ -1,0 +1,189 @@
+"""A node at a real gateway: joined, announced, relayed, dialled directly, and back after the gateway was gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import torch
+from node_mesh import CLOCK, LIMITS, Mesh, clients, dataset, secure_sum
+
+from grid.crypto.identity import LocalIdentity, RootKey, Token, Trust
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable
+from grid.gateway.app import Gateway
+from grid.ids import GridId, PeerId
+from grid.node.app import Node
+from grid.settings import GatewaySettings, NodeSettings
+from grid.store.memory import MemoryStore
+from grid.transport.base import Transport
+from grid.transport.memory import memory_pair
+
+
+class Place:
+    """Where a gateway is dialled. `gateway` None: nobody is there."""
+
+    def __init__(self, settings: GatewaySettings, me: LocalIdentity, trust: Callable[[], Trust]) -> None:
+        self.settings, self.me, self.trust = settings, me, trust
+        self.gateway: Gateway | None = None
+        self.dialled: asyncio.Queue[None] = asyncio.Queue()
+        self.tasks: asyncio.TaskGroup
+
+    async def dial(self) -> Transport:
+        self.dialled.put_nowait(None)
+        if self.gateway is None:
+            raise NodeUnavailable("nobody answers")
+        near, far = memory_pair()
+        self.tasks.create_task(self.gateway.serve(far))
+        return near
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Gateway]:
+        async with Gateway(self.settings, me=self.me, trust=self.trust(), clock=CLOCK, token="t") as self.gateway:
+            try:
+                yield self.gateway
+            finally:
+                self.gateway = None
+
+
+@contextlib.asynccontextmanager
+async def place(dev: bool = True, trust: Callable[[], Trust] = Trust.dev) -> AsyncIterator[Place]:
+    me = LocalIdentity.create(name="gateway", role="gateway", clock=CLOCK)
+    made = Place(GatewaySettings(dev=dev), me, trust)
+    async with asyncio.TaskGroup() as made.tasks:
+        yield made
+
+
+def node(
+    at: Place,
+    name: str = "alice",
+    *,
+    trust: Trust | None = None,
+    me: LocalIdentity | None = None,
+    direct: Callable[[str], Awaitable[Transport]] | None = None,
+) -> Node:
+    return Node(
+        NodeSettings(name=name, dev=True, session=LIMITS),
+        me=me or LocalIdentity.create(name=name, role="node", clock=CLOCK),
+        trust=trust or Trust.dev(),
+        datasets=[dataset(seed=len(name))],
+        store=MemoryStore(),
+        clock=CLOCK,
+        dial=at.dial,
+        dial_direct=direct,
+    )
+
+
+async def known(at: Node) -> dict[str, Any]:
+    assert at._presence is not None
+    return {card.name: card for card in (await at._presence.nodes()).values()}
+
+
+async def test_a_node_joins_and_others_see_its_datasets_and_address() -> None:
+    async with place() as at, at.open(), node(at) as alice, node(at, "bob") as bob:
+        await asyncio.gather(alice.ready(), bob.ready())
+        cards = await known(bob)
+        assert set(cards) == {"alice", "bob"} and cards["alice"].id == alice.id
+        assert [card.name for card in cards["alice"].datasets] == ["d"] and cards["alice"].address == ""
+        await alice.announce_at("127.0.0.1:9001")
+        assert (await known(bob))["alice"].address == "127.0.0.1:9001"
+
+
+async def test_a_node_without_a_gateway_waits_for_one() -> None:
+    async with place() as at, node(at) as alice:
+        ready = asyncio.ensure_future(alice.ready())
+        for _ in range(2):
+            await asyncio.wait_for(at.dialled.get(), 20)
+        assert not ready.done()
+        async with at.open():
+            await asyncio.wait_for(ready, 20)
+
+
+async def test_a_node_comes_back_when_the_gateway_does_with_what_it_has_become() -> None:
+    async with place() as at, node(at) as alice, node(at, "bob") as bob:
+        async with at.open():
+            await asyncio.gather(alice.ready(), bob.ready())
+        await alice.announce_at("127.0.0.1:9001")  # nobody to tell: the next connection does
+        with pytest.raises(NodeUnavailable):
+            await alice.neighbours.session(bob.id)
+        async with at.open(), asyncio.timeout(20):
+            while "alice" not in (now := await known(bob)) or not now["alice"].address:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+
+async def test_nodes_sum_over_relayed_links() -> None:
+    async with place() as at, at.open(), node(at) as alice, node(at, "bob") as bob, node(at, "carol") as carol:
+        nodes = {"alice": alice, "bob": bob, "carol": carol}
+        await asyncio.gather(*(one.ready() for one in nodes.values()))
+        async with clients(Mesh(GridId(at.me.id), nodes)) as raw:
+            refs = {name: await one.put(torch.full((2,), float(len(name)))) for name, one in raw.items()}
+            result, errors = await secure_sum(raw, refs)
+            assert not errors and result is not None and result.tolist() == [13, 13]
+        offline = PeerId("a" * 26)
+        with pytest.raises(GridError):
+            await alice.neighbours.session(offline)
+
+
+async def test_nodes_dial_directly_where_that_works_and_through_the_gateway_otherwise() -> None:
+    dialled: list[str] = []
+    listening: dict[str, Node] = {}
+
+    async def direct(address: str) -> Transport:
+        dialled.append(address)
+        if address not in listening:
+            raise NodeUnavailable("nobody listens there")
+        near, far = memory_pair()
+        listening[address].accept(far)
+        return near
+
+    async with place() as at, at.open(), node(at, direct=direct) as alice, node(at, "bob") as bob:
+        async with node(at, "carol") as carol:
+            await asyncio.gather(alice.ready(), bob.ready(), carol.ready())
+            listening["bob:1"] = bob
+            await bob.announce_at("bob:1")
+            await carol.announce_at("carol:1")
+            for other in (bob, carol):
+                neighbour = await alice.neighbours.session(other.id)
+                assert neighbour.card.name == other.name
+                assert await alice.neighbours.session(other.id) is neighbour  # and it is used again
+            assert dialled == ["bob:1", "carol:1"]
+
+
+async def test_a_gateway_of_another_grid_is_not_joined() -> None:
+    async with place() as at, at.open(), node(at, trust=Trust.rooted(b"\x01" * 32)) as alice:
+        with pytest.raises(AuthenticationFailed):
+            await asyncio.wait_for(alice.ready(), 20)
+
+
+async def test_an_enrolled_node_joins_its_grid(tmp_path: Any) -> None:
+    root = RootKey.create(tmp_path / "root.json")
+    token = Token.parse(root.enroll(name="alice", role="node", gateway_url="ws://x", wall=CLOCK.wall()))
+    me = LocalIdentity.create(role="node", clock=CLOCK, token=token)
+    async with place(dev=False, trust=lambda: Trust.rooted(root.public)) as at, at.open():
+        async with node(at, trust=Trust.rooted(root.public), me=me) as alice:
+            await asyncio.wait_for(alice.ready(), 20)
+        async with node(at, "bob") as stranger:
+            with pytest.raises(AuthenticationFailed):
+                await asyncio.wait_for(stranger.ready(), 20)
+
+
+async def test_a_node_that_has_no_gateway_says_so() -> None:
+    alone = Node(
+        NodeSettings(name="alice"),
+        me=LocalIdentity.create(name="alice", role="node", clock=CLOCK),
+        trust=Trust.dev(),
+        datasets=[],
+        store=MemoryStore(),
+        clock=CLOCK,
+    )
+    async with alone:
+        with pytest.raises(InvalidRequest):
+            await alone.ready()
+        with pytest.raises(NodeUnavailable):
+            await alone.neighbours.session(PeerId("x"))
+        near, far = memory_pair()
+        alone.accept(far)  # it does not know which grid it belongs to
+        with pytest.raises(NodeUnavailable):
+            await near.receive()

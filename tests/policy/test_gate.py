@@ -1,0 +1,265 @@
+"""The gate's rules, one by one, on types that real operations made; the store holds what releases use up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from grid.errors import BudgetExhausted, InvalidRequest, QuotaExceeded, ReleaseDenied
+from grid.ids import PeerId, PlanId
+from grid.policy import blocks
+from grid.policy.gate import POINTERS, Gate, Guarded, Origin, RateLimits
+from grid.policy.labels import Labels
+from grid.policy.rules import Policy
+from grid.store.base import DatasetState
+from grid.store.memory import MemoryStore
+from grid.tensors.ops import lookup
+from grid.testing.clocks import FakeClock
+
+ROWS = 60
+CLIENT = PeerId("a" * 26)
+PLAN = PlanId("1" * 64)
+OTHER = PlanId("2" * 64)
+
+
+class Bench:
+    """A dataset of 60 rows and 4 columns behind a gate, and one client's labelled memory."""
+
+    def __init__(self, *, limits: RateLimits | None = None, **policy: object) -> None:
+        self.policy = Policy.from_table({"release": "aggregate", "plans": "any", "max_elements": 1000, **policy})
+        self.store = MemoryStore()
+        cut = blocks.cut(ROWS, self.policy.min_rows)
+        self.store.save("d", DatasetState(ROWS, self.policy.min_rows, cut.astype("<i4").tobytes()))
+        self.clock = FakeClock()
+        self.limits = limits or RateLimits(1000, 1 << 30)
+        self.labels = Labels(strict=True)
+        self.x = torch.randn(ROWS, 4)
+        self.labels.enter(self.x, self.labels.dataset_type("d", ROWS, self.x.shape))
+        self.open_gate()
+
+    def open_gate(self) -> None:
+        """A new gate over the same store, as after a restart."""
+        self.gate = Gate([Guarded("d", ROWS, self.policy)], store=self.store, clock=self.clock, limits=self.limits)
+
+    def op(self, name: str, *args: object, **kwargs: object) -> Tensor:
+        return self.labels.run(lookup(f"aten.{name}"), list(args), dict(kwargs))[0]
+
+    def total(self, start: int = 0, end: int = ROWS) -> Tensor:
+        """Column sums over some rows."""
+        return self.op("sum.dim_IntList", self.op("slice.Tensor", self.x, 0, start, end), [0])
+
+    def release(self, value: Tensor, origin: Origin = POINTERS) -> None:
+        self.gate.release(self.labels.type_of(value), origin, elements=value.numel(), nbytes=4 * value.numel(), client=CLIENT)
+
+    def refused(self, value: Tensor, origin: Origin = POINTERS) -> ReleaseDenied:
+        with pytest.raises(ReleaseDenied) as caught:
+            self.release(value, origin)
+        assert caught.value.details["instead"], "a refusal says what to write instead"
+        assert "'d'" in caught.value.message
+        return caught.value
+
+
+def test_an_aggregate_leaves() -> None:
+    bench = Bench()
+    bench.release(bench.total())
+    state = bench.store.load("d")
+    assert state is not None and state.elements == 4 and state.partition
+
+
+def test_rows_do_not() -> None:
+    bench = Bench()
+    error = bench.refused(bench.op("mul.Scalar", bench.x, 1))
+    assert error.details["rule"] == "rows" and ".sum(0)" in error.message
+
+
+def test_the_step_that_mixed_rows_is_named() -> None:
+    bench = Bench()
+    flipped = bench.labels.run(lookup("aten.flip.default"), [bench.x, [0]], {}, "command 7")[0]
+    error = bench.refused(bench.op("sum.dim_IntList", flipped, [0]))
+    assert error.details["rule"] == "mixed" and "command 7" in str(error.details["step"]) and "flip" in error.message
+
+
+def test_too_few_rows() -> None:
+    bench = Bench()
+    error = bench.refused(bench.total(0, 9))
+    assert error.details["rule"] == "min_rows" and "9 rows" in error.message and "10" in error.message
+    bench.release(bench.total(0, 10))
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["at once", "after a restart"])
+def test_three_releases_of_which_each_pair_differs_by_many_rows(restart: bool) -> None:
+    """A = {0} + P, B = {0} + Q, C = P + Q: then A + B - C is twice row 0, though every two sets differ by 21 rows or more."""
+    bench = Bench()
+    first, second = list(range(1, 26)), list(range(26, 51))
+    sets = [[0, *first], [0, *second], [*first, *second]]
+    picked = [bench.op("index_select.default", bench.x, 0, bench.labels.enter(torch.tensor(rows))) for rows in sets]
+    values = [bench.op("sum.dim_IntList", rows, [0]) for rows in picked]
+    bench.release(values[0])
+    if restart:
+        bench.open_gate()
+    error = bench.refused(values[1])
+    assert error.details["rule"] == "partition" and "ds.batches" in error.message
+    bench.release(values[0])  # what was released once draws nothing new
+    with pytest.raises(ReleaseDenied):
+        bench.release(values[2])  # rows 1 to 50: of the first set it leaves out row 0 alone
+
+
+def test_a_refused_release_uses_nothing_up() -> None:
+    bench = Bench()
+    bench.release(bench.total())
+    before = bench.store.load("d")
+    bench.refused(bench.total(1))
+    bench.refused(bench.total(0, 5))
+    assert bench.store.load("d") == before
+
+
+def test_elements_add_up_over_the_dataset_and_all_clients() -> None:
+    bench = Bench(max_elements=10)
+    value = bench.total()
+    bench.release(value)
+    bench.gate.release(bench.labels.type_of(value), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
+    with pytest.raises(BudgetExhausted) as caught:
+        bench.release(value)
+    assert caught.value.details["rule"] == "max_elements" and "8 of 10" in caught.value.message
+    bench.open_gate()
+    with pytest.raises(BudgetExhausted):
+        bench.release(value)
+
+
+def test_the_default_is_a_third_of_the_rows() -> None:
+    assert Policy().element_limit(100) == 33
+    assert Policy(max_elements=5).element_limit(100) == 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [({"release": "deny"}, "release"), ({"release": "approve"}, "release"), ({"plans": "builtin"}, "plans")],
+    ids=["deny", "approve", "builtin"],
+)
+def test_modes_that_let_nothing_out(policy: dict[str, object], rule: str) -> None:
+    bench = Bench(**policy)
+    assert bench.refused(bench.total()).details["rule"] == rule
+    assert bench.refused(bench.total(), Origin(frozenset([PLAN]), PLAN)).details["rule"] == rule
+
+
+def test_an_open_dataset_lets_rows_out_and_counts_nothing() -> None:
+    bench = Bench(release="open", max_elements=1)
+    bench.release(bench.x)
+    state = bench.store.load("d")
+    assert state is not None and state.elements == 0 and not state.partition
+
+
+@pytest.mark.parametrize(
+    ("origin", "leaves"),
+    [
+        (Origin(frozenset([PLAN]), PLAN), True),
+        (Origin(frozenset([OTHER]), OTHER), False),
+        (Origin(frozenset([PLAN, OTHER]), PLAN), False),
+        (Origin(None, None), False),
+    ],
+    ids=["the plan", "another plan", "the plan on another plan's result", "pointers"],
+)
+def test_an_allow_list_lets_out_what_these_plans_alone_made(origin: Origin, leaves: bool) -> None:
+    bench = Bench(plans="builtin", allow=[PLAN], max_elements=0)
+    if leaves:
+        bench.release(bench.total(), origin)  # whatever its size
+    else:
+        assert bench.refused(bench.total(), origin).details["rule"] == "plans"
+
+
+def test_an_allow_list_does_not_lift_the_row_rules() -> None:
+    bench = Bench(plans="builtin", allow=[PLAN])
+    assert bench.refused(bench.x, Origin(frozenset([PLAN]), PLAN)).details["rule"] == "rows"
+    assert bench.refused(bench.total(0, 3), Origin(frozenset([PLAN]), PLAN)).details["rule"] == "min_rows"
+
+
+def test_a_value_moves_to_nodes_that_the_owner_names() -> None:
+    bench = Bench(sinks=["bob"])
+    kind = bench.labels.type_of(bench.x)
+    bench.gate.check_move(kind, "bob")
+    with pytest.raises(ReleaseDenied) as caught:
+        bench.gate.check_move(kind, "carol")
+    assert caught.value.details["rule"] == "sinks" and "'carol'" in caught.value.message
+
+
+def test_rows_of_another_owner_are_never_ours_to_release() -> None:
+    bench = Bench()
+    foreign = bench.labels.enter(torch.ones(4), bench.labels.foreign(["bob/d"], (4,)))
+    with pytest.raises(ReleaseDenied) as caught:
+        bench.release(foreign)
+    assert caught.value.details["rule"] == "owner"
+    with pytest.raises(ReleaseDenied):
+        bench.release(bench.op("add.Tensor", foreign, bench.total()))
+
+
+@pytest.mark.parametrize(
+    ("policy", "origin", "rule"),
+    [
+        ({}, POINTERS, "sum.plan"),
+        ({"share": False}, Origin(frozenset([PLAN]), PLAN), "share"),
+        ({"release": "deny"}, Origin(frozenset([PLAN]), PLAN), "share"),
+        ({"plans": "builtin"}, Origin(frozenset([PLAN]), PLAN), "plans"),
+    ],
+    ids=["a pointer result", "share = false", "deny", "a plan that is not allowed"],
+)
+def test_operands_that_may_not_go_into_a_sum(policy: dict[str, object], origin: Origin, rule: str) -> None:
+    bench = Bench(**policy)
+    with pytest.raises(ReleaseDenied) as caught:
+        bench.gate.check_sum(bench.labels.type_of(bench.total()), origin)
+    assert caught.value.details["rule"] == rule
+
+
+def test_a_sum_is_a_release() -> None:
+    bench = Bench(max_elements=7)
+    origin = Origin(frozenset([PLAN]), PLAN)
+    kind = bench.labels.type_of(bench.total(0, 20))
+    assert bench.gate.check_sum(kind, origin) == 20
+    state = bench.store.load("d")
+    assert state is not None and state.elements == 0  # a check uses nothing up
+    bench.gate.release_sum(kind, origin, elements=4, nbytes=32, client=CLIENT)
+    assert bench.refused(bench.total(1, 20)).details["rule"] == "partition"
+    with pytest.raises(BudgetExhausted):
+        bench.gate.release_sum(kind, origin, elements=4, nbytes=32, client=CLIENT)
+
+
+async def test_values_and_errors_have_a_rate_per_client() -> None:
+    bench = Bench(limits=RateLimits(values=3, nbytes=1 << 20))
+    bench.release(bench.total())
+    bench.gate.charge_error(CLIENT)
+    bench.release(bench.total())
+    with pytest.raises(QuotaExceeded, match="again in"):
+        bench.release(bench.total())
+    value = bench.total()
+    bench.gate.release(bench.labels.type_of(value), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
+    await bench.clock.advance(61)
+    bench.release(bench.total())
+
+
+def test_bytes_have_a_rate_per_client() -> None:
+    bench = Bench(limits=RateLimits(values=1000, nbytes=20))
+    bench.release(bench.total())
+    with pytest.raises(QuotaExceeded):
+        bench.release(bench.total())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"release": "everything"},
+        {"plans": "some"},
+        {"min_rows": 0},
+        {"min_rows": True},
+        {"max_elements": -1},
+        {"allow": ["abc"]},
+        {"sinks": "bob"},
+        {"share": "yes"},
+        {"epsilon": 0},
+        {"delta": 1.5},
+        {"unknown": 1},
+    ],
+    ids=lambda table: next(iter(table)),
+)
+def test_a_policy_that_makes_no_sense_names_the_key(table: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(table))):
+        Policy.from_table(table)
