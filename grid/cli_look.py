@@ -1,26 +1,31 @@
 """`grid ls`, `grid datasets`, `grid status`: what there is in a grid, as any member may see it.
 
-They join the gateway as a client does, without loading torch: under the identity of this user's `grid.connect`, or under a
-passing one where the grid is `--dev`.
+They join the gateway as a client does, without loading torch: under the identity of this user's `grid.connect`, which a
+`--token` makes and which is kept, or under a passing one where the grid is `--dev`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from grid.cli_support import JSON_OPTION, show_table
+from grid.cli_places import dial_with
+from grid.cli_support import JSON_OPTION, show_table, text_or_file
 from grid.client.home import Credentials, gateway_url
-from grid.clock import SystemClock
-from grid.errors import WireError
-from grid.rpc.hop import Hop, dial_gateway, greeting_of, join_gateway
+from grid.clock import Clock, SystemClock
+from grid.crypto.identity import LocalIdentity, Trust
+from grid.errors import AuthenticationFailed, WireError
+from grid.rpc.hop import Hop, greeting_of, join_gateway
 from grid.settings import SessionLimits
-from grid.wire.messages import Found, FoundDataset, ListNodes, NodeCard, NodeList, Search
+from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, Search
 
 T = TypeVar("T")
 
@@ -32,15 +37,46 @@ GATEWAY_OPTION = click.option(
     help="URL of the gateway [GRID_GATEWAY]",
 )
 
+TOKEN_OPTION = click.option(
+    "--token",
+    envvar="GRID_JOIN",
+    help="a client's token, as `grid enroll` printed it, or a file with it; needed once for a grid with a root [GRID_JOIN]",
+)
+CA_OPTION = click.option(
+    "--tls-ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="GRID_TLS_CA",
+    help="certificates (PEM) to trust for wss, in place of the system's [GRID_TLS_CA]",
+)
+
 PAGE = 1000
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a command reaches a gateway: its options."""
+
+    gateway: str
+    token: str | None
+    tls_ca: Path | None
+
+
+def _access_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Access`, as its argument `access`."""
+
+    @functools.wraps(function)
+    def with_access(*, gateway: str, token: str | None, tls_ca: Path | None, **others: Any) -> None:
+        function(access=Access(gateway=gateway, token=token, tls_ca=tls_ca), **others)
+
+    return GATEWAY_OPTION(TOKEN_OPTION(CA_OPTION(with_access)))
+
+
 @click.command("ls")
-@GATEWAY_OPTION
+@_access_options
 @JSON_OPTION
-def nodes(gateway: str, as_json: bool) -> None:
+def nodes(access: Access, as_json: bool) -> None:
     """List the nodes of a grid: who is there, and how many datasets each has."""
-    found = with_hop(gateway, _list_nodes)
+    found = with_hop(access, _list_nodes)
     if as_json:
         click.echo(json.dumps([_node_facts(card) for card in found]))
         return
@@ -50,11 +86,11 @@ def nodes(gateway: str, as_json: bool) -> None:
 
 @click.command("datasets")
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
-@GATEWAY_OPTION
+@_access_options
 @JSON_OPTION
-def datasets(tags: Sequence[str], gateway: str, as_json: bool) -> None:
+def datasets(tags: Sequence[str], access: Access, as_json: bool) -> None:
     """List the datasets of nodes that are online: those that have every TAG, or all."""
-    found = with_hop(gateway, lambda hop: _search(hop, tags))
+    found = with_hop(access, lambda hop: _search(hop, tags))
     if as_json:
         click.echo(json.dumps([_dataset_facts(one) for one in found]))
         return
@@ -64,15 +100,15 @@ def datasets(tags: Sequence[str], gateway: str, as_json: bool) -> None:
 
 
 @click.command("status")
-@GATEWAY_OPTION
+@_access_options
 @JSON_OPTION
-def status(gateway: str, as_json: bool) -> None:
+def status(access: Access, as_json: bool) -> None:
     """Say whether a gateway answers, which grid it serves, and how much is there."""
-    facts = with_hop(gateway, lambda hop: _status(hop, gateway))
+    facts = with_hop(access, lambda hop: _status(hop, access.gateway))
     if as_json:
         click.echo(json.dumps(facts))
         return
-    click.echo(f"gateway   {gateway} answers in {facts['answer_ms']} ms")
+    click.echo(f"gateway   {access.gateway} answers in {facts['answer_ms']} ms")
     click.echo(f"grid      {facts['grid']}{' (--dev: trust on first use)' if facts['dev'] else ''}")
     click.echo(f"nodes     {facts['nodes_online']} online, {facts['nodes_offline']} offline")
     click.echo(f"datasets  {facts['datasets']}")
@@ -81,19 +117,30 @@ def status(gateway: str, as_json: bool) -> None:
 COMMANDS: tuple[click.Command, ...] = (nodes, datasets, status)
 
 
-def with_hop(url: str, work: Callable[[Hop], Awaitable[T]]) -> T:
+def with_hop(access: Access, work: Callable[[Hop], Awaitable[T]]) -> T:
     """Join the gateway, do the work, leave."""
-    clock = SystemClock()
+    clock, url = SystemClock(), gateway_url(access.gateway)
+    token = None if access.token is None else text_or_file(access.token)
     # Nothing is told to the grid, and nothing of it believed beyond the screen, so any --dev grid may be looked at.
-    credentials = Credentials(url=gateway_url(url), remote_dev=True)
-    limits, dial = SessionLimits(), dial_gateway(gateway_url(url))
+    credentials = Credentials(url=url, token=token, remote_dev=True)
+    limits, dial = SessionLimits(), dial_with(url, access.tls_ca)
 
     async def run() -> T:
-        me, trust = credentials.choose(await greeting_of(dial, clock, limits), clock)
+        me, trust = _identity(credentials, await greeting_of(dial, clock, limits), clock)
         async with join_gateway(dial, me=me, trust=trust, clock=clock, limits=limits) as hop:
             return await work(hop)
 
     return asyncio.run(run())
+
+
+def _identity(credentials: Credentials, greeting: Greeting, clock: Clock) -> tuple[LocalIdentity, Trust]:
+    try:
+        return credentials.choose(greeting, clock)
+    except AuthenticationFailed as error:
+        if greeting.dev or credentials.token is not None:
+            raise
+        advice = "this grid has a root: say --token TOKEN once, as `grid enroll NAME --role client` prints it"
+        raise AuthenticationFailed(f"{advice} ({error.message})") from error
 
 
 async def _list_nodes(hop: Hop) -> Sequence[NodeCard]:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import click
 
+from grid.cli_look import CA_OPTION
+from grid.cli_places import dial_with
 from grid.cli_support import JSON_OPTION, say
+from grid.client.home import gateway_url
 from grid.clock import SystemClock
 from grid.crypto.identity import LocalIdentity, RootKey, Token, Trust
-from grid.rpc.hop import dial_gateway, join_gateway
+from grid.rpc.hop import join_gateway
 from grid.settings import SessionLimits
 from grid.wire.messages import ListNodes, Revocations
 
@@ -74,8 +77,9 @@ def enroll(name: str, role: str, root: Path, gateway: str, organisation: str, da
 @click.argument("who", metavar="NAME_OR_ID")
 @ROOT_OPTION
 @click.option("--gateway", envvar="GRID_GATEWAY", help="the gateway to tell; it passes the list on to everybody [GRID_GATEWAY]")
+@CA_OPTION
 @JSON_OPTION
-def revoke(who: str, root: Path, gateway: str | None, as_json: bool) -> None:
+def revoke(who: str, root: Path, gateway: str | None, tls_ca: Path | None, as_json: bool) -> None:
     """Put a node or client out of the grid, by name or by id.
 
     The new revocation list is signed by the root and kept with it. With --gateway it is in force at once: the gateway and every
@@ -84,19 +88,19 @@ def revoke(who: str, root: Path, gateway: str | None, as_json: bool) -> None:
     keeper = RootKey.load(root)
     envelope = keeper.revoke(who, wall=SystemClock().wall())
     if gateway is not None:
-        asyncio.run(_spread(keeper, envelope, gateway))
+        asyncio.run(_spread(keeper, envelope, gateway_url(gateway), tls_ca))
     how = f"told to {gateway}" if gateway else "not told to anybody yet: run the command again with --gateway"
     event = {"event": "revoked", "who": who, "told": gateway, "revocations": base64.b64encode(envelope).decode("ascii")}
     say(event, f"{who} is revoked; the list was {how}", as_json=as_json)
 
 
-async def _spread(keeper: RootKey, envelope: bytes, url: str) -> None:
+async def _spread(keeper: RootKey, envelope: bytes, url: str, tls_ca: Path | None) -> None:
     """Join the grid for a moment, under an enrolment of minutes, and hand over the list."""
     clock = SystemClock()
     passing = keeper.enroll(name=KEEPER, role="client", gateway_url=url, wall=clock.wall(), valid_s=PASSING_S)
     me = LocalIdentity.create(role="client", clock=clock, token=Token.parse(passing))
     trust = Trust.rooted(keeper.public)
-    async with join_gateway(dial_gateway(url), me=me, trust=trust, clock=clock, limits=SessionLimits()) as hop:
+    async with join_gateway(dial_with(url, tls_ca), me=me, trust=trust, clock=clock, limits=SessionLimits()) as hop:
         hop.peer.notify(Revocations(envelope=envelope))
         await hop.peer.request(ListNodes())  # answered after the list was taken in, as a session keeps its order
 

@@ -12,25 +12,29 @@ import importlib.util
 import os
 import secrets
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 
-from grid.cli_support import CONFIG_OPTION, JSON_OPTION, SettingsCommand, say, settings_from, settings_options
+from grid.cli_places import announced_address, check_dev_node, check_listen, dial_with, find_gateway
+from grid.cli_support import CONFIG_OPTION, JSON_OPTION, SettingsCommand, say, settings_from, settings_options, text_or_file
 from grid.clock import SystemClock
+from grid.crypto.files import only_process
 from grid.crypto.identity import LocalIdentity, Token, Trust, parse_root
 from grid.errors import InvalidRequest
-from grid.rpc.hop import dial_gateway
 from grid.settings import GatewaySettings, NodeSettings
+from grid.store.base import Store
 from grid.store.memory import MemoryStore
 from grid.store.sqlite import SqliteStore
 from grid.transport.base import Transport
 from grid.transport.websocket import dial_websocket, is_loopback, serve_websocket
+from grid.wire.address import format_address, parse_address
 
 TOKEN_BYTES = 24
-MAX_PATH_LETTERS = 250
+MIN_TOKEN_LETTERS = 16
 STORE_FILE = "store.sqlite"
 
 Ready = Callable[[dict[str, Any], str], None]
@@ -52,7 +56,7 @@ def gateway(listen: str | None, config: Path | None, as_json: bool, **flags: Any
         grid gateway --root KEY --state DIR --tls-cert FILE --tls-key FILE --listen 0.0.0.0:443
     """
     if listen is not None:
-        flags["host"], flags["port"] = split_address(listen)
+        flags["host"], flags["port"] = parse_address(listen, listening=True)
     settings = settings_from(GatewaySettings, "gateway", config, flags)
     serve(lambda ready: run_gateway(settings, ready), as_json=as_json)
 
@@ -74,14 +78,6 @@ def node(name: str, join: str | None, config: Path | None, as_json: bool, **flag
     """
     settings = settings_from(NodeSettings, "node", config, {**flags, "name": name})
     serve(lambda ready: run_node(settings, join, ready), as_json=as_json)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT` in its parts; an IPv6 host stands in brackets. Raises `InvalidRequest`."""
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise InvalidRequest(f"{text!r} is not HOST:PORT; write for example 127.0.0.1:8080")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def serve(service: Callable[[Ready], Coroutine[Any, Any, None]], *, as_json: bool) -> None:
@@ -133,11 +129,14 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
     from grid.gateway.http import HttpServer
 
     _check_gateway(settings)
+    token = _dashboard_token()
     clock = SystemClock()
-    me = LocalIdentity.load_or_create(settings.state, name="gateway", role="gateway", clock=clock)
-    trust = Trust.dev() if settings.dev else Trust.rooted(parse_root(settings.root), settings.state)
-    token = os.environ.get("GRID_TOKEN") or secrets.token_urlsafe(TOKEN_BYTES)
-    async with Gateway(settings, me=me, trust=trust, clock=clock, token=token) as running, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.state is not None:
+            stack.enter_context(only_process(settings.state))
+        me = LocalIdentity.load_or_create(settings.state, name="gateway", role="gateway", clock=clock)
+        trust = Trust.dev() if settings.dev else Trust.rooted(parse_root(settings.root), settings.state)
+        running = await stack.enter_async_context(Gateway(settings, me=me, trust=trust, clock=clock, token=token))
         try:
             server = await stack.enter_async_context(HttpServer(running))
         except OSError as error:
@@ -146,6 +145,17 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
         event = {"event": "ready", "url": url, "dashboard": dashboard, "token": token, "id": me.id, "dev": settings.dev}
         ready(event, f"grid gateway ready at {url}\n  dashboard: {dashboard}\n  identity:  {me.id}")
         await asyncio.Event().wait()
+
+
+def _dashboard_token() -> str:
+    """The token of GRID_TOKEN, or a new one. Whoever guesses it reads the dashboard, so a word will not do."""
+    token = os.environ.get("GRID_TOKEN", "")
+    if token and (len(token) < MIN_TOKEN_LETTERS or not token.isascii() or not token.isprintable() or " " in token):
+        raise InvalidRequest(
+            f"GRID_TOKEN must have at least {MIN_TOKEN_LETTERS} letters and digits, so that nobody guesses it;"
+            " without it a new one is made at each start"
+        )
+    return token or secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def _check_gateway(settings: GatewaySettings) -> None:
@@ -162,66 +172,72 @@ def _check_gateway(settings: GatewaySettings) -> None:
 
 
 async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> None:
-    """A node until it is cancelled; ready once the gateway has registered it."""
+    """A node until it is cancelled, or until its gateway will not have it any more; ready once that has registered it."""
     from grid.node.app import Node
     from grid.node.datasets import load_datasets
 
     if settings.dev and join:
         raise InvalidRequest("--dev and --join exclude each other: a node is enrolled by a root key, or trusted on first use")
+    check_listen(settings)
     clock = SystemClock()
-    token = Token.parse(_text_or_file(join)) if join else None
-    me = LocalIdentity.load_or_create(settings.state, name=settings.name, role="node", clock=clock, token=token)
-    if me.enrolment is None and not settings.dev:
-        raise InvalidRequest("say --join TOKEN, as `grid enroll` printed it, or --dev to try things out on this machine")
-    trust = Trust.dev() if me.enrolment is None else Trust.rooted(me.enrolment.root, settings.state)
-    datasets = load_datasets(settings.data) if settings.data else []
-    store = MemoryStore() if settings.state is None else SqliteStore(settings.state / STORE_FILE)
-    node = Node(
-        settings,
-        me=me,
-        trust=trust,
-        datasets=datasets,
-        store=store,
-        clock=clock,
-        dial=dial_gateway(settings.gateway),
-        dial_direct=_dial_address,
-    )
-    with contextlib.closing(store):
-        async with node, _listening(node, settings.listen) as address:
-            await node.ready()
-            names = [dataset.name for dataset in datasets]
-            event = {"event": "ready", "name": me.name, "id": me.id, "gateway": settings.gateway, "datasets": names}
-            where = f"\n  direct links at {address}" if address else ""
-            have = f"\n  datasets: {', '.join(names) or 'none'}\n  identity: {me.id}"
-            ready({**event, "address": address}, f"grid node {me.name} ready at {settings.gateway}{have}{where}")
-            await asyncio.Event().wait()
+    token = Token.parse(text_or_file(join)) if join else None
+    with contextlib.ExitStack() as stack:
+        if settings.state is not None:
+            stack.enter_context(only_process(settings.state))
+        me = LocalIdentity.load_or_create(settings.state, name=settings.name, role="node", clock=clock, token=token)
+        if me.enrolment is None and not settings.dev:
+            raise InvalidRequest("say --join TOKEN, as `grid enroll` printed it, or --dev to try things out on this machine")
+        trust = Trust.dev() if me.enrolment is None else Trust.rooted(me.enrolment.root, settings.state)
+        url = find_gateway(settings, token)
+        check_dev_node(settings, url)
+        dial = dial_with(url, settings.tls_ca)
+        datasets = load_datasets(settings.data) if settings.data else []
+        store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
+        node = Node(
+            settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address
+        )
+        await _run_node(node, url, ready)
+
+
+async def _run_node(node: Any, url: str, ready: Ready) -> None:
+    async with node, _listening(node, node.settings) as address:
+        await node.ready()
+        names = list(node.datasets)
+        event = {"event": "ready", "name": node.name, "id": node.id, "gateway": url, "datasets": names, "address": address}
+        where = f"\n  direct links at {address}" if address else ""
+        have = f"\n  datasets: {', '.join(names) or 'none'}\n  identity: {node.id}"
+        ready(event, f"grid node {node.name} ready at {url}{have}{where}")
+        raise await node.ended()
+
+
+def _open_store(state: Path | None) -> Store:
+    if state is None:
+        return MemoryStore()
+    try:
+        return SqliteStore(state / STORE_FILE)
+    except (OSError, sqlite3.Error) as error:
+        raise InvalidRequest(f"{state / STORE_FILE}: cannot be opened: {error}") from error
 
 
 @contextlib.asynccontextmanager
-async def _listening(node: Any, place: str) -> AsyncIterator[str]:
-    """Listen for direct links at HOST:PORT and announce it; nowhere where `place` is empty. Gives the address."""
-    if not place:
+async def _listening(node: Any, settings: NodeSettings) -> AsyncIterator[str]:
+    """Listen for direct links where the settings say so, and announce it. Gives the address, "" without one."""
+    if not settings.listen:
         yield ""
         return
-    host, port = split_address(place)
+    host, port = parse_address(settings.listen, listening=True)
     async with contextlib.AsyncExitStack() as stack:
         try:
             server = await stack.enter_async_context(serve_websocket(host, port, node.serve))
         except OSError as error:
-            raise InvalidRequest(f"cannot listen on {place}: {error.strerror}") from None
-        address = f"{place.rpartition(':')[0]}:{server.port}"
+            raise InvalidRequest(f"cannot listen on {settings.listen}: {error.strerror}") from None
+        address = announced_address(settings, server.port)
         await node.announce_at(address)
         yield address
 
 
 async def _dial_address(address: str) -> Transport:
-    return await dial_websocket(f"ws://{address}")
-
-
-def _text_or_file(text: str) -> str:
-    """The text itself, or the content of the file that it names."""
-    path = Path(text)
-    return path.read_text(encoding="utf-8") if len(text) < MAX_PATH_LETTERS and path.is_file() else text
+    return await dial_websocket(f"ws://{format_address(*parse_address(address))}")
 
 
 COMMANDS = (gateway, node)

@@ -38,6 +38,7 @@ ERROR_EXITS: Sequence[tuple[type[GridError], int]] = (
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="print JSON for programs")
 
 
+MAX_PATH_LETTERS = 250
 JSON_ASKED = "grid.json"
 
 
@@ -76,6 +77,16 @@ def say(event: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """One line on stdout, at once: the text for people, the event for programs."""
     click.echo(json.dumps(event) if as_json else text)
     sys.stdout.flush()
+
+
+def text_or_file(text: str) -> str:
+    """The text itself, or the content of the file that it names."""
+    path = Path(text)
+    try:
+        is_file = len(text) < MAX_PATH_LETTERS and path.is_file()
+        return path.read_text(encoding="utf-8") if is_file else text
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidRequest(f"{path}: cannot be read as text ({type(error).__name__})") from None
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:

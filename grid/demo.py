@@ -29,6 +29,9 @@ from grid.demo_learning import Model, Total, accuracy, fresh_model, moments, poo
 from grid.demo_processes import Processes, processes
 from grid.errors import ReleaseDenied
 
+WIDTH = 110
+"""Columns where the output does not go to a terminal."""
+
 MOCK_ROWS = 3
 POINT = 0.01
 """The accuracy may differ from that on pooled data by one percentage point."""
@@ -36,7 +39,10 @@ POINT = 0.01
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the demo found; `--json` prints it. Accuracies are shares of the test rows, times in seconds."""
+    """What the demo found; `--json` prints it. Accuracies are shares of the test rows, times in seconds.
+
+    `client_bytes` is what the client sent and received, sealed; the nodes' shares went between the nodes.
+    """
 
     owners: int
     training_rows: int
@@ -49,7 +55,7 @@ class Summary:
     refused: str
     training_s: float
     total_s: float
-    relayed_bytes: int
+    client_bytes: int
 
     @property
     def sound(self) -> bool:
@@ -63,6 +69,8 @@ def run(*, as_json: bool, steps: int, started: float, folder: Path | None = None
     `started` is the monotonic time from which the total counts.
     """
     console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console.width = WIDTH
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="grid-demo-")))
@@ -105,7 +113,7 @@ def show(console: Console, summary: Summary) -> None:
         ("accuracy on the owners' test rows", f"{summary.accuracy:.1%} of {summary.test_rows}"),
         ("the same, trained on pooled rows", f"{summary.pooled_accuracy:.1%}"),
         ("training", f"{summary.training_s:.1f} s for {summary.steps} steps; {summary.total_s:.1f} s for everything"),
-        ("through the gateway", f"{summary.relayed_bytes / 1e6:.2f} MB, sealed"),
+        ("to and from the client", f"{summary.client_bytes / 1e6:.2f} MB, sealed"),
     ):
         table.add_row(f"     {name}", f"[bold]{value}[/]")
     say(console, 7, "The result:")
@@ -147,7 +155,6 @@ def learn(client: Any, data: Split, console: Console, steps: int, started: float
 
     test_rows = sum(one.rows for one in test_sets)
     found = accuracy(node_total(test_sets), model, test_rows)
-    relayed = client.bytes_sent + client.bytes_received
     return Summary(
         owners=len(train_sets),
         training_rows=rows,
@@ -160,7 +167,7 @@ def learn(client: Any, data: Split, console: Console, steps: int, started: float
         refused=refused,
         training_s=round(training_s, 3),
         total_s=round(time.monotonic() - started, 3),
-        relayed_bytes=relayed,
+        client_bytes=client.bytes_sent + client.bytes_received,
     )
 
 

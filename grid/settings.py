@@ -20,23 +20,23 @@ from grid.errors import InvalidRequest
 S = TypeVar("S")
 
 
-def setting(default: Any, text: str) -> Any:
-    """A field with its default and the help text that the command line and the documentation show."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def setting(default: Any, text: str, least: float = 0) -> Any:
+    """A field with its default, the help text that the command line and the documentation show, and a number's lower bound."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
     """What one side of a session accepts and how long it waits."""
 
-    max_message_bytes: int = setting(1 << 30, "largest message, all its chunks together")
-    max_chunked_bytes: int = setting(1 << 30, "bytes of half-received messages that one peer may have with us")
-    max_open_requests: int = setting(4096, "requests of one peer that may be unanswered at once")
-    window_bytes: int = setting(16 << 20, "bytes of large values that a peer may send before we give credit")
-    heartbeat_s: float = setting(1.0, "silence after which we ask whether the peer is there")
-    patience_s: float = setting(10.0, "silence after which we give a peer up; one whose process ended is noticed at once")
-    handshake_s: float = setting(10.0, "time for a new peer to prove who it is")
-    request_s: float = setting(60.0, "default deadline of a request")
+    max_message_bytes: int = setting(1 << 30, "largest message, all its chunks together", 1 << 20)
+    max_chunked_bytes: int = setting(1 << 30, "bytes of a half-received message, or of waiting ones, per session", 1 << 20)
+    max_open_requests: int = setting(4096, "requests of one peer that may be unanswered at once", 1)
+    window_bytes: int = setting(16 << 20, "bytes of large values that a peer may send before we give credit", 4 << 20)
+    heartbeat_s: float = setting(1.0, "silence after which we ask whether the peer is there", 0.01)
+    patience_s: float = setting(10.0, "silence after which we give a peer up; one whose process ended is noticed at once", 0.1)
+    handshake_s: float = setting(10.0, "time for a new peer to prove who it is", 0.1)
+    request_s: float = setting(60.0, "default deadline of a request", 0.1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,10 @@ class GatewaySettings:
     tls_key: Path | None = setting(None, "private key (PEM) for https and wss")
     root: str = setting("", "the root's public key (from `grid root init`); required without --dev")
     allowed_hosts: tuple[str, ...] = setting((), "further host names under which the dashboard may be asked for")
-    max_connections: int = setting(10_000, "connections at once")
-    max_unauthenticated: int = setting(64, "connections at once that have not proved who they are")
-    max_links_per_peer: int = setting(256, "relayed links that one peer may have open")
-    link_buffer_bytes: int = setting(8 << 20, "bytes that may wait for one receiver, shared by those who send to it")
+    max_connections: int = setting(10_000, "connections at once", 1)
+    max_unauthenticated: int = setting(64, "connections at once that have not proved who they are", 1)
+    max_links_per_peer: int = setting(256, "relayed links that one peer may have open", 1)
+    link_buffer_bytes: int = setting(8 << 20, "bytes that may wait for one receiver, shared by those who send to it", 1 << 20)
     max_datasets_per_node: int = setting(1000, "datasets that one node may announce")
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
@@ -65,20 +65,23 @@ class NodeSettings:
     """A node."""
 
     name: str = setting("node", "name of this node, unique in its grid")
-    gateway: str = setting("ws://127.0.0.1:8080", "URL of the gateway")
+    gateway: str = setting("", "URL of the gateway; without it the one in the token, else ws://127.0.0.1:8080")
     data: Path | None = setting(None, "folder of datasets: NAME.toml beside its file")
     state: Path | None = setting(None, "folder for keys and state; without it everything is forgotten at the end")
     listen: str = setting("", "HOST:PORT for direct links; without it all links are relayed")
+    announce: str = setting("", "HOST:PORT at which others reach --listen; needed where that is 0.0.0.0 or behind a proxy")
+    tls_ca: Path | None = setting(None, "certificates (PEM) to trust for wss, in place of the system's")
     dev: bool = setting(False, "trust on first use, for trying things out on one machine")
-    max_objects_per_client: int = setting(100_000, "objects that one client may keep here")
-    max_bytes_per_client: int = setting(2 << 30, "bytes of objects that one client may keep here")
-    max_queued_per_client: int = setting(100_000, "commands of one client that may wait here")
-    max_plan_bytes: int = setting(64 << 20, "largest plan accepted")
-    max_op_elements: int = setting(1 << 28, "elements that one operation may produce")
+    allow_remote_dev: bool = setting(False, "let --dev listen on addresses and use gateways that other machines reach")
+    max_objects_per_client: int = setting(100_000, "objects that one client may keep here", 1)
+    max_bytes_per_client: int = setting(2 << 30, "bytes of objects that one client may keep here", 1)
+    max_queued_per_client: int = setting(100_000, "commands of one client that may wait here", 1)
+    max_plan_bytes: int = setting(64 << 20, "largest plan accepted", 1)
+    max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
     max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
     max_private_errors: int = setting(5, "errors that depend on private values before a client's session ends")
-    compute_threads: int = setting(2, "threads that run commands and plans")
+    compute_threads: int = setting(2, "threads that run commands and plans", 1)
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 
@@ -103,6 +106,7 @@ class Setting:
     kind: Any
     default: Any
     help: str
+    least: float = 0
 
     @property
     def variable(self) -> str:
@@ -123,7 +127,8 @@ def describe(cls: type, prefix: str = "") -> Iterator[Setting]:
         if dataclasses.is_dataclass(kind):
             yield from describe(typing.cast(type, kind), f"{prefix}{field.name}.")
         else:
-            yield Setting(path=prefix + field.name, kind=kind, default=field.default, help=field.metadata["help"])
+            told = field.metadata
+            yield Setting(path=prefix + field.name, kind=kind, default=field.default, help=told["help"], least=told["least"])
 
 
 def load(
@@ -222,7 +227,7 @@ KIND_NAMES: Mapping[Any, str] = {
 
 
 def _checked(one: Setting, value: Any, place: str) -> Any:
-    """The value in the setting's own type, or `InvalidRequest`. Numbers are finite and not negative."""
+    """The value in the setting's own type, or `InvalidRequest`. Numbers are finite and not below the setting's least."""
     kind = one.kind
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind == Path | None and isinstance(value, str | Path):
@@ -235,4 +240,6 @@ def _checked(one: Setting, value: Any, place: str) -> Any:
         raise InvalidRequest(f"{place} must be {KIND_NAMES[kind]}, not {value!r}")
     if number and not (value >= 0 and math.isfinite(value)):
         raise InvalidRequest(f"{place} must be finite and not negative, not {value}")
+    if number and value < one.least:
+        raise InvalidRequest(f"{place} must be at least {one.least:g}, not {value}")
     return value

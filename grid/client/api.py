@@ -33,7 +33,8 @@ from grid.ids import GridId, PeerId
 from grid.rpc.hop import dial_gateway, greeting_of
 from grid.settings import ClientSettings
 from grid.transport.base import Dial, Transport
-from grid.transport.websocket import dial_websocket
+from grid.transport.websocket import dial_websocket, trusted_certificates
+from grid.wire.address import format_address, parse_address
 from grid.wire.messages import Found, FoundDataset, ListNodes, NodeList, Search
 
 __all__ = ["Client", "Dataset", "Node", "connect", "sum"]
@@ -256,15 +257,17 @@ async def connect(
     home: str | Path | None = None,
     remote_dev: bool = False,
     settings: ClientSettings | None = None,
+    ca: str | Path | None = None,
 ) -> Client:
     """Join the grid at `url`, such as `ws://127.0.0.1:8080`. Use the result as `async with`, or `await g.close()` at the end.
 
     `token` is what `grid enroll` printed, needed once; `root` the root's public key, to insist on one grid. Without both, the
     keys kept in `home` count, and grids with `--dev` on this machine are open (`remote_dev=True`: on others, too). `timeout`
-    is the default for everything that waits, in seconds.
+    is the default for everything that waits, in seconds. `ca` is a file of certificates (PEM) to trust for `wss://`, in place
+    of the system's.
     """
     return await open_client(
-        url, root=root, token=token, timeout=timeout, home=home, remote_dev=remote_dev, settings=settings, wait=as_it_is
+        url, root=root, token=token, timeout=timeout, home=home, remote_dev=remote_dev, settings=settings, ca=ca, wait=as_it_is
     )
 
 
@@ -277,6 +280,7 @@ async def open_client(
     home: str | Path | None,
     remote_dev: bool,
     settings: ClientSettings | None,
+    ca: str | Path | None,
     wait: Callable[[Any], Any],
 ) -> Client:
     """`connect`, for both kinds of client."""
@@ -286,7 +290,7 @@ async def open_client(
         url=gateway_url(url), root=root, token=token, home=None if home is None else Path(home), remote_dev=remote_dev
     )
 
-    dial = dial_gateway(credentials.url)
+    dial = dial_gateway(credentials.url, trusted_certificates(None if ca is None else Path(ca)))
     try:
         async with asyncio.timeout(settings.timeout_s):
             greeting = await greeting_of(dial, clock, settings.session)
@@ -300,8 +304,8 @@ async def open_client(
 
 
 async def _dial_address(address: str) -> Transport:
-    """Dial what a node announced: HOST:PORT, or a URL."""
-    return await dial_websocket(address if "://" in address else f"ws://{address}")
+    """Dial what a node announced: HOST:PORT alone, for a path or a user's name would make this client ask others for things."""
+    return await dial_websocket(f"ws://{format_address(*parse_address(address))}")
 
 
 def _with_timeout(settings: ClientSettings, timeout: float | None) -> ClientSettings:

@@ -211,12 +211,14 @@ def connect(
     home: str | Path | None = None,
     remote_dev: bool = False,
     settings: ClientSettings | None = None,
+    ca: str | Path | None = None,
 ) -> Client:
     """Join the grid at `url`, such as `ws://127.0.0.1:8080`. Use the result as `with`, or `g.close()` at the end.
 
     `token` is what `grid enroll` printed, needed once; `root` the root's public key, to insist on one grid. Without both, the
     keys kept in `home` count, and grids with `--dev` on this machine are open (`remote_dev=True`: on others, too). `timeout`
-    is the default for everything that waits, in seconds.
+    is the default for everything that waits, in seconds. `ca` is a file of certificates (PEM) to trust for `wss://`, in place
+    of the system's.
     """
     thread = background()
     opening = api.open_client(
@@ -227,6 +229,7 @@ def connect(
         home=home,
         remote_dev=remote_dev,
         settings=settings,
+        ca=ca,
         wait=thread.run,
     )
     return Client.over(thread.run(opening), thread)

@@ -132,6 +132,8 @@ class NodeConnection:
         """Send a local value; what the caller writes into it later does not count."""
         if value.layout != torch.strided or value.is_quantized:
             raise InvalidRequest("only dense tensors can be sent; call to_dense() on it first")
+        if value.is_meta:
+            raise InvalidRequest("a tensor on the meta device has no values to send; make it on the processor")
         nbytes = value.numel() * value.element_size()
         if nbytes > MAX_VALUE_BYTES:
             raise InvalidRequest(f"{nbytes} bytes are more than one message carries; send parts and torch.cat them there")

@@ -116,8 +116,8 @@ class Dataset:
 
         `seed` makes a shuffle repeatable; the order of blocks is no secret, which rows they hold is the node's.
         """
-        if batch_size < 1:
-            raise InvalidRequest(f"batch_size is {batch_size}; it must be at least 1")
+        if type(batch_size) is not int or batch_size < 1:
+            raise InvalidRequest(f"batch_size is {batch_size!r}; it must be a whole number of at least 1")
         if not self.card.target_dtype:
             raise NotFound(f"the dataset {self.name!r} at {self.node.name} has no target to make batches with; use features")
         blocks = list(self._all_blocks())

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from grid.client.fused import FUSED
+from grid.client.masks import INDEXED, without_masks
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import CPU, Entry, Meta, Result, Shapes, is_known, written_arguments
 from grid.errors import GridError, InvalidRequest, OpNotSupported
@@ -70,6 +71,8 @@ VIEWS_IN_PLACE: Mapping[Any, Any] = {
 }
 """Operations that change a tensor's geometry in place, and the views that do the same. Nodes run the view: there, an object
 that others may share never changes its shape."""
+
+ON_THEIR_OWN = frozenset((*VIEWS_IN_PLACE, *INDEXED))
 
 DEVICE_WORDS = frozenset({"device", "layout", "pin_memory", "generator", "non_blocking"})
 """Arguments that say where memory lies. A node decides that for itself, so they do not travel."""
@@ -149,8 +152,12 @@ class Dispatcher:
         if func is aten.detach.default or func is aten.alias.default:
             one = args[0]
             return self._make(one._meta, one._handle, one.storage_offset())
-        if func in VIEWS_IN_PLACE:
-            return self._view_in_place(func, args)
+        if func in ON_THEIR_OWN:  # one question for both: torch's hash of an operation runs in Python
+            if func in VIEWS_IN_PLACE:
+                return self._view_in_place(func, args)
+            args, done = without_masks(func, args, kwargs, self._is_remote)
+            if done is not None:
+                return args[0] if INDEXED[func] == "write_" else done
         call = _Call(self._cls, func)
         for arg in args:
             call.add(arg)
@@ -210,6 +217,9 @@ class Dispatcher:
         outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place)
         return tuple(values) if values else None
 
+    def _is_remote(self, value: Any) -> bool:
+        return isinstance(value, self._cls)
+
     def _view_in_place(self, func: Any, args: Sequence[Any]) -> Any:
         target, view = args[0], self(VIEWS_IN_PLACE[func], args, {})
         with torch._C._DisableTorchDispatch():  # torch changes the geometry that it knows, and asks nobody
@@ -245,8 +255,9 @@ class Dispatcher:
             for one in target if isinstance(target, (list, tuple)) else [target]:
                 if isinstance(one, torch.Tensor) and not isinstance(one, self._cls):
                     raise InvalidRequest(
-                        f"{func} would write a remote value into a local tensor. {USE_GET}, or make the target remote"
-                        f" with node.send(...) (at {describe(origin(3))})"
+                        f"{func} would write a remote value into a local tensor. {USE_GET} (for a module's parameters,"
+                        " local.load_state_dict(remote.get().state_dict())), or make the target remote with node.send(...)"
+                        f" (at {describe(origin(3))})"
                     )
 
 

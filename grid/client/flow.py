@@ -117,8 +117,7 @@ class Flow:
 
     def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
         """Queue a command, with the tensors that its `Inline` arguments count. Waits while too much is under way."""
-        if self.error is not None:
-            raise again(self.error)
+        self._check_usable()
         if tensors:
             self._count_bytes(sum(len(tensor.data) for tensor in tensors))
         self._outgoing.add((command, tensors, place))
@@ -129,8 +128,7 @@ class Flow:
 
     def queue(self, single: Single, place: Origin) -> None:
         """Queue a message of its own, as `emit`."""
-        if self.error is not None:
-            raise again(self.error)
+        self._check_usable()
         if single.nbytes:
             self._count_bytes(single.nbytes)
         self._outgoing.add((single, (), place))
@@ -138,6 +136,12 @@ class Flow:
             self._wake()
         if self._is_full(MAX_BACKLOG):
             self._wait_for_room()
+
+    def _check_usable(self) -> None:
+        # Asked for every command: in a forked child a queue that was being emptied would take commands and never send them.
+        self._home.check_process()
+        if self.error is not None:
+            raise again(self.error)
 
     def free(self, object_id: ObjectId) -> None:
         """The object is not needed any more. Called by finalizers: takes no lock and never raises."""
@@ -200,6 +204,8 @@ class Flow:
             answer.set_exception(again(self.error))
             return answer
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if not timeout_s >= 0:
+            raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds")
         single = Single(lambda _number: message, what, answer=answer, timeout_s=timeout_s)
         self._outgoing.add((single, (), None))
         self.flush()
@@ -256,7 +262,7 @@ class Flow:
                 peer.notify(sending.message)
                 self._under_way.pop()
                 return
-            timeout_s = single.timeout_s if single is not None and single.timeout_s else COMMAND_TIMEOUT_S
+            timeout_s = single.timeout_s if single is not None and single.timeout_s is not None else COMMAND_TIMEOUT_S
             reply = peer.start_request(sending.message, timeout_s=timeout_s)
         except GridError as error:
             self._finish(sending, error)
@@ -281,8 +287,8 @@ class Flow:
         answer = sending.single.answer if sending.single is not None else None
         if answer is not None:
             if not answer.done():
-                if isinstance(outcome, NodeUnavailable):
-                    answer.set_exception(NodeUnavailable(f"{self._name}: {outcome.message}", node=self._name))
+                if isinstance(outcome, (NodeUnavailable, DeadlineExceeded)) and self._name not in outcome.message:
+                    answer.set_exception(type(outcome)(f"{self._name}: {outcome.message}", node=self._name))
                 elif isinstance(outcome, BaseException):
                     answer.set_exception(outcome)
                 else:
@@ -307,7 +313,8 @@ class Flow:
 
     def _lost(self, error: GridError) -> None:
         if isinstance(error, NodeUnavailable):
-            self.error = NodeUnavailable(f"{self._name}: {error.message}; its remote values are gone", node=self._name)
+            gone = "; its remote values are gone" if self._peer is not None else ""  # what was never there is not gone
+            self.error = NodeUnavailable(f"{self._name}: {error.message}{gone}", node=self._name)
         else:
             self.error = type(error)(f"{self._name}: {error.message}", **error.details)
         self._peer = None

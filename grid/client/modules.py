@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -35,6 +35,36 @@ class RemoteModule(torch.nn.Module):
     def location(self) -> Place:
         """The node that has the parameters."""
         return _outbox_of(self).place
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidRequest(
+            "a remote module cannot be pickled or saved: its parameters are at a node and belong to this session. Use"
+            " model.get() first, or save model.get().state_dict()"
+        )
+
+    # `copy` would ask `__reduce_ex__`, as pickle does, so that copying has to be said here.
+
+    def __copy__(self) -> Any:
+        own = getattr(super(), "__copy__", None)
+        return own() if own is not None else _rebuilt(self, super().__reduce_ex__(4), lambda part: part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        own = getattr(super(), "__deepcopy__", None)
+        if own is not None:
+            return own(memo)
+        return _rebuilt(self, super().__reduce_ex__(4), lambda part: copy.deepcopy(part, memo), memo)
+
+
+def _rebuilt(
+    module: torch.nn.Module, reduced: Any, copied: Callable[[Any], Any], memo: dict[int, Any] | None = None
+) -> torch.nn.Module:
+    """The copy that the `copy` module makes of what `__reduce_ex__` gave. Modules have a state, and no items or setter."""
+    make, args, state = reduced[:3]
+    made: torch.nn.Module = make(*copied(args))
+    if memo is not None:
+        memo[id(module)] = made  # before its state, which may lead back to it
+    made.__setstate__(copied(state))  # type: ignore[no-untyped-call]
+    return made
 
 
 def send_module(module: torch.nn.Module, put: Put) -> torch.nn.Module:

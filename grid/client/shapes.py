@@ -31,6 +31,27 @@ CPU = torch.device("cpu")
 torch.empty(0, device=META).neg()
 
 
+SAME_DTYPE: Mapping[str, tuple[int, ...]] = {
+    "mm": (0, 1),
+    "mv": (0, 1),
+    "addmm": (0, 1, 2),
+    "addmv": (0, 1, 2),
+    "convolution": (0, 1, 2),
+    "native_layer_norm": (0, 2, 3),
+    "native_group_norm": (0, 1, 2),
+    "native_batch_norm": (0, 1, 2, 3, 4),
+    "binary_cross_entropy": (0, 1, 2),
+    "index_add": (0, 3),
+    "index_add_": (0, 3),
+    "index_put": (0, 2),
+    "index_put_": (0, 2),
+}
+"""Positions of operands that a processor wants of one dtype, where the meta device does not mind: the line would be lost."""
+
+NARROW = (torch.float16, torch.bfloat16)
+"""Dtypes of inputs that normalisations take with parameters of another."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Meta:
     """A geometry: what torch needs to know of a tensor to compute shapes. `tensor` has it, on the meta device, at offset 0."""
@@ -99,6 +120,7 @@ class Shapes:
         """
         op = op_of(func)
         _refuse_unknown_sizes(op.name, args)
+        _refuse_mixed_dtypes(op.name, args)
         found = _run(op, func, args, kwargs)
         results: Result | tuple[Result, ...]
         if isinstance(found, (tuple, list)):
@@ -150,6 +172,8 @@ def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
 def _run(op: Op, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `func` returns on meta tensors; the op table knows some that torch cannot run there."""
     values, words = _stand_ins(args), {name: _stand_in(value) for name, value in kwargs.items()}
+    if op.dense:  # as nodes do; results take their strides from the operands
+        values = [value.contiguous() if isinstance(value, torch.Tensor) else value for value in values]
     with torch.no_grad():
         try:
             return func(*values, **words)
@@ -190,3 +214,13 @@ def _refuse_unknown_sizes(op: str, args: Sequence[Any]) -> None:
             "x[mask] has a size that depends on values which are not here; use torch.where(mask, x, 0), multiply by the mask,"
             " or index with a tensor of positions"
         )
+
+
+def _refuse_mixed_dtypes(op: str, args: Sequence[Any]) -> None:
+    """Operands of two dtypes would fail at the node, long after the line that brought them together."""
+    name = op.split(".")[1]
+    operands = [args[place] for place in SAME_DTYPE.get(name, ()) if place < len(args)]
+    dtypes = list(dict.fromkeys(one.dtype for one in operands if isinstance(one, Meta)))
+    if len(dtypes) > 1 and not ("norm" in name and dtypes[0] in NARROW):
+        listed = " and ".join(str(one).removeprefix("torch.") for one in dtypes)
+        raise InvalidRequest(f"{op}: its operands are {listed}, and must be of one dtype; convert one with x.to({dtypes[0]})")

@@ -128,4 +128,5 @@ def _named(name: str, error: GridError, names: dict[str, str]) -> GridError:
         lost = str(error.details.get("node", ""))
         known = names.get(lost, lost) or "one of its nodes"
         return QuorumLost(f"the sum needs {known}, which is gone (as {name} says: {error.message})", node=known)
-    return type(error)(f"{name}: {error.message}", **error.details)
+    said = error.message if error.message.startswith(f"{name}: ") else f"{name}: {error.message}"
+    return type(error)(said, **error.details)

@@ -140,6 +140,33 @@ class RemoteTensor(torch.Tensor):
     def __contains__(self, value: Any) -> NoReturn:
         _needs_value("`in`", "(x == value).sum().get()")
 
+    # These reach for the memory behind the tensor, past the dispatcher. There is none here, and torch does not look.
+
+    def apply_(self, *args: Any) -> NoReturn:
+        _needs_value("apply_()", "operations on whole tensors such as torch.where")
+
+    def map_(self, *args: Any) -> NoReturn:
+        _needs_value("map_()", "operations on whole tensors such as torch.where")
+
+    def map2_(self, *args: Any) -> NoReturn:
+        _needs_value("map2_()", "operations on whole tensors such as torch.where")
+
+    def share_memory_(self) -> NoReturn:
+        _needs_value("share_memory_()", "x.get().share_memory_()")
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _needs_value("DLPack", "x.get() and pass that on")
+
+    def __dlpack_device__(self) -> NoReturn:
+        _needs_value("DLPack", "x.get() and pass that on")
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As `torch.Tensor.to`, for dtypes and memory formats; `InvalidRequest` for a device, which is the node's choice."""
+        device = kwargs.get("device", args[0] if args else None)
+        if isinstance(device, (str, int, torch.device)) and torch.device(device) != CPU:
+            raise InvalidRequest(f"to({str(device)!r}): a node chooses its own devices; leave the call out")
+        return super().to(*args, **kwargs)
+
     def cpu(self, *args: Any, **kwargs: Any) -> NoReturn:
         _needs_value("cpu()", "x.get()")
 
@@ -156,6 +183,7 @@ def wrap(meta: Meta, handle: Handle, offset: int = 0) -> RemoteTensor:
     tensor: RemoteTensor = torch.Tensor._make_wrapper_subclass(
         RemoteTensor, meta.shape, strides=meta.stride, storage_offset=offset, dtype=meta.dtype, device=CPU
     )
+    torch._C._set_throw_on_mutable_data_ptr(tensor)  # else torch's own C functions would hand out a null pointer
     tensor._handle = handle
     tensor._meta = meta
     return tensor

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from grid.errors import AuthenticationFailed
+from grid.errors import AuthenticationFailed, InvalidRequest
 
 MAX_FILE_BYTES = 16 << 20
+LOCK_FILE = "lock"
 
 
 def write_private(path: Path, data: bytes, *, only_new: bool = False) -> bool:
-    """Put `data` at `path`, mode 0600, folders made with 0700. With `only_new`: False, and no change, if it exists."""
+    """Put `data` at `path`, mode 0600, folders made with 0700. With `only_new`: False, and no change, if it exists.
+
+    Raises `InvalidRequest`, naming the path, where nothing can be written there.
+    """
+    try:
+        return _write_private(path, data, only_new=only_new)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write_private(path: Path, data: bytes, *, only_new: bool) -> bool:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -36,6 +49,30 @@ def write_private(path: Path, data: bytes, *, only_new: bool = False) -> bool:
             temporary.unlink()
     _sync_folder(path.parent)
     return True
+
+
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Have a folder, made with 0700 where there is none, to this process alone while the block lasts.
+
+    Two services that share keys and state would throw each other out of the grid. The system frees the lock of a process that
+    ended, however it did. Raises `InvalidRequest` where another process has the folder, or nothing can be written there.
+    """
+    path = folder / LOCK_FILE
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise InvalidRequest(f"{folder}: cannot be used as a state folder: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InvalidRequest(f"another process uses {folder}: stop that one, or give this one a folder of its own") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -74,7 +74,8 @@ class Trust:
             raise AuthenticationFailed("the gateway's greeting is malformed: key and nonce have 32 bytes each")
         if self._root is None and not greeting.dev:
             raise AuthenticationFailed(
-                "this grid has a root and we have none to check it with: connect with a token (`grid enroll` makes one)"
+                "this grid has a root and we have none to check it with: connect with a token, which `grid enroll` makes"
+                " (a node: --join TOKEN in place of --dev; `grid ls` and its like: --token TOKEN)"
             )
         if self._root is not None and greeting.dev:
             raise AuthenticationFailed(

@@ -12,6 +12,7 @@ from aiohttp import web
 from grid.errors import InvalidRequest, NotFound, QuotaExceeded
 from grid.gateway.app import Gateway
 from grid.gateway.guard import secure
+from grid.gateway.protocol import read_body
 from grid.gateway.registry import MAX_PAGE
 from grid.gateway.views import show_node
 from grid.telemetry import printable
@@ -90,7 +91,7 @@ class Api:
 
     async def revocations(self, request: web.Request) -> web.StreamResponse:
         """Take over a newer list. Its signature by the root is what counts; the token alone revokes nobody."""
-        accepted = self._gateway.trust.merge_revocations(await request.read())
+        accepted = self._gateway.trust.merge_revocations(await read_body(request))
         return json_response({"accepted": accepted, "serial": self._gateway.trust.revocation_serial})
 
     async def events(self, request: web.Request) -> web.StreamResponse:

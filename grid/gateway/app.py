@@ -19,8 +19,9 @@ from typing import Any, Self
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, from_wire
-from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
+from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
 from grid.gateway.traffic import TrafficMeter
@@ -79,7 +80,8 @@ class Gateway:
         self._limits = hop_limits(settings.session)
         self._numbers = itertools.count(1)
         self._connections: dict[ConnectionId, Connection] = {}
-        self._strangers: set[ConnectionId] = set()
+        self._strangers = Strangers(settings.max_unauthenticated)
+        self._complaints = Allowance(burst=20, per_s=1)
         self._emptied = asyncio.Event()
         self._registry = Registry(max_datasets=settings.max_datasets_per_node)
         self._router = Router(max_links_per_peer=settings.max_links_per_peer, buffer_bytes=settings.link_buffer_bytes)
@@ -120,15 +122,21 @@ class Gateway:
 
     # ------------------------------------------------------------ connections
 
-    async def serve(self, transport: Transport) -> None:
-        """The life of one connection; owns the transport. Ends when the peer is gone, or as soon as it breaks the rules."""
-        reason = self._full()
+    async def serve(self, transport: Transport, source: str = "") -> None:
+        """The life of one connection; owns the transport. Ends when the peer is gone, or as soon as it breaks the rules.
+
+        `source` is the network address that it comes from, "" where there is none.
+        """
+        verdict = self._strangers.judge(source)
+        reason = self._full() or verdict.refused
         if reason is not None:
             self.metrics.count("grid_connections_refused_total", reason=reason)
-            log.warning("a connection was refused: %s", reason)
-            await transport.close(f"the gateway takes no more connections: {reason}")
+            self._complain("a connection was refused: %s", reason)
+            await refuse(transport, self._greeting(), self._limits, self.clock, refusal(reason))
             return
-        connection = self._greet()
+        if verdict.evict is not None:
+            self._evict(verdict.evict)
+        connection = self._greet(source)
         self.metrics.count("grid_connections_total")
         why = "its connection ended"
         try:
@@ -156,26 +164,37 @@ class Gateway:
     def _full(self) -> str | None:
         if self.stopping:
             return "stopping"
-        if len(self._connections) >= self.settings.max_connections:
-            return "connections"
-        return "unauthenticated" if self.unauthenticated >= self.settings.max_unauthenticated else None
+        return "connections" if len(self._connections) >= self.settings.max_connections else None
+
+    def _complain(self, text: str, *args: object) -> None:
+        """Log what strangers did, as often as that is of use: they could fill the disk with it."""
+        level = logging.WARNING if self._complaints.take(self.clock.monotonic()) else logging.DEBUG
+        log.log(level, text, *args)
+
+    def _evict(self, oldest: ConnectionId) -> None:
+        self._strangers.discard(oldest)
+        self.metrics.count("grid_connections_refused_total", reason="unauthenticated")
+        self._complain("connection %s has to go: too many have not joined", oldest)
+        self._connections[oldest].close_soon(refusal("unauthenticated"))
 
     @property
     def unauthenticated(self) -> int:
         """Connections that have not proved who they are."""
         return len(self._strangers)
 
-    def _greet(self) -> Connection:
-        greeting = Greeting(
+    def _greeting(self) -> Greeting:
+        return Greeting(
             grid=self.grid,
             dev=self.trust.is_dev,
             gateway_key=self._me.public_key,
             nonce=secrets.token_bytes(32),
             wall=self.clock.wall(),
         )
-        connection = Connection(id=ConnectionId(next(self._numbers)), greeting=greeting)
+
+    def _greet(self, source: str) -> Connection:
+        connection = Connection(id=ConnectionId(next(self._numbers)), greeting=self._greeting())
         self._connections[connection.id] = connection
-        self._strangers.add(connection.id)
+        self._strangers.add(connection.id, source)
         return connection
 
     async def _live(self, connection: Connection, peer: Peer) -> GridError | None:
@@ -276,7 +295,8 @@ class Gateway:
             )
         except GridError as error:
             self.metrics.count("grid_connections_refused_total", reason=error.code)
-            log.warning("connection %s may not join: %s", connection.id, printable(error.message))
+            self._complain("connection %s may not join: %s", connection.id, printable(error.message))
+            connection.close_soon(error)  # Signatures are dear to check, and whoever has a good one needs one attempt.
             raise
         connection.card = card
         connection.known()
@@ -296,6 +316,8 @@ class Gateway:
         self._perform(self._router.leave(older.id, why))
 
     def _announce(self, connection: Connection, message: Announce) -> Ok:
+        if not connection.announcements.take(self.clock.monotonic()):
+            raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
         self._registry.announce(_card(connection).id, message)
         self._changed()
         return Ok()

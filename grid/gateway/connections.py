@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 
+from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.errors import GridError, NodeUnavailable, QuotaExceeded
+from grid.gateway.limits import Allowance
 from grid.gateway.registry import ConnectionId
 from grid.rpc.peer import Peer
 from grid.settings import SessionLimits
+from grid.transport.base import Transport
 from grid.wire.messages import Greeting, Message
+from grid.wire.session import Session
 
 HOP_MESSAGE_BYTES = 4 << 20
 """Largest message on a connection to a gateway; the bulk that passes is frames of links, of at most 1 MiB."""
@@ -39,6 +44,7 @@ class Connection:
     leaving: bool = False
     due: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     answering: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
+    announcements: Allowance = dataclasses.field(default_factory=lambda: Allowance(burst=20, per_s=1))
 
     def tell(self, message: Message) -> None:
         """Send a one-way message; a connection that is going needs none."""
@@ -80,3 +86,34 @@ def hop_limits(limits: SessionLimits) -> SessionLimits:
         window_bytes=min(limits.window_bytes, HOP_WINDOW_BYTES),
         max_open_requests=min(limits.max_open_requests, HOP_OPEN_REQUESTS),
     )
+
+
+REFUSE_S = 2.0
+"""Time for a refusal to be read."""
+
+_REFUSALS: Mapping[str, str] = {
+    "connections": "the gateway has as many connections as it takes; try again later",
+    "source": "too many connections from this address have not joined; close some, or try again later",
+    "unauthenticated": "too many connections have not joined, and this was the oldest of them; join at once, or try again later",
+}
+
+
+def refusal(reason: str) -> GridError:
+    """What somebody is told for whom there is no place."""
+    if reason == "stopping":
+        return NodeUnavailable("the gateway is shutting down")
+    return QuotaExceeded(_REFUSALS[reason])
+
+
+async def refuse(transport: Transport, greeting: Greeting, limits: SessionLimits, clock: Clock, error: GridError) -> None:
+    """Say hello and goodbye with the reason, listen to nothing, and close."""
+    session, now = Session(initiator=False, limits=limits, greeting=greeting), clock.monotonic()
+    session.start(now)
+    session.close(error, now)
+    try:
+        with contextlib.suppress(GridError, TimeoutError):  # It has gone, or does not read: then it need not know.
+            async with asyncio.timeout(REFUSE_S):
+                while (frame := session.next_frame(now)) is not None:
+                    await transport.send(*frame)
+    finally:
+        await transport.close(error.message)

@@ -54,13 +54,17 @@ class Guard:
         name = host_name(host)
         if name is None:
             return False
-        return name in self._names or (self._any_address and _is_address(name))
+        wildcard = "*." + name.partition(".")[2]
+        return name in self._names or wildcard in self._names or (self._any_address and _is_address(name))
 
     def origin_allowed(self, origin: str | None, host: str) -> bool:
         """Whether a request with this `Origin` header (None: without one) comes from our own pages."""
         if origin is None:
             return True
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # Brackets without an address in them, for example.
+            return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
     def token_matches(self, offered: str) -> bool:

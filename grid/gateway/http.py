@@ -6,9 +6,9 @@ of the API have one shape: `{"error": {"code", "message", "details"}}`, with the
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 import logging
-import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,9 @@ from grid.gateway.api import Api, Handler, chosen_tags, json_response
 from grid.gateway.app import Gateway
 from grid.gateway.dashboard import PARTS, Dashboard
 from grid.gateway.guard import Guard, secure
+from grid.gateway.protocol import allow_files, protocol_factory, read_token
 from grid.gateway.socket import SocketTransport, new_socket
+from grid.gateway.tls import certificate_names, tls_context
 from grid.telemetry import printable
 
 log = logging.getLogger(__name__)
@@ -59,11 +61,12 @@ class HttpServer:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._settings = gateway.settings
-        self._tls = tls_context(gateway)
-        self._guard = Guard(gateway.settings, gateway.token)
+        self._tls = tls_context(gateway.settings)
+        self._guard = Guard(gateway.settings, gateway.token, certificate_names(gateway.settings))
         self._dashboard = Dashboard()
         self._static = {name: (importlib.resources.files("grid.gateway") / "static" / name).read_bytes() for name in STATIC}
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self._port = 0
 
     @property
@@ -86,19 +89,27 @@ class HttpServer:
         return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     async def __aenter__(self) -> Self:
+        most = self._settings.max_connections
+        allow_files(most)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=SHUTDOWN_S, handle_signals=False)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._settings.host or None, self._settings.port, ssl_context=self._tls)
-            await site.start()
+            assert runner.server is not None  # `setup` made it.
+            host = self._settings.host or None
+            make = protocol_factory(runner.server, most)
+            self._listener = await asyncio.get_running_loop().create_server(
+                make, host, self._settings.port, ssl=self._tls, backlog=128
+            )
         except BaseException:
             await runner.cleanup()
             raise
         self._runner = runner
-        self._port = runner.addresses[0][1]
+        self._port = self._listener.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._listener is not None:
+            self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -139,11 +150,13 @@ class HttpServer:
 
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.headers.get("Host", "")
-        if not self._guard.host_allowed(host):
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        # What needs no token tells no page anything that it could not ask for itself; only pages can be led astray by names.
+        by_program = origin is None and request.path in ("/grid", "/healthz")
+        if not by_program and not self._guard.host_allowed(host):
             name = printable(host[:100])
             raise web.HTTPMisdirectedRequest(text=f"this gateway is not reached as {name!r}; see --allowed-hosts")
-        if not self._guard.origin_allowed(request.headers.get("Origin"), host):
+        if not self._guard.origin_allowed(origin, host):
             raise web.HTTPForbidden(text="requests from pages of other sites are refused")
         if request.path == "/" and "token" in request.query:
             return self._enter(request, request.query["token"])
@@ -188,8 +201,7 @@ class HttpServer:
         return response
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        offered = (await request.post()).get("token", "")
-        return self._enter(request, offered if isinstance(offered, str) else "")
+        return self._enter(request, await read_token(request))
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         return _html(self._dashboard.page(self._facts(request)))
@@ -218,7 +230,7 @@ class HttpServer:
         if not socket.can_prepare(request):
             raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
         await socket.prepare(request)
-        await self._gateway.serve(SocketTransport(socket, request))
+        await self._gateway.serve(SocketTransport(socket, request), request.remote or "")
         return socket
 
 
@@ -228,22 +240,6 @@ _TITLES = {401: "A token is needed", 403: "That is refused", 404: "There is noth
 def status_of(error: GridError) -> int:
     """The HTTP status for an error of ours."""
     return next((status for kind, status in STATUS_OF.items() if isinstance(error, kind)), 500)
-
-
-def tls_context(gateway: Gateway) -> ssl.SSLContext | None:
-    """TLS 1.2 or newer with the certificate of the settings; None where there is none. Raises `InvalidRequest`."""
-    certificate, key = gateway.settings.tls_cert, gateway.settings.tls_key
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise InvalidRequest("TLS needs both --tls-cert and --tls-key")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidRequest(f"{certificate} and {key} are not a certificate and its key in PEM: {error}") from error
-    return context
 
 
 def _http_error(error: web.HTTPException) -> GridError:

@@ -2,9 +2,9 @@
 
 Rules:
 * A peer is known by its id. A node is connected by at most one connection; a newer one of the same id takes its place.
-* A client may have several connections: a person's programs share the keys that the person was enrolled with.
+* A client may have several connections, up to `MAX_CONNECTIONS`: a person's programs share the keys of that person.
 * A node's name belongs to one id. Another identity gets the name only when its holder is not connected.
-* A node that has gone stays listed as offline, up to `max_offline` of them; its datasets are found only while it is online.
+* A node that has gone stays listed as offline, up to `max_offline` of them, without its datasets: those are announced anew.
 * All text in announcements comes from strangers: it is bounded here, once, and escaped where it is shown.
 
 `version` rises with every change that a reader can see.
@@ -13,28 +13,24 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import NewType
 
 from grid.errors import InvalidRequest, QuotaExceeded
+from grid.gateway.announcements import MAX_TAGS, check_announcement
 from grid.ids import PeerId
 from grid.telemetry import printable
-from grid.wire.messages import Announce, ColumnCard, DatasetCard, FoundDataset, NodeCard
+from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
 
 ConnectionId = NewType("ConnectionId", int)
 """One connection to this gateway; never used again."""
 
-MAX_NAME = 200
-MAX_DESCRIPTION = 10_000
-MAX_TAGS = 64
-MAX_TAG = 100
-MAX_COLUMNS = 10_000
-MAX_CATEGORIES = 100_000
-MAX_SHAPE = 8
 MAX_PAGE = 1000
-MAX_DESCRIBED = 1 << 19
-"""Bytes of all descriptions that a node announces."""
+MAX_CONNECTIONS = 16
+"""Connections of one client at once."""
+
+MAX_LISTED = 2 << 20
+"""Bytes of a list of nodes without their datasets; a longer list is cut, the offline nodes first."""
 
 MAX_REPLY = 3 << 19
 """Bytes of descriptions in one reply, so that it stays a message that can be sent."""
@@ -44,7 +40,7 @@ MAX_REPLY = 3 << 19
 class Entry:
     """A peer. `connection` is None while it is offline; `since` is the wall time of its last coming or going.
 
-    `others` are further connections of a client, newest first.
+    `others` are further connections of a client, newest first. `sizes` are the bytes of the datasets' descriptions by name.
     """
 
     id: PeerId
@@ -57,7 +53,12 @@ class Entry:
     others: tuple[ConnectionId, ...] = ()
     address: str = ""
     datasets: tuple[DatasetCard, ...] = ()
-    size: int = 0
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is told of this peer beside its datasets, rounded up."""
+        return 200 + len(self.card) + 4 * (len(self.name) + len(self.organisation) + len(self.address))
 
     @property
     def online(self) -> bool:
@@ -94,11 +95,14 @@ class Registry:
     ) -> ConnectionId | None:
         """A peer has proved who it is. Returns a node's older connection, which this one replaces, if there is one.
 
-        Raises `InvalidRequest` where another node that is connected has the name.
+        Raises `InvalidRequest` where another node that is connected has the name, or the peer is connected in another role;
+        `QuotaExceeded` where it has too many connections.
         """
+        before = self._entries.get(peer)
+        if before is not None and before.online:
+            _check_another(before, role)
         if role == "node":
             self._take_name(name, peer)
-        before = self._entries.get(peer)
         if before is not None:
             self._remove(before)
         entry = Entry(
@@ -106,7 +110,7 @@ class Registry:
         )
         replaced = before.connection if before is not None else None
         if before is not None and before.role == role == "node":
-            entry.address, entry.datasets, entry.size = before.address, before.datasets, before.size
+            entry.address, entry.datasets, entry.sizes = before.address, before.datasets, before.sizes
         elif before is not None and replaced is not None and before.role == role == "client":
             entry.others, replaced = (replaced, *before.others), None
         self._add(entry)
@@ -124,6 +128,7 @@ class Registry:
         self._remove(entry)
         if entry.role == "node":
             entry.connection, entry.since = None, now
+            entry.datasets, entry.sizes = (), {}
             self._add(entry)
             self._forget_oldest()
         self.version += 1
@@ -143,20 +148,9 @@ class Registry:
         entry = self._entries[peer]
         if entry.role != "node":
             raise InvalidRequest(f"only nodes announce datasets, and {printable(entry.name)} joined as a {entry.role}")
-        if len(message.datasets) > self._max_datasets:
-            raise QuotaExceeded(f"{len(message.datasets)} datasets were announced; at most {self._max_datasets} are listed")
-        _bounded("address", message.address, 300)
-        seen: set[str] = set()
-        for dataset in message.datasets:
-            _check_dataset(dataset)
-            if dataset.name in seen:
-                raise InvalidRequest(f"two datasets are named {printable(dataset.name)!r}; rename one of their files")
-            seen.add(dataset.name)
-        size = sum(map(_size, message.datasets))
-        if size > MAX_DESCRIBED:
-            raise QuotaExceeded(f"the descriptions of the datasets take {size} bytes in all; at most {MAX_DESCRIBED} are listed")
+        sizes = check_announcement(message, self._max_datasets)
         self._remove(entry)
-        entry.size = size
+        entry.sizes = sizes
         entry.datasets = tuple(sorted(message.datasets, key=lambda dataset: dataset.name))
         entry.address = message.address
         self._add(entry)
@@ -171,10 +165,17 @@ class Registry:
         return sorted((entry for entry in self._entries.values() if entry.role == "node"), key=_by_name)
 
     def cards(self) -> tuple[NodeCard, ...]:
-        """All nodes by name, for one reply: the later ones without their datasets where those would not fit."""
-        cards, room = [], MAX_REPLY
-        for entry in self.nodes():
+        """The nodes by name, for one reply: where not all fit the offline ones go first, then the datasets of the later ones."""
+        room = MAX_LISTED
+        listed: list[Entry] = []
+        for entry in sorted(self.nodes(), key=lambda entry: not entry.online):
             room -= entry.size
+            if room < 0:
+                break
+            listed.append(entry)
+        cards, room = [], MAX_REPLY
+        for entry in sorted(listed, key=_by_name):
+            room -= sum(entry.sizes.values())
             cards.append(entry.to_card(described=room >= 0))
         return tuple(cards)
 
@@ -197,7 +198,7 @@ class Registry:
         ]
         page, room = [], MAX_REPLY
         for entry, dataset in found[offset : offset + min(limit, MAX_PAGE)]:
-            room -= _size(dataset)
+            room -= entry.sizes[dataset.name] + entry.size
             if room < 0:
                 break
             page.append(FoundDataset(node=entry.id, node_name=entry.name, dataset=dataset))
@@ -264,56 +265,14 @@ def _by_name(entry: Entry) -> tuple[str, PeerId]:
     return entry.name, entry.id
 
 
+def _check_another(before: Entry, role: str) -> None:
+    """Whether a connected peer may have one more connection in this role."""
+    if before.role != role:
+        raise InvalidRequest(f"this identity is connected as a {before.role}; a {role} needs one of its own")
+    if role != "node" and len(before.others) + 1 >= MAX_CONNECTIONS:
+        name = printable(before.name)
+        raise QuotaExceeded(f"{before.role} {name} has {MAX_CONNECTIONS} connections, as many as one may; close some first")
+
+
 def _tags(entry: Entry) -> set[str]:
     return {tag for dataset in entry.datasets for tag in dataset.tags}
-
-
-def _size(dataset: DatasetCard) -> int:
-    """About how many bytes a dataset's description takes in a message."""
-    texts = [dataset.name, dataset.description, *dataset.tags, *dataset.feature_names]
-    texts += [*dataset.policy.allow, *dataset.policy.sinks]
-    texts += [text for column in dataset.columns for text in (column.name, *column.categories)]
-    return 200 + 60 * len(dataset.columns) + sum(len(text.encode()) + 5 for text in texts)
-
-
-def _bounded(what: str, text: str, most: int) -> None:
-    if len(text) > most:
-        raise InvalidRequest(f"the {what} {printable(text[:40])!r}... has {len(text)} characters; at most {most} are listed")
-
-
-def _count(what: str, dataset: DatasetCard, number: int, most: int) -> None:
-    if number > most:
-        raise QuotaExceeded(f"dataset {printable(dataset.name)!r} has {number} {what}; at most {most} are listed")
-
-
-def _check_dataset(dataset: DatasetCard) -> None:
-    """The bounds of one announced dataset. The types of its fields are the codec's business."""
-    _bounded("dataset name", dataset.name, MAX_NAME)
-    if not dataset.name or not dataset.name.isprintable():
-        raise InvalidRequest(f"a dataset's name must be printable text, and {printable(dataset.name)!r} is not")
-    _bounded("description", dataset.description, MAX_DESCRIPTION)
-    _count("tags", dataset, len(dataset.tags), MAX_TAGS)
-    for tag in dataset.tags:
-        _bounded("tag", tag, MAX_TAG)
-        if not tag or not tag.isprintable():
-            raise InvalidRequest(f"a tag of {printable(dataset.name)!r} must be printable text, and {printable(tag)!r} is not")
-    _count("columns", dataset, len(dataset.columns), MAX_COLUMNS)
-    _count("feature names", dataset, len(dataset.feature_names), MAX_CATEGORIES)
-    _count("dimensions", dataset, max(len(dataset.feature_shape), len(dataset.target_shape)), MAX_SHAPE)
-    _count("categories", dataset, sum(len(column.categories) for column in dataset.columns), MAX_CATEGORIES)
-    if dataset.rows < 0:
-        raise InvalidRequest(f"dataset {printable(dataset.name)!r} announces {dataset.rows} rows")
-    _count("allowed plans", dataset, len(dataset.policy.allow), MAX_COLUMNS)
-    _count("sinks", dataset, len(dataset.policy.sinks), MAX_COLUMNS)
-    _check_texts(dataset, dataset.columns)
-
-
-def _check_texts(dataset: DatasetCard, columns: tuple[ColumnCard, ...]) -> None:
-    for column in columns:
-        _bounded("column name", column.name, MAX_NAME)
-        if not all(bound is None or math.isfinite(bound) for bound in (column.minimum, column.maximum)):
-            raise InvalidRequest(f"the range of column {printable(column.name)!r} of {printable(dataset.name)!r} is not finite")
-        for category in column.categories:
-            _bounded(f"category of column {printable(column.name)!r}", category, MAX_NAME)
-    for name in dataset.feature_names:
-        _bounded("feature name", name, 2 * MAX_NAME + 1)

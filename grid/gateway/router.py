@@ -41,6 +41,12 @@ from grid.wire.messages import (
 
 TURN_BYTES = 256 << 10
 
+MAX_LINKS_PER_PAIR = 64
+"""Open links between two peers."""
+
+MAX_OVER = 4
+"""At most so many times `buffer_bytes` wait for one receiver: beyond, the link that holds most of it is closed."""
+
 
 class Tell(NamedTuple):
     """Send this one-way message to a connection now."""
@@ -171,6 +177,8 @@ class Router:
             raise InvalidRequest("a peer cannot open a link to itself")
         if port.opened >= self._max_links:
             raise QuotaExceeded(f"this peer has {port.opened} links open, as many as it may; close some first")
+        if target.links_of.get(port.peer, 0) >= MAX_LINKS_PER_PAIR:
+            raise QuotaExceeded(f"{MAX_LINKS_PER_PAIR} links are open between these two peers, the most there may be; close some")
         offer = LinkId(target.next_offer)
         target.next_offer += 2
         self.opened += 1
@@ -203,7 +211,21 @@ class Router:
         way.queued += cost
         way.target.held += cost
         way.queue.append(frame)
-        return self._list(way)
+        effects = self._list(way)
+        while way.target.held > MAX_OVER * self._buffer_bytes:
+            effects += self._shed(way.target)
+        return effects
+
+    def _shed(self, target: Port) -> list[Effect]:
+        """Close the link that holds most of what waits for a receiver: every link may have a little, and links may be many."""
+        largest = max((way.back for way in target.links.values()), key=lambda way: way.queued)
+        if largest.closing is not None:  # Its source is done with it already, and the receiver still hears of that.
+            _clear(largest)
+            return []
+        why = QuotaExceeded("too much waits for a receiver that does not read, and most of it on this link")
+        _clear(largest)
+        tell = Tell(largest.source.connection, CloseLink(link=largest.source_link, error=ErrorInfo.of(why)))
+        return [tell, *self._end(largest, why)]
 
     def credit(self, connection: ConnectionId, link: LinkId, amount: int) -> list[Effect]:
         """`connection` takes `amount` more bytes of a link."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +26,7 @@ from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
 from grid.node.neighbours import Neighbour, Neighbours
 from grid.node.presence import Presence
 from grid.node.session import ClientSession
+from grid.node.strangers import DIRECT, EVICTED, Strangers
 from grid.node.sums import Sums
 from grid.node.transfers import Transfers
 from grid.node.workspace import Workspace
@@ -36,6 +36,7 @@ from grid.rpc.peer import Peer
 from grid.settings import NodeSettings
 from grid.store.base import Store
 from grid.transport.base import Dial, Transport
+from grid.wire.address import parse_address
 from grid.wire.messages import Announce
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,12 @@ MAX_HANDSHAKES = 64
 """Connections at once that have not proved who they are."""
 
 MAX_SESSIONS_PER_CLIENT = 16
+
+MIN_MESSAGE_BYTES = 16 << 20
+"""Every session takes messages up to this size, however many its client has."""
+
 DIRECT_DIAL_S = 3.0
+"""Time to reach another node at its address and open a channel there, before the gateway is asked for a link."""
 
 DialAddress = Callable[[str], Awaitable[Transport]]
 """Opens a transport to an address that another node announced; raises `NodeUnavailable`."""
@@ -85,8 +91,8 @@ class Node:
         self._given_grid = grid
         self._address = ""
         self._names: dict[PeerId, str] = {me.id: me.name}
-        self._handshakes = 0
-        self._sessions: Counter[PeerId] = Counter()
+        self._strangers = Strangers(MAX_HANDSHAKES, self._evict)
+        self._sessions: dict[PeerId, set[int]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._executor = Executor(settings.compute_threads)
@@ -114,7 +120,7 @@ class Node:
             limits=self.settings.session,
             dial=dial,
             announcement=lambda: Announce(datasets=self._custody.cards(), address=self._address),
-            on_link=lambda transport, _: self.accept(transport),
+            on_link=self.accept,
         )
 
     # ------------------------------------------------------------ life
@@ -153,6 +159,12 @@ class Node:
             raise InvalidRequest("this node has no gateway")
         await self._presence.ready()
 
+    async def ended(self) -> GridError:
+        """Return why the gateway will never have this node (any more), once that is so."""
+        if self._presence is None:
+            raise InvalidRequest("this node has no gateway")
+        return await self._presence.ended()
+
     async def announce_at(self, address: str) -> None:
         """Tell others, through the gateway, that this node also listens for direct connections, at HOST:PORT."""
         self._address = address
@@ -175,14 +187,14 @@ class Node:
 
     # ------------------------------------------------------------ connections that come in
 
-    def accept(self, transport: Transport) -> None:
-        """Take over a transport that somebody opened to this node."""
-        self.spawn(self.serve(transport), "connection")
+    def accept(self, transport: Transport, sender: PeerId = DIRECT) -> None:
+        """Take over a transport that somebody opened to this node; `sender` as the gateway names who asked for a link."""
+        self.spawn(self.serve(transport, sender), "connection")
 
-    async def serve(self, transport: Transport) -> None:
+    async def serve(self, transport: Transport, sender: PeerId = DIRECT) -> None:
         """The life of a transport that somebody opened to this node."""
         try:
-            channel = await self._accept_channel(transport)
+            channel = await self._accept_channel(transport, sender)
             if channel.peer.role == NODE:
                 await self._serve_node(channel)
             else:
@@ -192,40 +204,55 @@ class Node:
         finally:
             await transport.close()
 
-    async def _accept_channel(self, transport: Transport) -> SecureChannel:
+    async def _accept_channel(self, transport: Transport, sender: PeerId) -> SecureChannel:
         grid = self._grid
         if grid is None:
             raise NodeUnavailable("this node does not know its grid yet")
-        if self._handshakes >= MAX_HANDSHAKES:
-            raise QuotaExceeded("too many connections are proving who they are")
-        self._handshakes += 1
-        try:
+        with self._strangers.entered(transport, sender):
             return await accept_channel(
                 transport, me=self.me, trust=self.trust, grid=grid, limits=self.settings.session, clock=self.clock
             )
+
+    def _evict(self, transport: Transport) -> None:
+        self.spawn(transport.close(EVICTED), "eviction")
+
+    @contextlib.contextmanager
+    def _session_of(self, client: PeerId) -> Iterator[int]:
+        """Count a client's session; gives the bytes of the longest message that it may send.
+
+        Of half-received messages nothing is known but that they cost memory, so all sessions of a client together share its
+        quota: the first may use half of it, the next a quarter, and so on.
+        """
+        taken = self._sessions.setdefault(client, set())
+        if len(taken) >= MAX_SESSIONS_PER_CLIENT:
+            raise QuotaExceeded(f"this client has {MAX_SESSIONS_PER_CLIENT} sessions here; close some first")
+        place = next(number for number in range(MAX_SESSIONS_PER_CLIENT) if number not in taken)
+        taken.add(place)
+        try:
+            yield max(self.settings.max_bytes_per_client >> (place + 1), MIN_MESSAGE_BYTES)
         finally:
-            self._handshakes -= 1
+            taken.discard(place)
+            if not taken:
+                self._sessions.pop(client, None)
 
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
-        if self._sessions[client.id] >= MAX_SESSIONS_PER_CLIENT:
-            raise QuotaExceeded(f"{client} has {MAX_SESSIONS_PER_CLIENT} sessions here; close some first")
-        lane = self._executor.lane(str(client), self.settings.max_queued_per_client)
-        session = ClientSession(
-            card=client,
-            lane=lane,
-            workspace=Workspace(custody=self._custody, client=client.id, settings=self.settings, closed=lambda: lane.closed),
-            services=self,
-        )
-        self._sessions[client.id] += 1
-        try:
-            session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
-            async with session.peer:
-                log.info("session with %s", client)
-                await session.peer.wait_closed()
-        finally:
-            self._sessions[client.id] -= 1
-            await session.close()
+        with self._session_of(client.id) as longest:
+            lane = self._executor.lane(str(client), self.settings.max_queued_per_client)
+            session = ClientSession(
+                card=client,
+                lane=lane,
+                workspace=Workspace(custody=self._custody, client=client.id, settings=self.settings, closed=lambda: lane.closed),
+                services=self,
+            )
+            try:
+                session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
+                session.peer.limit_messages(longest)
+                async with session.peer:
+                    log.info("session with %s", client)
+                    await session.peer.wait_closed()
+            finally:
+                await session.close()
 
     async def _serve_node(self, channel: SecureChannel) -> None:
         neighbour = Neighbour(channel.peer)
@@ -249,11 +276,18 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def _open_neighbour(self, node: PeerId) -> AsyncIterator[Neighbour]:
-        transport = await self._reach(node)
+        channel = await self._reach(node)
+        neighbour = Neighbour(channel.peer)
+        neighbour.peer = self._peer(channel, self._node_handlers, NodeContext(neighbour, self), initiator=True)
+        async with neighbour.peer:
+            self._names[node] = neighbour.card.name
+            yield neighbour
+
+    async def _channel_to(self, node: PeerId, transport: Transport) -> SecureChannel:
         grid = self._grid
         if grid is None:
             raise NodeUnavailable("this node does not know its grid yet")
-        channel = await open_channel(
+        return await open_channel(
             transport,
             me=self.me,
             trust=self.trust,
@@ -262,16 +296,11 @@ class Node:
             limits=self.settings.session,
             clock=self.clock,
         )
-        neighbour = Neighbour(channel.peer)
-        neighbour.peer = self._peer(channel, self._node_handlers, NodeContext(neighbour, self), initiator=True)
-        async with neighbour.peer:
-            self._names[node] = neighbour.card.name
-            yield neighbour
 
-    async def _reach(self, node: PeerId) -> Transport:
-        """A transport to another node: direct where it listens and answers, relayed otherwise."""
+    async def _reach(self, node: PeerId) -> SecureChannel:
+        """A channel to another node: direct where it listens and answers as that node, relayed otherwise."""
         if self._dial_node is not None:
-            return await self._dial_node(node)
+            return await self._channel_to(node, await self._dial_node(node))
         if self._presence is None:
             raise NodeUnavailable("this node has no gateway to find other nodes by")
         known = await self._presence.nodes()
@@ -281,11 +310,12 @@ class Node:
         address = known[node].address if node in known else ""
         if address and self._dial_direct is not None:
             try:
-                async with time_limit(self.clock, DIRECT_DIAL_S, "dialling a node directly"):
-                    return await self._dial_direct(address)
+                parse_address(address)  # it comes from a stranger: what is no address must not steer our dial
+                async with time_limit(self.clock, DIRECT_DIAL_S, "reaching a node directly"):
+                    return await self._channel_to(node, await self._dial_direct(address))
             except GridError as error:
                 log.info("node %s does not answer at its address, going through the gateway: %s", node, error)
-        return await self._presence.open_link(node)
+        return await self._channel_to(node, await self._presence.open_link(node))
 
     def _node_lost(self, node: PeerId) -> None:
         self._sums.lost(node)

@@ -53,6 +53,7 @@ class Custody:
             store=store,
             clock=clock,
             limits=RateLimits(settings.max_releases_per_minute, settings.max_released_bytes_per_minute),
+            max_errors=max(1, settings.max_private_errors),
         )
 
     def cards(self) -> tuple[DatasetCard, ...]:

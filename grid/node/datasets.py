@@ -17,7 +17,7 @@ from torch import Tensor
 
 from grid.errors import DatasetError, NotFound
 from grid.node.columns import Column, read_columns
-from grid.node.descriptions import Description, Where, check_keys, parse_description, read_description
+from grid.node.descriptions import MAX_LABEL, Description, Where, check_keys, parse_description, read_description
 from grid.node.tables import Table, read_csv
 from grid.policy.rules import Policy
 from grid.tensors.buffers import short_dtype
@@ -29,6 +29,10 @@ LOCAL_POLICY = {"release": "aggregate", "plans": "any", "min_rows": 10, "max_ele
 """Rules of datasets made in one process that bring none of their own: for tests and notebooks."""
 
 MAX_NAMED_FEATURES = 10_000
+MAX_COLUMNS = 10_000
+MAX_ALL_CATEGORIES = 100_000
+MAX_DIMS = 9
+"""With the rows; like the two before, what gateways list."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -178,6 +182,11 @@ class Dataset:
         return made._checked(description.where)
 
     def _checked(self, where: Where) -> Self:
+        self._check_card(where)
+        policy = self.policy
+        if policy.epsilon is not None or policy.delta is not None:
+            what = "'epsilon' and 'delta' are kept for later and not enforced yet: nothing here is differentially private"
+            log.warning("%s", where.error(what, section="policy", key="delta" if policy.epsilon is None else "epsilon").message)
         smallest = self.policy.min_rows
         if self.policy.release not in ("open", "deny") and self.rows < smallest:
             raise where.error(
@@ -186,6 +195,19 @@ class Dataset:
                 key="min_rows",
             )
         return self
+
+    def _check_card(self, where: Where) -> None:
+        """Refuse what no gateway lists, here where the file can be named."""
+        long = next((column.name for column in self.columns if len(column.name) > MAX_LABEL), "")
+        if long:
+            raise where.error(f"the name of column {long[:40]!r}... has more than {MAX_LABEL} characters")
+        if len(self.columns) > MAX_COLUMNS:
+            raise where.error(f"{len(self.columns)} columns are more than the {MAX_COLUMNS} that a gateway lists")
+        if sum(len(column.categories) for column in self.columns) > MAX_ALL_CATEGORIES:
+            raise where.error(f"all columns together have more than {MAX_ALL_CATEGORIES} categories")
+        dims = max(self.features.dim(), 0 if self.targets is None else self.targets.dim())
+        if dims > MAX_DIMS:
+            raise where.error(f"a tensor has {dims} dimensions; a gateway lists at most {MAX_DIMS}")
 
 
 def _features(columns: Sequence[Column]) -> tuple[Tensor, tuple[str, ...]]:

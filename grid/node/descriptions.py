@@ -20,7 +20,10 @@ from grid.policy.rules import Policy
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 MISSING_RULES = ("error", "category", "mean-of-bounds")
-MAX_TAGS = 100
+MAX_TAGS = 64
+MAX_LABEL = 200
+"""Characters of a column's or category's name; gateways list no longer ones, nor more tags."""
+
 MAX_TEXT = 10_000
 MAX_CATEGORIES = 10_000
 
@@ -150,8 +153,8 @@ def _tags(table: Mapping[str, Any], where: Where) -> tuple[str, ...]:
     tags = table.get("tags", [])
     if not isinstance(tags, list | tuple) or len(tags) > MAX_TAGS:
         raise where.error(f"'tags' must be a list of at most {MAX_TAGS} texts", key="tags")
-    if not all(isinstance(tag, str) and 0 < len(tag) <= 100 for tag in tags):
-        raise where.error("each of 'tags' must be a text of 1 to 100 characters", key="tags")
+    if not all(isinstance(tag, str) and 0 < len(tag) <= 100 and tag.isprintable() for tag in tags):
+        raise where.error("each of 'tags' must be a printable text of 1 to 100 characters", key="tags")
     return tuple(dict.fromkeys(tags))
 
 
@@ -215,6 +218,8 @@ def _categories(rule: Mapping[str, Any], section: str, where: Where) -> tuple[st
             f"'categories' must be a list of 2 to {MAX_CATEGORIES} texts or whole numbers", section=section, key="categories"
         )
     texts = tuple(str(value).strip() for value in values)
+    if max(map(len, texts)) > MAX_LABEL:
+        raise where.error(f"a category has at most {MAX_LABEL} characters", section=section, key="categories")
     if len(set(texts)) != len(texts):
         raise where.error("'categories' holds one of its values twice", section=section, key="categories")
     return texts

@@ -49,6 +49,7 @@ class Operand:
     rows: int
     labelled: bool
     own: bool
+    open: bool
     commit: Callable[[], None]
 
 
@@ -142,6 +143,7 @@ class OneSum:
             rows=operand.rows,
             labelled=operand.labelled,
             own=operand.own,
+            open=operand.open,
             expiry=expiry,
             nonce=secrets.token_bytes(16),
         )

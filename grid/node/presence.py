@@ -15,7 +15,15 @@ from collections.abc import Callable
 
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, WireError
+from grid.errors import (
+    AuthenticationFailed,
+    ClockSkew,
+    GridError,
+    InvalidRequest,
+    NodeUnavailable,
+    QuotaExceeded,
+    WireError,
+)
 from grid.ids import GridId, PeerId
 from grid.rpc.hop import Hop, join_gateway
 from grid.rpc.links import OnOffer
@@ -25,6 +33,12 @@ from grid.transport.base import Dial, Transport
 from grid.wire.messages import Announce, ListNodes, NodeCard, NodeList
 
 log = logging.getLogger(__name__)
+
+SETTLED_S = 5.0
+"""A connection that lived as long has held: the wait before the next one is short again."""
+
+MAX_REFUSALS = 5
+"""Refusals in a row after which a node that was here before takes the gateway's word: it was revoked, or its grid is another."""
 
 
 class Presence:
@@ -56,7 +70,10 @@ class Presence:
         self._grid: GridId | None = trust.grid
         self._fatal: GridError | None = None
         self._settled = asyncio.Event()
+        self._ended = asyncio.Event()
         self._joined_once = False
+        self._refusals = 0
+        self._told = ""
 
     @property
     def grid(self) -> GridId | None:
@@ -74,19 +91,42 @@ class Presence:
         if self._fatal is not None:
             raise self._fatal
 
+    async def ended(self) -> GridError:
+        """Return once this node has given up: why its gateway will never have it (any more)."""
+        await self._ended.wait()
+        assert self._fatal is not None
+        return self._fatal
+
     async def run(self) -> None:
-        """Connect, and connect again, until cancelled. A refusal of the first join is final, and `ready` raises it."""
+        """Connect, and connect again, until cancelled.
+
+        A refusal of the first join or announcement is final, and so are `MAX_REFUSALS` in a row later on.
+        """
         while self._fatal is None:
             try:
                 await self._connected()
             except (AuthenticationFailed, InvalidRequest, WireError) as error:
-                log.error("the gateway and this node do not go together: %s", error)
-                if not self._joined_once:
-                    self._fatal = error
-                    self._settled.set()
+                self._tell("the gateway and this node do not go together", error)
+                self._refused(error)
             except GridError as error:
-                log.warning("the gateway is not reachable: %s", error)
-            await self._backoff.wait()
+                self._tell("the gateway is not reachable", error)
+            if self._fatal is None:
+                await self._backoff.wait()
+
+    def _refused(self, error: GridError) -> None:
+        # Clocks get set, and a gateway of another version gets replaced; an identity that does not hold stays what it is.
+        if isinstance(error, AuthenticationFailed) and not isinstance(error, ClockSkew):
+            self._refusals += 1
+        if not self._joined_once or self._refusals >= MAX_REFUSALS:
+            self._fatal = error
+            self._settled.set()
+            self._ended.set()
+
+    def _tell(self, what: str, error: GridError) -> None:
+        """Log what is wrong once, not at each attempt."""
+        text = f"{what}: {error}"
+        log.log(logging.DEBUG if text == self._told else logging.WARNING, "%s", text)
+        self._told = text
 
     async def _connected(self) -> None:
         """One connection, until it ends."""
@@ -94,16 +134,25 @@ class Presence:
             self._dial, me=self._me, trust=self._trust, clock=self._clock, limits=self._limits, on_offer=self._on_link
         ) as hop:
             self._grid = hop.grid
-            await hop.peer.request(self._announcement())
+            await self._announce_first(hop)
             self._hop = hop
+            since = self._clock.monotonic()
             try:
                 self._joined_once = True
+                self._refusals, self._told = 0, ""
                 self._settled.set()
-                self._backoff.settled()
                 error = await hop.peer.wait_closed()
                 log.warning("the connection to the gateway ended%s", "" if error is None else f": {error}")
             finally:
                 self._hop = None
+                if self._clock.monotonic() - since >= SETTLED_S:
+                    self._backoff.settled()
+
+    async def _announce_first(self, hop: Hop) -> None:
+        try:
+            await hop.peer.request(self._announcement())
+        except QuotaExceeded as error:  # what is too much now will be too much next time
+            raise InvalidRequest(f"the gateway does not take what this node announces: {error.message}") from error
 
     async def announce(self) -> None:
         """Tell the gateway what has changed; where there is none, the next connection does."""

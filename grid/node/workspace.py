@@ -1,7 +1,8 @@
 """One client's memory at a node: objects, their labels, its plans. Every method runs as a job of the client's lane.
 
 What fails leaves a failed object behind, so that whoever uses it later hears the first cause. Only that first cause is
-reported to the client; what merely depends on it is not.
+reported to the client; what merely depends on it is not. Whether an operation on rows fails may depend on their values, so
+that is kept back (`Labels.spoilt`) until the gate has let the value go, and then it is counted.
 """
 
 from __future__ import annotations
@@ -81,11 +82,15 @@ class _LoadedPlan:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Parcel:
-    """A value on its way to another node: its frame, its type, and the datasets that it carries along."""
+    """A value on its way to another node: its frame, its type, and the datasets that it carries along.
+
+    `spoilt`: the failure behind it; for nobody to know before the move is allowed.
+    """
 
     tensor: TensorFrame
     kind: Type
     datasets: tuple[str, ...]
+    spoilt: ExecutionFailed | None
 
 
 class Workspace:
@@ -101,7 +106,6 @@ class Workspace:
         self._objects = ObjectStore(max_objects=settings.max_objects_per_client, max_bytes=settings.max_bytes_per_client)
         self._plans: dict[PlanId, _LoadedPlan | GridError] = {}
         self._plan_bytes = 0
-        self._private_errors = 0
 
     # ------------------------------------------------------------ values
 
@@ -123,14 +127,16 @@ class Workspace:
         self._plans.clear()
 
     def release(self, object_id: ObjectId) -> TensorFrame:
-        """A copy of an object's value, if the gate lets it leave."""
+        """A copy of an object's value, if the gate lets it leave. Only then is told of a failure that depends on rows."""
         stored = self._objects.get(object_id)
         value, kind = stored.value, self._labels.type_of(stored.value)
         nbytes = self._checked_size(value, value.element_size())
         if kind.labelled:
+            self._custody.gate.check_errors(self._client)
             self._custody.gate.release(
                 kind, stored.lineage.origin, elements=value.numel(), nbytes=nbytes, client=self._client
             )
+            self._tell_failure(self._labels.spoilt(value))
         return to_frame(value)
 
     def _checked_size(self, value: Tensor, element_bytes: int) -> int:
@@ -164,7 +170,8 @@ class Workspace:
         if message.blocks:
             rows = blocks.rows_of(self._custody.blocks[dataset.name], message.blocks)
             value = source[rows]
-            kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, rows)
+            every = blocks.count(dataset.rows, dataset.policy.min_rows) == 1  # one block is the whole dataset, as everybody knows
+            kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, None if every else rows)
         else:
             # An object of its own over the dataset's memory, which `fixed` protects from being written.
             value = source.detach() if source.is_contiguous() else source.contiguous()
@@ -199,9 +206,12 @@ class Workspace:
         op = lookup(command.op)
         args = [self._resolve(arg, inline) for arg in command.args]
         kwargs = {name: self._resolve(arg, inline) for name, arg in command.kwargs.items()}
-        results = self._apply(op, args, kwargs, where)
-        for target in _written_refs(command):
-            self._objects.written(self._objects.get(target).value)
+        targets = [self._objects.get(target).value for target in _written_refs(command)]
+        try:
+            results = self._apply(op, args, kwargs, where)
+        finally:  # it may have written, however it ended
+            for target in targets:
+                self._objects.written(target)
         if len(results) != len(command.outputs):
             raise InvalidRequest(f"{op.name} gives {len(results)} tensors, and {len(command.outputs)} were named", op=op.name)
         for object_id, result in zip(command.outputs, results, strict=True):
@@ -211,25 +221,28 @@ class Workspace:
         """Run one operation under labels. This is the meaning of an operation in plans, too."""
         if self._closed():
             raise NodeUnavailable("the client's session is over")
-        try:
-            return self._labels.run(op, args, kwargs, where)
-        except ExecutionFailed as error:
-            if error.details.get("private"):
-                self._count_private_error()
-            raise
+        return self._labels.run(op, args, kwargs, where)
+
+    def _tell_failure(self, failure: ExecutionFailed | None) -> None:
+        """Raise the failure behind a value that was let go, if there is one, and count it."""
+        if failure is None:
+            return
+        self._count_private_error()
+        kind, _, number = str(failure.details.get("step", "")).partition(" ")
+        command = {"command": int(number)} if kind == "command" else {}
+        raise ExecutionFailed(failure.message, **{**failure.details, **command})
 
     def _count_private_error(self) -> None:
         """An error that private values decide on tells a little about them; a few of these and the session is over."""
-        self._private_errors += 1
-        if self._private_errors >= self._settings.max_private_errors:
+        count = self._custody.gate.count_error(self._client)
+        if count >= self._settings.max_private_errors:
             self.on_ended(
                 ReleaseDenied(
-                    f"{self._private_errors} operations on private values failed, and each such failure tells a little about"
+                    f"{count} operations on private values failed within an hour, and each such failure tells a little about"
                     " them; the session is over",
                     rule="private_errors",
                 )
             )
-        self._custody.gate.charge_error(self._client)
 
     def _resolve(self, arg: Any, inline: _Inline) -> Any:
         """An argument with tensors in place of references."""
@@ -255,11 +268,12 @@ class Workspace:
         except _Depends as dependent:
             error = dependent.error
         except GridError as failed:
-            error = failed
+            # What uses the result later fails with this number, too: so the client finds the line to blame, and tells it once.
+            error = type(failed)(failed.message, **{**failed.details, "command": number})
             report(number, error)
         except Exception:
             log.exception("command %d failed", number)
-            error = GridError("something went wrong inside the node; its log says what")
+            error = GridError("something went wrong inside the node; its log says what", command=number)
             report(number, error)
         for object_id in spoilt:
             if object_id > 0:
@@ -324,12 +338,14 @@ class Workspace:
         value = self._objects.get(object_id).value
         kind = self._labels.type_of(value)
         self._checked_size(value, value.element_size())
-        return Parcel(to_frame(value), kind, kind.datasets)
+        return Parcel(to_frame(value), kind, kind.datasets, self._labels.spoilt(value))
 
     def allow_move(self, parcel: Parcel, to: str) -> None:
         """Raise `ReleaseDenied` unless the owners of the rows in a parcel let it go to the node of this name."""
         if parcel.kind.labelled:
+            self._custody.gate.check_errors(self._client)
             self._custody.gate.check_move(parcel.kind, to)
+            self._tell_failure(parcel.spoilt)
 
     def take_delivery(self, object_id: ObjectId, delivery: Delivery) -> None:
         """Keep what another node sent; with its label, if it has one."""
@@ -348,11 +364,18 @@ class Workspace:
         stored = self._objects.get(message.object)
         kind, lineage, gate = self._labels.type_of(stored.value), stored.lineage, self._custody.gate
         self._checked_size(stored.value, RING_BYTES)
-        elements = self._encode(stored.value, message, private=kind.labelled)
         if not kind.labelled:
+            elements = self._encode(stored.value, message)
             claim()
-            return Operand(elements, None, "", 0, labelled=False, own=False, commit=lambda: None)
+            return Operand(elements, None, "", 0, labelled=False, own=False, open=False, commit=lambda: None)
+        gate.check_errors(self._client)
         rows = gate.check_sum(kind, lineage.origin)
+        self._tell_failure(self._labels.spoilt(stored.value))
+        try:
+            elements = self._encode(stored.value, message)
+        except ExecutionFailed:
+            self._count_private_error()
+            raise
         claim()
         commit = partial(
             gate.release_sum,
@@ -362,15 +385,19 @@ class Workspace:
             nbytes=elements.nbytes,
             client=self._client,
         )
-        return Operand(elements, lineage.origin.plan, lineage.arguments, rows, labelled=True, own=True, commit=commit)
+        return Operand(
+            elements,
+            lineage.origin.plan,
+            lineage.arguments,
+            rows,
+            labelled=True,
+            own=True,
+            open=gate.is_open(kind),
+            commit=commit,
+        )
 
-    def _encode(self, value: Tensor, message: StartSum, *, private: bool) -> ring.Elements:
-        try:
-            return ring.from_tensor(fixed.encode(value, message.fraction_bits, len(message.roster)))
-        except ExecutionFailed:
-            if private:
-                self._count_private_error()
-            raise
+    def _encode(self, value: Tensor, message: StartSum) -> ring.Elements:
+        return ring.from_tensor(fixed.encode(value, message.fraction_bits, len(message.roster)))
 
 
 class _Inline:

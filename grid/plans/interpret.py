@@ -20,7 +20,7 @@ from grid.errors import Detail, ExecutionFailed, GridError, PlanRejected
 from grid.plans.checks import check_inputs, compute_size, resolve
 from grid.plans.program import SYM_OPS, Program, Step, refs_in
 from grid.tensors.buffers import from_frame, torch_dtype
-from grid.tensors.ops import MEMORY_FORMATS, Op, bind, flatten, lookup
+from grid.tensors.ops import MEMORY_FORMATS, Op, bind, dense_call, flatten, lookup
 from grid.wire.messages import DType, MemoryFormat, Ref, TensorFrame
 
 
@@ -226,7 +226,7 @@ def _gives_one(op: Op) -> bool:
 
 def _callable(op: Op, outputs: int) -> Callable[..., Any]:
     """What the generated code calls: torch's operation itself wherever its results are what the plan names."""
-    call: Callable[..., Any] = op.call
+    call = dense_call(op)
     if op.unfilled:
         return _Zeroed(call)
     returns = op.call._schema.returns

@@ -83,8 +83,11 @@ class Plan(Program):
         return interpret.Compiled(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan to a file. It holds no code: loading it runs nothing."""
-        Path(path).write_bytes(self.encoding)
+        """Write the plan to a file. It holds no code: loading it runs nothing. Raises `InvalidRequest` where that cannot be."""
+        try:
+            Path(path).write_bytes(self.encoding)
+        except OSError as error:
+            raise InvalidRequest(f"the plan {self.name} cannot be saved as {os.fspath(path)}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

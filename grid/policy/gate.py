@@ -1,7 +1,8 @@
 """The gate: whether a value may leave a node, by the rules that the owners of the rows behind it wrote.
 
 One gate per node. It knows each dataset's policy and what the dataset has released so far (the partition of its rows that
-all releases together have drawn, and the number of elements), kept in the store. Checks come in the order in which a user
+all releases together have drawn, whether by blocks or by positions, and the number of elements), kept in the store. No
+refusal depends on which rows are in which secret block, and none counts rows. Checks come in the order in which a user
 can do something about them; the first that fails raises `ReleaseDenied` with the rule, the step that caused it where there
 is one, and what to write instead. A release is committed to the store before the method returns, so before a value leaves.
 
@@ -21,11 +22,15 @@ from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy.rules import ANY, APPROVE, DENY, OPEN, Policy
 from grid.store.base import DatasetState, Store
-from grid.tensors.rows import Cells, Type, refine_ids
+from grid.tensors.rows import Cells, Choice, Type, refine_ids
 
 MINUTE_S = 60.0
+HOUR_S = 3600.0
 MAX_CLIENTS = 10_000
 """Clients whose rate is remembered at once."""
+
+DRAWN = {Choice.WHOLE: "", Choice.POSITIONS: "positions", Choice.BLOCKS: "blocks"}
+"""What a release is drawn by, as the store remembers it. One of both never gets there: it is mixed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,14 +71,21 @@ class RateLimits:
 
 
 class Gate:
-    """The rules of one node's datasets. The store has a state for each of them already (`DatasetState`)."""
+    """The rules of one node's datasets. The store has a state for each of them already (`DatasetState`).
 
-    def __init__(self, datasets: Iterable[Guarded], *, store: Store, clock: Clock, limits: RateLimits) -> None:
+    `max_errors`: how many errors that depend on private values one client may be told in an hour.
+    """
+
+    def __init__(
+        self, datasets: Iterable[Guarded], *, store: Store, clock: Clock, limits: RateLimits, max_errors: int = 5
+    ) -> None:
         self._datasets: Mapping[str, Guarded] = {dataset.name: dataset for dataset in datasets}
         self._store = store
         self._clock = clock
         self._limits = limits
         self._rates: dict[PeerId, _Rate] = {}
+        self._errors: dict[PeerId, tuple[float, ...]] = {}
+        self._max_errors = max_errors
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------ what callers ask
@@ -97,6 +109,10 @@ class Gate:
                 self._check_single_plan(dataset, origin)
             return min(kind.rows(dataset.name) for dataset in guarded)
 
+    def is_open(self, kind: Type) -> bool:
+        """Whether the owners of all rows behind a value let those out, so that it hides nothing."""
+        return all(dataset.policy.release == OPEN for dataset in self._guarded(kind))
+
     def release_sum(self, kind: Type, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
         """Commit the release of a sum that this value goes into; raises as `check_sum` and `release`."""
         self.check_sum(kind, origin)
@@ -114,10 +130,35 @@ class Gate:
                         instead="a result that may be released, or ask the owner to list the node in `sinks`",
                     )
 
-    def charge_error(self, client: PeerId) -> None:
-        """An error that depends on private values tells a little, so it counts like a released value."""
+    def check_errors(self, client: PeerId) -> None:
+        """Raise `ReleaseDenied` for a client that has been told as many private errors as it may within the last hour."""
         with self._lock:
-            self._charge_rate(client, 0)
+            told = self._recent_errors(client)
+            if len(told) >= self._max_errors:
+                wait = max(1, round((told[0] + HOUR_S - self._clock.monotonic()) / MINUTE_S))
+                raise ReleaseDenied(
+                    f"denied: {len(told)} operations of this client on private values failed within an hour, and each such"
+                    f" failure tells a little about them. Try again in {wait} min",
+                    rule="private_errors",
+                    instead="values that are clamped to where they are used as an index or a divisor",
+                )
+
+    def count_error(self, client: PeerId) -> int:
+        """Note an error that depends on private values, whatever session it is told in; how many there were in an hour.
+
+        Never raises: that would tell of an error without counting it.
+        """
+        with self._lock:
+            told = (*self._recent_errors(client), self._clock.monotonic())[-self._max_errors :]
+            self._errors.pop(client, None)
+            self._errors[client] = told
+            if len(self._errors) > MAX_CLIENTS:
+                del self._errors[next(iter(self._errors))]  # whose last error is the oldest
+            return len(told)
+
+    def _recent_errors(self, client: PeerId) -> tuple[float, ...]:
+        since = self._clock.monotonic() - HOUR_S
+        return tuple([at for at in self._errors.get(client, ()) if at > since])
 
     # ------------------------------------------------------------ rules
 
@@ -179,14 +220,14 @@ class Gate:
                 instead=f"reduce that dimension, for example .sum({axis}) or .mean({axis})",
             )
         smallest = kind.cells[dataset.name].smallest
-        self._check_size(dataset, smallest, "min_rows", kind, "rows of it can be told apart in the value")
+        self._check_size(dataset, smallest, "min_rows", kind, "can be told apart in the value")
 
     def _check_size(self, dataset: Guarded, smallest: int, rule: str, kind: Type, what: str) -> None:
         if smallest < dataset.policy.min_rows:
             raise _denied(
                 rule,
                 dataset,
-                f"{smallest} {what}; {dataset.policy.min_rows} are needed (min_rows)",
+                f"fewer than min_rows ({dataset.policy.min_rows}) rows of it {what}",
                 step=kind.story.blame.get(dataset.name, ""),
                 instead="whole blocks of rows: `ds.batches` or `ds.split` in place of slices and index lists",
             )
@@ -217,13 +258,14 @@ class Gate:
         state = self._store.load(dataset.name)
         assert state is not None  # made when the node started
         cells = kind.cells[dataset.name]
+        choice = _checked_choice(dataset, state, cells)  # before the partition is looked at
         drawn = _refined(state, cells)
         self._check_size(
             dataset,
             drawn.smallest,
             "partition",
             kind,
-            "rows of it could be told apart by combining the value with what has been released before",
+            "could be told apart by combining the value with what has been released before",
         )
         total = state.elements + elements
         limit = dataset.policy.element_limit(dataset.rows)
@@ -235,7 +277,8 @@ class Gate:
                 dataset=dataset.name,
                 instead="fewer or smaller results, or ask the owner for a higher max_elements",
             )
-        return dataset.name, dataclasses.replace(state, partition=drawn.ids.astype("<i4").tobytes(), elements=total)
+        partition = drawn.ids.astype("<i4").tobytes()
+        return dataset.name, dataclasses.replace(state, partition=partition, elements=total, drawn=choice)
 
     def _charge_rate(self, client: PeerId, nbytes: int) -> None:
         now = self._clock.monotonic()
@@ -261,6 +304,23 @@ def _is_allowed(policy: Policy, origin: Origin) -> bool:
     return origin.plan is not None and origin.plans is not None and origin.plans <= frozenset(policy.allow)
 
 
+def _checked_choice(dataset: Guarded, state: DatasetState, cells: Cells) -> str:
+    """What the dataset's releases are drawn by with this one. Those of blocks and those of positions exclude each other:
+    whether they fit together would tell which rows a block holds."""
+    own = DRAWN[cells.choice]
+    if not own or own == state.drawn:
+        return state.drawn
+    if state.drawn:
+        raise _denied(
+            "drawn",
+            dataset,
+            f"its rows were chosen by {own} here, and not by {own} alone in what has been released before; together they"
+            " could tell which rows are in which secret block",
+            instead="all rows, or rows chosen as before: `ds.batches` and `ds.split` if by blocks, slices if by positions",
+        )
+    return own
+
+
 def _refined(state: DatasetState, cells: Cells) -> Cells:
     """The partition that all releases so far draw together with this one."""
     if not state.partition:
@@ -269,7 +329,7 @@ def _refined(state: DatasetState, cells: Cells) -> Cells:
     merged = refine_ids(drawn.astype(np.int32), cells.ids)
     _, numbered = np.unique(merged, return_inverse=True)
     ids = numbered.astype(np.int32) + (0 if bool((merged == 0).any()) else 1)
-    return Cells(cells.dataset, ids)
+    return Cells(cells.dataset, ids, cells.choice)
 
 
 def _denied(rule: str, dataset: Guarded, why: str, *, step: str = "", instead: str) -> ReleaseDenied:

@@ -358,7 +358,7 @@ class SecureChannel(Transport):
             raise
         finally:
             self._waiting = None
-        await self._transport.close("the channel failed")
+        await self._transport.close("the channel failed" if self._fault is None else self._fault.message[:100])
         self._check_open()
         raise LocalProtocolError("a wait on a channel ended without a reason")
 

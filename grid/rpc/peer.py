@@ -34,6 +34,9 @@ CLOSE_S = 1.0
 
 MIN_TICK_S = 0.005
 
+READ_TURN_S = 0.002
+"""How long frames that have come already are worked on before others on this loop have their turn."""
+
 _INTERNAL = "an internal error ended the session; the log says what"
 
 
@@ -104,6 +107,10 @@ class Peer:
         if self._hello is None:
             await self._end()
             raise self._error or NodeUnavailable(f"{self.name} closed the connection before saying hello")
+        # It said hello only to refuse us. A connection that was merely lost may have brought messages, and those count.
+        if self._error is not None and not isinstance(self._error, NodeUnavailable):
+            await self._end()
+            raise self._error
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -174,9 +181,15 @@ class Peer:
     # ------------------------------------------------------------ the loops
 
     async def _read(self) -> None:
+        """Read frames. A transport gives those that it holds without waiting, so taking turns with others is up to us."""
         receive, session, monotonic = self._transport.receive, self._session, self._clock.monotonic
+        loop_time = asyncio.get_running_loop().time
+        turn_ends = loop_time() + READ_TURN_S
         try:
             while True:
+                if loop_time() >= turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = loop_time() + READ_TURN_S
                 frame = await receive()
                 effects = session.receive(frame, monotonic())
                 if effects:
@@ -205,10 +218,18 @@ class Peer:
                     self._wake.clear()
                     await self._wake.wait()
         except GridError as error:
+            if isinstance(error, NodeUnavailable):
+                await self._last_words()
             self._lost(error)
         except Exception:
             log.exception("%s: writing failed", self.name)
             self._lost(GridError(_INTERNAL))
+
+    async def _last_words(self) -> None:
+        """The peer takes no more. What it sent before can still be read, and may end with its goodbye: leave time for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._closed.wait()
 
     async def _keep_time(self) -> None:
         clock, session = self._clock, self._session

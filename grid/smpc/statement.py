@@ -16,7 +16,7 @@ import msgpack
 from grid.errors import AuthenticationFailed, InvalidRequest, ReleaseDenied, WireError
 from grid.ids import PeerId, PlanId, SumId
 
-VERSION = 1
+VERSION = 2
 MAX_ROSTER = 256
 MAX_ENCODED_BYTES = 64 << 10
 
@@ -28,7 +28,8 @@ Names = Mapping[PeerId, str]
 class Statement:
     """One node's operand of one sum.
 
-    `labelled`: the operand carries rows of a dataset. `own`: all these datasets are the node's own. `plan` and `arguments`
+    `labelled`: the operand carries rows of a dataset. `own`: all these datasets are the node's own. `open`: the owner lets
+    rows of all of them out, so that anybody can take the operand off the sum. `plan` and `arguments`
     say what computed it ("" for a value that is no direct result of a plan). `rows` is the number of rows of the datasets
     behind it, 0 without a label. `expiry` is wall time in seconds; `nonce` is fresh for each statement.
     """
@@ -43,6 +44,7 @@ class Statement:
     rows: int
     labelled: bool
     own: bool
+    open: bool
     expiry: float
     nonce: bytes
 
@@ -61,13 +63,13 @@ def decode(data: bytes) -> Statement:
         fields = msgpack.unpackb(data, use_list=False, strict_map_key=True, max_array_len=1024, max_map_len=0, max_ext_len=0)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise WireError("a sum announcement is not readable") from error
-    if not isinstance(fields, tuple) or len(fields) != 13 or fields[0] != VERSION or not _well_typed(fields[1:]):
+    if not isinstance(fields, tuple) or len(fields) != 14 or fields[0] != VERSION or not _well_typed(fields[1:]):
         raise WireError("a sum announcement has a wrong form")
     return Statement(**{field.name: value for field, value in zip(dataclasses.fields(Statement), fields[1:], strict=True)})
 
 
 def _well_typed(fields: Sequence[Any]) -> bool:
-    sum_id, roster, node, plan, arguments, shape, fraction_bits, rows, labelled, own, expiry, nonce = fields
+    sum_id, roster, node, plan, arguments, shape, fraction_bits, rows, labelled, own, is_open, expiry, nonce = fields
     return (
         all(isinstance(text, str) and len(text) <= 128 for text in (sum_id, node, plan, arguments))
         and isinstance(roster, tuple)
@@ -78,6 +80,7 @@ def _well_typed(fields: Sequence[Any]) -> bool:
         and all(_is_count(size) for size in (*shape, fraction_bits, rows))
         and isinstance(labelled, bool)
         and isinstance(own, bool)
+        and isinstance(is_open, bool)
         and isinstance(expiry, float)
         and isinstance(nonce, bytes)
         and len(nonce) == 16
@@ -119,16 +122,18 @@ def check_statement(statement: Statement, sender: PeerId, mine: Statement, wall:
 def check_cohort(statements: Sequence[Statement], *, minimum: int, names: Names) -> None:
     """Whether statements of one sum, one of each node, may be added up. Raises `ReleaseDenied` with the rule that is broken.
 
-    Operands without a label need no cohort. As soon as one has a label, there must be at least `minimum` nodes, and all
-    operands must be results of one plan with the same public arguments on each node's own dataset.
+    Operands without a label, and those of open datasets, need no cohort. As soon as there is another, at least `minimum`
+    operands must not be of open datasets, and all operands must be results of one plan with the same public arguments on
+    each node's own dataset.
     """
-    if not any(statement.labelled for statement in statements):
+    if not any(statement.labelled and not statement.open for statement in statements):
         return
-    if len(statements) < minimum:
+    members = sum(not statement.open for statement in statements)  # without a label is none either, which is refused below
+    if members < minimum:
         raise _denied(
             "sum.cohort",
-            f"a sum over datasets needs at least {minimum} nodes, this one has {len(statements)}",
-            f"a sum over {minimum} or more nodes' datasets",
+            f"a sum over datasets needs at least {minimum} nodes, this one has {members}; open datasets are not counted",
+            f"a sum over {minimum} or more nodes' datasets that are not open",
         )
     first = statements[0]
     for statement in statements:

@@ -16,7 +16,8 @@ class DatasetState:
 
     `blocks` gives each row the number of its block, `partition` the number of the cell that all releases so far have put it
     in: both little-endian int32, one for each row, `partition` b"" before the first release. `min_rows` is the size that
-    the blocks were cut with. `elements` counts released elements.
+    the blocks were cut with. `elements` counts released elements. `drawn` says how the rows of releases were chosen: "" (all
+    rows, always), "positions", "blocks", or "both" where an older version did not note it.
     """
 
     rows: int
@@ -24,6 +25,7 @@ class DatasetState:
     blocks: bytes
     partition: bytes = b""
     elements: int = 0
+    drawn: str = ""
 
 
 class Store(abc.ABC):

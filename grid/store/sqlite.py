@@ -36,15 +36,16 @@ class SqliteStore(Store):
     def load(self, dataset: str) -> DatasetState | None:
         with self._lock:
             row = self._connection.execute(
-                "SELECT rows, min_rows, blocks, partition, elements FROM dataset WHERE name = ?", (dataset,)
+                "SELECT rows, min_rows, blocks, partition, elements, drawn FROM dataset WHERE name = ?", (dataset,)
             ).fetchone()
         return None if row is None else DatasetState(*row)
 
     def save(self, dataset: str, state: DatasetState) -> None:
         with self._transaction() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO dataset (name, rows, min_rows, blocks, partition, elements) VALUES (?, ?, ?, ?, ?, ?)",
-                (dataset, state.rows, state.min_rows, state.blocks, state.partition, state.elements),
+                "INSERT OR REPLACE INTO dataset (name, rows, min_rows, blocks, partition, elements, drawn)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (dataset, state.rows, state.min_rows, state.blocks, state.partition, state.elements, state.drawn),
             )
 
     def claim(self, name: str, expiry: float, wall: float) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from grid.tensors.ops import Bound
-from grid.tensors.rows import Dim, Dims, Form, Mix, Order, Space, plain_dims
+from grid.tensors.rows import DENSE, Cells, Dim, Dims, Form, Mix, Order, Space, Thinned, check_choices, plain_dims
+
+LONE_ROW_RISK = 1e-6
+"""Dropout may leave fewer than two rows of a cell in a sum with at most this probability."""
 
 Forms = Form | list[Form | None] | None
 
@@ -86,6 +90,7 @@ class Call:
             if form.mixed is not None:
                 raise Mix(*form.mixed)
         cells = self.space.join_cells(forms)
+        check_choices(cells.values())
         if not cells:
             return self.space.form(dims)
         seen = [tag.dataset for dim in dims for _, tag in dim if isinstance(tag, Order)]
@@ -94,7 +99,11 @@ class Call:
         spent = {tag.dataset for dim in summed for _, tag in dim if isinstance(tag, Order)}
         blame = {dataset for form in forms for dataset in form.blame}
         blame.update(dataset for dataset in cells if dataset not in seen or dataset in spent)
-        return self.space.form(dims, cells, frozenset(blame))
+        thinned = DENSE.union(*[form.thinned for form in forms])
+        if thinned and not seen:
+            enough_left(thinned, cells)
+            thinned = DENSE
+        return self.space.form(dims, cells, frozenset(blame), None, thinned)
 
     def free(self, shape: Sequence[int], *only: str) -> Form:
         """A result without rows on any dimension."""
@@ -114,3 +123,15 @@ class Call:
     def axis(self, name: str, rank: int) -> int:
         """The one dimension that an argument names, counted from the front."""
         return int(self.arg(name)) % max(rank, 1)
+
+
+def enough_left(thinned: Thinned, cells: Mapping[str, Cells]) -> None:
+    """Raise `Mix` if a sum over rows that dropout has thinned could well hold one row alone.
+
+    One mask with p <= 0.5 is harmless; a chain of masks on one another keeps as few rows as its author likes.
+    """
+    kept = math.prod(share for _, share in thinned)
+    for dataset, own in cells.items():
+        n = own.smallest
+        if (1 - kept) ** n + n * kept * (1 - kept) ** (n - 1) > LONE_ROW_RISK:
+            raise Mix(f"dropout leaves too few rows of {dataset!r} in a sum", "larger batches, or less dropout")

@@ -64,7 +64,8 @@ class Op:
     `mutates` names the arguments that it writes. `rule` is its row rule, `bounds` the check made before it runs.
     `plannable`: plans may hold it (it writes nothing and draws nothing). `private_error`: whether it fails can depend on values.
     `unfilled`: it would return fresh memory as it is, so its results are filled with zeros. `returns_target`: what it returns
-    is the argument that it wrote. `strided`: whether it works can depend on its tensors' strides.
+    is the argument that it wrote. `strided`: whether it works can depend on its tensors' strides. `dense`: its operands are
+    made dense first.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Op:
     unfilled: bool
     returns_target: bool
     strided: bool
+    dense: bool
     index: Mapping[str, int]
 
     @property
@@ -116,12 +118,45 @@ class Bound:
 
     def run(self, **extra: Any) -> Any:
         """Call the operation with these values."""
-        op = self.op
+        op, values = self.op, self.values
+        run = dense_call(op) if op.dense else op.call
         if op.positional == len(op.parameters) and not extra:
-            return op.call(*self.values)
-        pairs = zip(op.parameters[op.positional :], self.values[op.positional :], strict=True)
+            return run(*values)
+        pairs = zip(op.parameters[op.positional :], values[op.positional :], strict=True)
         given = {p.name: value for p, value in pairs if value is not None and p.kind != "refused"}
-        return op.call(*self.values[: op.positional], **given, **extra)
+        return run(*values[: op.positional], **given, **extra)
+
+
+def dense_call(op: Op) -> Callable[..., Any]:
+    """The torch operation, on dense copies of operands that its kernel would misread (`Op.dense`).
+
+    Operands that it reads right stay as they are, so that the arrangement of the results is torch's own.
+    """
+    if not op.dense:
+        return op.call
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if op.rule == "attention":
+            wrong = {id(tensor) for tensor in tensors if tensor.dim() and tensor.stride(-1) != 1}
+        elif op.rule == "nll_backward":
+            wrong = {id(tensor) for tensor in tensors if not tensor.is_contiguous()}
+        else:
+            wrong = set() if _in_one_format(tensors) else {id(tensor) for tensor in tensors}
+        if not wrong:
+            return op.call(*args, **kwargs)
+        named = {name: value.contiguous() if id(value) in wrong else value for name, value in kwargs.items()}
+        return op.call(*[value.contiguous() if id(value) in wrong else value for value in args], **named)
+
+    return call
+
+
+def _in_one_format(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are dense, or all are dense with the pictures among them channels last."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
+    last = torch.channels_last
+    return all(tensor.is_contiguous(memory_format=last) if tensor.dim() == 4 else tensor.is_contiguous() for tensor in tensors)
 
 
 def lookup(name: str) -> Op:
@@ -229,6 +264,8 @@ def infer(bound: Bound) -> list[Tensor]:
     if op.rule == "batch_norm" and not bound.get("training", "no_" not in op.base):
         # In evaluation the processor's kernel saves no statistics; the meta kernel says that it does.
         results[1:3] = [torch.empty([0], dtype=saved.dtype, device="meta") for saved in results[1:3]]
+    if op.base == "_linalg_svd" and results[2].dim() > 1:
+        results[2] = results[2].mT.contiguous().mT  # the processor's kernel makes this one by columns, too
     return results
 
 
@@ -435,6 +472,7 @@ def _make(name: str, call: OpOverload[Any, Any], rule: str, bounds: str) -> Op:
         unfilled=name.split(".")[0] in ("empty", "empty_like", "new_empty", "new_empty_strided"),
         returns_target=any(r.alias_info is not None and r.alias_info.is_write for r in call._schema.returns),
         strided=bool(mutates) or rule == "view",
+        dense=rule in table.DENSE_RULES,
         index=MappingProxyType({p.name: at for at, p in enumerate(parameters)}),
     )
 

@@ -5,7 +5,8 @@ factor belongs to row order.index[p] of a dataset), `CONST` (the tensor is const
 Beside its dimensions a tensor has, per dataset, *cells*: a partition of the rows that went into it, into classes that
 were treated alike. The claim that everything rests on, and that `tests/tensors` plays out: permute a dataset's rows
 inside every cell, and a tensor that is not *mixed* is permuted along its Order and otherwise unchanged. *Blame* names
-the datasets of which slice i no longer depends on row i alone. What cannot be shown is mixed, and stays so.
+the datasets of which slice i no longer depends on row i alone. What cannot be shown is mixed, and stays so. Cells and
+orders also know by which `Choice` their rows were picked: which rows a block holds is a secret that nothing may depend on.
 
 A `Form` is all of that; equal forms are one object, so the typing of an operation can be looked up. A `Type` is a form
 and its `Story`: the steps that made it mixed, or joined rows, for messages to people. A `Space` holds one client's
@@ -18,7 +19,7 @@ import enum
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -40,6 +41,19 @@ class Tag(enum.Enum):
 FREE, CONST = Tag.FREE, Tag.CONST
 
 
+class Choice(enum.IntFlag):
+    """How rows of a dataset were picked: not at all, by their public positions, as whole secret blocks. The join is `|`.
+
+    Whether a block and rows at given positions overlap is the node's secret, so a value of both is mixed before anybody
+    looks, and what may be released is remembered by choice.
+    """
+
+    WHOLE = 0
+    POSITIONS = 1
+    BLOCKS = 2
+    BOTH = 3
+
+
 class Reason(NamedTuple):
     """Why rows cannot be followed any further, and what to write instead."""
 
@@ -55,22 +69,32 @@ class Mix(Exception):
         self.reason = Reason(text, instead)
 
 
-class Order:
-    """Distinct rows of one dataset in one sequence. In one space, equal orders are one object.
+BLOCKS_AND_POSITIONS = Reason(
+    "rows chosen by position cannot be combined with batches of secret blocks",
+    "`ds.split` or `ds.batches` for all of them, or positions for all of them",
+)
 
-    `parents` are the orders that it was selected from, as far as anything still uses them.
+
+class Order:
+    """Distinct rows of one dataset in one sequence. In one space, equal orders of one choice are one object.
+
+    `parents` are the orders that it was selected from, as far as anything still uses them. The sequence of all rows is
+    `Choice.WHOLE`, however it came about, but never equal to one of blocks.
     """
 
-    __slots__ = ("__weakref__", "dataset", "index", "parents", "space")
+    __slots__ = ("__weakref__", "choice", "dataset", "index", "parents", "space")
 
-    def __init__(self, space: Space, dataset: str, index: Ids) -> None:
+    def __init__(self, space: Space, dataset: str, index: Ids, choice: Choice) -> None:
         self.space = space
         self.dataset = dataset
         self.index = index
+        self.choice = choice
         self.parents: weakref.WeakSet[Order] = weakref.WeakSet()
 
     def take(self, positions: slice | npt.NDArray[np.int64]) -> Order:
-        """The rows at these positions. Raises `Mix` if one is taken twice."""
+        """The rows at these positions. Raises `Mix` if one is taken twice, or if they are rows of blocks."""
+        if self.choice is Choice.BLOCKS:
+            raise Mix(*BLOCKS_AND_POSITIONS)
         picked = self.space.order(self.dataset, self.index[positions])
         if picked is not self:
             picked.parents.add(self)
@@ -86,13 +110,15 @@ class Order:
 class Cells:
     """A partition of one dataset's rows: 0 is "not involved", equal ids were treated alike. Interned like `Order`.
 
-    `smallest` is the size of the smallest class, 0 where no row is involved.
+    `smallest` is the size of the smallest class, 0 where no row is involved. With `Choice.BOTH` there are no ids: the
+    partition would be a secret, and the value is mixed anyway.
     """
 
-    __slots__ = ("__weakref__", "count", "dataset", "ids", "smallest")
+    __slots__ = ("__weakref__", "choice", "count", "dataset", "ids", "smallest")
 
-    def __init__(self, dataset: str, ids: Ids) -> None:
+    def __init__(self, dataset: str, ids: Ids, choice: Choice = Choice.WHOLE) -> None:
         self.dataset = dataset
+        self.choice = choice
         self.ids = ids
         sizes = np.bincount(ids)[1:] if len(ids) else np.zeros(0, np.int64)
         self.count = len(sizes)
@@ -107,16 +133,28 @@ Dim = tuple[Factor, ...]
 Dims = tuple[Dim, ...]
 
 
+Thinned = frozenset[tuple[int, float]]
+"""Dropout masks that rows went through on their way: the number of each draw, and the share of elements that it kept."""
+
+DENSE: Thinned = frozenset()
+
+
 class Form:
-    """Dimensions, cells, blame and whether it is mixed. Made by `Space.form` alone, so that equal means identical."""
+    """Dimensions, cells, blame and whether it is mixed. Made by `Space.form` alone, so that equal means identical.
 
-    __slots__ = ("__weakref__", "blame", "cells", "dims", "labelled", "mixed", "rows", "shape")
+    `thinned`: see `Thinned`; empty again once the rows are summed.
+    """
 
-    def __init__(self, dims: Dims, cells: Mapping[str, Cells], blame: frozenset[str], mixed: Reason | None) -> None:
+    __slots__ = ("__weakref__", "blame", "cells", "dims", "labelled", "mixed", "rows", "shape", "thinned")
+
+    def __init__(
+        self, dims: Dims, cells: Mapping[str, Cells], blame: frozenset[str], mixed: Reason | None, thinned: Thinned
+    ) -> None:
         self.dims = dims
         self.cells = cells
         self.blame = blame
         self.mixed = mixed
+        self.thinned = thinned
         self.shape = tuple(size(dim) for dim in dims)
         self.rows = has_rows(*dims)
         self.labelled = bool(cells) or mixed is not None
@@ -213,17 +251,18 @@ class Space:
     """One client's orders, cells and forms at one node.
 
     `max_bytes` bounds the memory of orders and cells: `QuotaExceeded` once three quarters of it are in use and more is
-    asked for. `rows` maps each dataset to the number of its rows. `on_pressure` is called before memory is counted, to
-    drop caches.
+    asked for. `rows` maps each dataset to the number of its rows. `draws` counts dropout masks. `on_pressure` is called
+    before memory is counted, to drop caches.
     """
 
     def __init__(self, max_bytes: int = 1 << 30) -> None:
         self.rows: dict[str, int] = {}
         self.on_pressure: list[Callable[[], None]] = []
+        self.draws = 0
         self._max_bytes = max_bytes
         self._grown = 0
-        self._orders: weakref.WeakValueDictionary[tuple[str, bytes], Order] = weakref.WeakValueDictionary()
-        self._cells: weakref.WeakValueDictionary[tuple[str, bytes], Cells] = weakref.WeakValueDictionary()
+        self._orders: weakref.WeakValueDictionary[tuple[str, Choice, bytes], Order] = weakref.WeakValueDictionary()
+        self._cells: weakref.WeakValueDictionary[tuple[str, Choice, bytes], Cells] = weakref.WeakValueDictionary()
         self._forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
         self._refined: dict[tuple[Cells, Cells], Cells] = {}
 
@@ -232,27 +271,30 @@ class Space:
         if self.rows.setdefault(name, rows) != rows:
             raise LocalProtocolError(f"dataset {name!r} came with {rows} rows, and with {self.rows[name]} before")
 
-    def order(self, dataset: str, index: npt.NDArray[Any]) -> Order:
+    def order(self, dataset: str, index: npt.NDArray[Any], choice: Choice = Choice.POSITIONS) -> Order:
         """The order of these rows. Raises `Mix` if a row is in it twice, or none is in it."""
         index = np.ascontiguousarray(index, dtype=np.int32)
-        key = (dataset, _digest(index))
+        if choice is not Choice.BLOCKS:
+            every = len(index) == self.rows.get(dataset) and np.array_equal(index, np.arange(len(index)))
+            choice = Choice.WHOLE if every else Choice.POSITIONS
+        key = (dataset, choice, _digest(index))
         found = self._orders.get(key)
         if found is None:
             if not len(index):
                 raise Mix("no rows were selected")
             if int(np.bincount(index, minlength=1).max()) > 1:
                 raise Mix("a row was selected twice", "x[index] with distinct rows")
-            found = self._orders[key] = Order(self, dataset, _frozen(index))
+            found = self._orders[key] = Order(self, dataset, _frozen(index), choice)
             self._grow(index.nbytes)
         return found
 
-    def cells(self, dataset: str, ids: npt.NDArray[Any]) -> Cells:
+    def cells(self, dataset: str, ids: npt.NDArray[Any], choice: Choice = Choice.WHOLE) -> Cells:
         """The partition that these ids draw, 0 for rows that are not involved; what the ids are does not matter."""
         canonical = _canonical(np.asarray(ids))
-        key = (dataset, _digest(canonical))
+        key = (dataset, choice, _digest(canonical))
         found = self._cells.get(key)
         if found is None:
-            found = self._cells[key] = Cells(dataset, _frozen(canonical))
+            found = self._cells[key] = Cells(dataset, _frozen(canonical), choice)
             self._grow(canonical.nbytes)
         return found
 
@@ -260,7 +302,7 @@ class Space:
         """One class: the rows of the order. The others are not involved."""
         ids = np.zeros(self.rows[order.dataset], np.int32)
         ids[order.index] = 1
-        return self.cells(order.dataset, ids)
+        return self.cells(order.dataset, ids, order.choice)
 
     def refine(self, a: Cells, b: Cells) -> Cells:
         """The coarsest partition that keeps apart what either keeps apart: the join of the lattice."""
@@ -268,12 +310,14 @@ class Space:
             return a
         found = self._refined.get((a, b))
         if found is None:
-            found = self.cells(a.dataset, refine_ids(a.ids, b.ids))
+            choice = a.choice | b.choice
+            ids = np.zeros(0, np.int64) if choice is Choice.BOTH else refine_ids(a.ids, b.ids)
+            found = self.cells(a.dataset, ids, choice)
             self._refined[a, b] = self._refined[b, a] = found
         return found
 
     def join_cells(self, forms: Sequence[Form]) -> dict[str, Cells]:
-        """Per dataset, the refinement over all of these."""
+        """Per dataset, the refinement over all of these. What is `Choice.BOTH` in one of them may only become mixed."""
         cells: dict[str, Cells] = {}
         for form in forms:
             for dataset, own in form.cells.items():
@@ -286,14 +330,15 @@ class Space:
         cells: Mapping[str, Cells] | None = None,
         blame: frozenset[str] = frozenset(),
         mixed: Reason | None = None,
+        thinned: Thinned = DENSE,
     ) -> Form:
         """The one form with these parts."""
         dims = tuple(dims)
         pairs = tuple(sorted(cells.items())) if cells else ()
-        key = (dims, pairs, blame, mixed)
+        key = (dims, pairs, blame, mixed, thinned)
         found = self._forms.get(key)
         if found is None:
-            found = self._forms[key] = Form(dims, MappingProxyType(dict(pairs)), blame, mixed)
+            found = self._forms[key] = Form(dims, MappingProxyType(dict(pairs)), blame, mixed, thinned)
         return found
 
     def plain(self, shape: Sequence[int], tag: Tag = FREE) -> Form:
@@ -322,6 +367,22 @@ class Space:
             self._grown = sum(o.index.nbytes for o in self._orders.values()) + sum(c.ids.nbytes for c in self._cells.values())
             if self._grown > self._max_bytes * 3 // 4:
                 raise QuotaExceeded("the selections of rows that are in use take too much memory; free some, or use `ds.batches`")
+
+
+def check_choices(cells: Iterable[Cells]) -> None:
+    """Raise `Mix` if in one of a value's cells rows chosen by position meet secret blocks."""
+    if any(own.choice is Choice.BOTH for own in cells):
+        raise Mix(*BLOCKS_AND_POSITIONS)
+
+
+def check_operands(forms: Iterable[Form]) -> None:
+    """`check_choices` of what would come of these forms together, without looking at any row."""
+    choices: dict[str, Choice] = {}
+    for form in forms:
+        for dataset, own in form.cells.items():
+            choices[dataset] = joined = choices.get(dataset, Choice.WHOLE) | own.choice
+            if joined is Choice.BOTH:
+                raise Mix(*BLOCKS_AND_POSITIONS)
 
 
 def refine_ids(a: Ids, b: Ids) -> npt.NDArray[np.int64]:

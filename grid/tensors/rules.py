@@ -11,7 +11,7 @@ from grid.tensors import rules_index as i
 from grid.tensors import rules_layers as n
 from grid.tensors import rules_views as v
 from grid.tensors.calls import Call
-from grid.tensors.rows import CONST, Form, Mix, Reason
+from grid.tensors.rows import CONST, Form, Mix, Reason, check_operands
 
 Rule = Callable[[Call], list[Form]]
 
@@ -99,6 +99,7 @@ def judge(call: Call, rules: Mapping[str, Rule] = ROW_RULES, *, strict: bool = F
             for form in call.inputs:
                 if form.mixed is not None:
                     raise Mix(*form.mixed)
+            check_operands(call.inputs)
         forms = rules[rule_name](call)
         if [form.shape for form in forms] != list(call.shapes):
             raise ValueError(f"shapes {[form.shape for form in forms]} instead of {list(call.shapes)}")

@@ -48,13 +48,20 @@ def draw(call: Call) -> list[Form]:
 def dropout(call: Call) -> list[Form]:
     """The mask comes from the node's secret generator: the same law for every row, unknown to the client.
 
-    It varies along every dimension, so what was constant is FREE now.
+    It varies along every dimension, so what was constant is FREE now. The draw is noted (`rows.Thinned`).
     """
-    dims = call.dims("input")
-    if has_rows(*dims) and call.arg("train") is not False and call.arg("p") > 0.5:
+    dims, p = call.dims("input"), float(call.arg("p"))
+    if call.arg("train") is False or p == 0:
+        return [call.make(dims), call.space.plain(call.shapes[1], CONST)]
+    if has_rows(*dims) and p > 0.5:
         raise Mix("dropout above 0.5 picks few rows", "p <= 0.5")
-    free: list[Dim] = [tuple([(length, FREE if tag is CONST else tag) for length, tag in dim]) for dim in dims]
-    return [call.make(free) for _ in call.shapes]
+    form = call.make([tuple([(length, FREE if tag is CONST else tag) for length, tag in dim]) for dim in dims])
+    if form.rows:
+        call.volatile = True
+        call.space.draws += 1
+        thinned = form.thinned | {(call.space.draws, 1 - p)}
+        form = call.space.form(form.dims, form.cells, form.blame, None, thinned)
+    return [form, form]
 
 
 # ---------------------------------------------------------------- whole dimensions

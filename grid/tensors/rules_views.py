@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from grid.tensors.calls import Call
 from grid.tensors.meeting import constant_or_free, join_dim, join_dims, meet, regroup, spread
-from grid.tensors.rows import CONST, Dim, Dims, Form, Mix, Order, has_rows, plain_dim, size
+from grid.tensors.rows import BLOCKS_AND_POSITIONS, CONST, Choice, Dim, Dims, Form, Mix, Order, has_rows, plain_dim, size
 
 Positions = npt.NDArray[np.int64]
 
@@ -145,6 +145,8 @@ def part_backward(call: Call) -> list[Form]:
         return [call.make([*grad[:axis], plain_dim(length), *grad[axis + 1 :]])]
     order = grad[axis][0][1]
     if isinstance(order, Order) and len(grad[axis]) == 1:
+        if order.choice is Choice.BLOCKS:
+            raise Mix(*BLOCKS_AND_POSITIONS)
         for parent in list(order.parents):
             if len(parent) == length and np.array_equal(parent.index[cut], order.index):
                 whole = call.space.form((), {parent.dataset: call.space.cells_of(parent)})
@@ -183,7 +185,8 @@ def _chained(call: Call, parts: Sequence[Dim], length: int) -> Dim:
     chain = [order for order in found if isinstance(order, Order)]
     if len(chain) != len(parts) or len({order.dataset for order in chain}) != 1:
         raise Mix("rows and something else were put into one axis", "reduce the rows first, then add")
-    return ((length, call.space.order(chain[0].dataset, np.concatenate([order.index for order in chain]))),)
+    rows = np.concatenate([order.index for order in chain])
+    return ((length, call.space.order(chain[0].dataset, rows, chain[0].choice)),)  # blocks meet no other choice here
 
 
 def stack(call: Call) -> list[Form]:

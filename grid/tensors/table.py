@@ -21,8 +21,9 @@ RULES: Mapping[str, str] = MappingProxyType(
             abs.default abs_.default acos.default acosh.default add.Scalar add.Tensor add_.Scalar add_.Tensor
             addcdiv.default addcdiv_.default addcmul.default addcmul_.default alias.default asin.default asinh.default
             atan.default atan2.default atanh.default
-            bitwise_and.Scalar bitwise_and.Tensor bitwise_not.default bitwise_or.Scalar bitwise_or.Tensor
-            bitwise_xor.Scalar bitwise_xor.Tensor
+            bitwise_and.Scalar bitwise_and.Tensor bitwise_and_.Scalar bitwise_and_.Tensor bitwise_not.default
+            bitwise_not_.default bitwise_or.Scalar bitwise_or.Tensor bitwise_or_.Scalar bitwise_or_.Tensor
+            bitwise_xor.Scalar bitwise_xor.Tensor bitwise_xor_.Scalar bitwise_xor_.Tensor
             ceil.default ceil_.default celu.default clamp.default clamp.Tensor clamp_.default clamp_.Tensor
             clamp_max.default clamp_max.Tensor clamp_max_.default clamp_min.default clamp_min.Tensor clamp_min_.default
             clamp_min_.Tensor clone.default copysign.Tensor copysign.Scalar cos.default cosh.default
@@ -233,6 +234,8 @@ BOUNDS: Mapping[str, str] = MappingProxyType(
             select_backward.default slice_backward.default diagonal_backward.default select_scatter.default
             slice_scatter.default
         """,
+        "target": "maximum.out minimum.out",
+        "chances": "bernoulli.default bernoulli_.Tensor",
         "product": "addmm.default baddbmm.default addmv.default addr.default",
         "quotient": """
             div.Tensor_mode div.Scalar_mode div_.Tensor_mode floor_divide.default floor_divide.Scalar
@@ -241,7 +244,7 @@ BOUNDS: Mapping[str, str] = MappingProxyType(
 )
 """Bounds -> the operations that they are checked for. The others have "outputs": the size of the results alone."""
 
-PRIVATE_BOUNDS = ("index", "dim_index", "embedding", "embedding_backward", "classes", "gradient", "pivots", "quotient")
+PRIVATE_BOUNDS = ("index", "dim_index", "embedding", "embedding_backward", "classes", "gradient", "pivots", "quotient", "chances")
 """Bounds that read values, and so may tell something about rows when they are broken."""
 
 HIDDEN_WRITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -251,6 +254,19 @@ HIDDEN_WRITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Arguments that an operation writes although its schema may not say so."""
+
+DENSE_RULES = (
+    "batch_norm",
+    "batch_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "group_norm",
+    "group_norm_backward",
+    "attention",
+    "nll_backward",
+)
+"""Rules of operations that run on dense operands alone: their kernels take some operand's memory for dense without looking,
+and read past the end of one that is not."""
 
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
@@ -272,7 +288,12 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "unsqueeze_": "use `x = x.unsqueeze(...)`",
         "transpose_": "use `x = x.transpose(...)`",
         "t_": "use `x = x.t()`",
-        "mkldnn_rnn_layer": "recurrent layers do not run remotely yet; use attention or convolutions",
+        "mkldnn_rnn_layer": "call the LSTM inside `with torch.backends.mkldnn.flags(enabled=False):`, which takes it apart",
+        "view": "a view as another dtype would show the bits of values; `x.to(dtype)` converts them",
+        "_fused_adam_": "make the optimizer without fused=True",
+        "_fused_adamw_": "make the optimizer without fused=True",
+        "_fused_sgd_": "make the optimizer without fused=True",
+        "_fused_adagrad_": "make the optimizer without fused=True",
         "convolution_overrideable": "use `torch.nn.functional.conv2d`",
         "multinomial": "draw locally and send the result",
         "linalg_lstsq": "use `torch.linalg.solve(x.T @ x, x.T @ y)`",

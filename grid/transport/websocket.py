@@ -14,7 +14,8 @@ import ipaddress
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
-from ssl import SSLContext
+from pathlib import Path
+from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.http11 import Request, Response
 
-from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
 from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
 
 log = logging.getLogger(__name__)
@@ -99,16 +100,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: float = OPEN_S) -> Transport:
-    """Open a connection to `ws://` or `wss://`; `ssl` replaces the system's idea of whom to trust.
+def trusted_certificates(file: Path | None) -> SSLContext | None:
+    """Trust in the certificates of a PEM file; None, the system's own choice, without one. Raises `InvalidRequest`."""
+    if file is None:
+        return None
+    try:
+        return create_default_context(cafile=str(file))
+    except SSLError:
+        raise InvalidRequest(f"{file}: holds no certificate in PEM form") from None
+    except OSError as error:
+        raise InvalidRequest(f"{file}: cannot be read: {error.strerror}") from None
 
-    Raises `NodeUnavailable` where nobody answers as a grid would, `InvalidRequest` for a URL that is none.
+
+async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: float = OPEN_S) -> Transport:
+    """Open a connection to `ws://` or `wss://`; for the latter `ssl` replaces the system's idea of whom to trust.
+
+    Raises `NodeUnavailable` where nobody answers as a grid would, `AuthenticationFailed` for a certificate that is not
+    trusted, `InvalidRequest` for a URL that is none.
     """
     place = urlsplit(url)
     if place.scheme not in ("ws", "wss") or not place.hostname:
         raise InvalidRequest("a grid's URL looks like ws://HOST:PORT or wss://HOST:PORT")
     shown = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
-    options: dict[str, Any] = {} if ssl is None else {"ssl": ssl}
+    options: dict[str, Any] = {} if ssl is None or place.scheme == "ws" else {"ssl": ssl}
     try:
         connection: ClientConnection = await _Dialing(
             url,
@@ -127,6 +141,11 @@ async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: flo
         raise InvalidRequest("a grid's URL looks like ws://HOST:PORT or wss://HOST:PORT") from None
     except InvalidStatus as error:
         raise NodeUnavailable(f"{shown} refused the connection with HTTP status {error.response.status_code}") from None
+    except SSLCertVerificationError as error:
+        raise AuthenticationFailed(
+            f"the certificate of {shown} is not trusted: {error.verify_message}. If its issuer is your own, say --tls-ca FILE"
+            " (in Python ca=FILE)"
+        ) from None
     except (OSError, TimeoutError, WebSocketException) as error:
         raise NodeUnavailable(f"cannot connect to {shown}: {str(error) or type(error).__name__}") from None
     return WebSocketTransport(connection)

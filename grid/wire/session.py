@@ -70,6 +70,7 @@ class Session:
         self._next_request = 1 if initiator else 2
         self._pulse = Pulse(limits, initiator=initiator)
         self._started = 0.0
+        self._stalled_s = self._ticked = 0.0
         self.version = 0
         self.max_message_bytes = limits.max_message_bytes
 
@@ -94,7 +95,7 @@ class Session:
     def start(self, now: float) -> None:
         """Begin. The accepting side's Hello is the first frame of a session; the initiator waits for it."""
         self._local(Event.DIAL if self._initiator else Event.OFFER)
-        self._started = now
+        self._started = self._ticked = now
         self._pulse.start(now)
         if not self._initiator:
             self._outgoing.greet(self._hello)
@@ -244,7 +245,8 @@ class Session:
         if frame[:4] == _CHUNK_KIND:
             if self._state is not State.OPEN and self._state is not State.CLOSING:
                 raise WireError("a chunk came before Hello")
-            whole = self._assembler.add(frame, self.max_message_bytes)
+            whole = self._assembler.add(frame, min(self.max_message_bytes, self._limits.max_chunked_bytes))
+            self._stalled_s = 0.0
             if whole is None:
                 self._give_credit()
                 return []
@@ -391,10 +393,24 @@ class Session:
         silence = self._pulse.silence(now)
         if silence >= self._limits.patience_s:
             return self.lost(NodeUnavailable(f"the peer was silent for {silence:.1f} s"))
+        if self._stalled(now):
+            return self.close(DeadlineExceeded(f"a message stopped in the middle for {self._limits.patience_s:g} s"), now)
         ping = self._pulse.ping(now)
         if ping is not None:
             self._outgoing.ping(ping)
         return self._expire(now)
+
+    def _stalled(self, now: float) -> bool:
+        """Whether the peer has kept a message in the middle for too long: what has arrived of it costs us memory.
+
+        Time does not count while the peer waits for our credit, and at most one heartbeat of it where we come late ourselves.
+        """
+        passed, self._ticked = min(now - self._ticked, self._limits.heartbeat_s), now
+        if self._assembler.busy and self._window.open:
+            self._stalled_s += passed
+        else:
+            self._stalled_s = 0.0
+        return self._stalled_s >= self._limits.patience_s
 
     def _expire(self, now: float) -> list[Effect]:
         effects: list[Effect] = []

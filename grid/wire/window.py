@@ -34,6 +34,11 @@ class Window:
         self._left -= length
         self._owed += length
 
+    @property
+    def open(self) -> bool:
+        """Whether the peer has the credit for its next frame; without it, it waits for us."""
+        return self._left >= MAX_FRAME_BYTES
+
     def hold(self, length: int) -> None:
         """A large message was delivered and is now being worked on."""
         self._held += length

@@ -80,3 +80,17 @@ def test_every_setting_has_a_help_text_and_its_own_variable(cls: type) -> None:
     found = list(describe(cls))
     assert found and all(one.help for one in found)
     assert len({one.variable for one in found}) == len({one.flag for one in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags"),
+    [
+        (NodeSettings, {"compute_threads": 0}),
+        (GatewaySettings, {"max_connections": 0}),
+        (GatewaySettings, {"session.window_bytes": 1}),
+        (GatewaySettings, {"session.heartbeat_s": 0.0}),
+    ],
+)
+def test_a_count_of_nothing_is_refused(cls: type, flags: dict) -> None:
+    with pytest.raises(InvalidRequest, match="must be at least"):
+        load(cls, flags=flags)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import grid
+from grid.client import api
 from grid.client.api import Client, connect
 from grid.client.tensors import RemoteTensor
 from grid.clock import SystemClock
@@ -217,3 +218,38 @@ async def test_a_rooted_client_does_not_speak_to_a_dev_grid(local: LocalGrid) ->
             raise AssertionError
     await serving
     assert not sent
+
+
+async def test_the_sum_of_single_numbers(local: LocalGrid) -> None:
+    async with await local.client() as g:
+        nodes = [g.nodes[name] for name in ("alice", "bob", "carol")]
+        for value in (torch.tensor(2.5), torch.tensor(3)):
+            total = await grid.aio.sum([node.send(value) for node in nodes])
+            assert total.shape == () and total.dtype == value.dtype and total == value * 3
+
+
+async def test_a_failure_is_told_once_with_the_line_of_its_cause(local: LocalGrid) -> None:
+    async with await local.client() as g:
+        x = g.nodes["alice"].send(torch.ones(3))
+        wrong = x[torch.tensor([5])]
+        later = wrong + 1
+        with pytest.raises(ExecutionFailed, match=r"out of range.*\[at alice: aten\.index\.Tensor, written at .*test_api\.py"):
+            await later.get()
+        assert (await x.get()).tolist() == [1, 1, 1]
+
+
+async def test_only_a_host_and_a_port_are_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses are what nodes announce: a path or a user's name in one would have this client ask others for things."""
+    dialled: list[str] = []
+
+    async def dial(url: str) -> Transport:
+        dialled.append(url)
+        return memory_pair()[0]
+
+    monkeypatch.setattr(api, "dial_websocket", dial)
+    for wrong in ("127.0.0.1:28493/admin?all=1", "ws://user:pw@host/y?z", "ws://127.0.0.1:1", "u@host:80", "host", "0.0.0.0:80"):
+        with pytest.raises(InvalidRequest, match=r"HOST:PORT|nobody can dial"):
+            await api._dial_address(wrong)
+    await api._dial_address("127.0.0.1:80")
+    await api._dial_address("[::1]:80")
+    assert dialled == ["ws://127.0.0.1:80", "ws://[::1]:80"]

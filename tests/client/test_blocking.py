@@ -14,6 +14,7 @@ import torch
 
 from grid.client.blocking import Client, LoopThread, background
 from grid.errors import InvalidRequest, NodeUnavailable, NotFound
+from grid.plans.trace import trace
 from grid.testing import LocalGrid
 
 
@@ -70,10 +71,15 @@ def test_calls_may_come_from_many_threads(g: Client) -> None:
     assert results == {number: [number + 50.0] * 3 for number in range(8)}
 
 
+DOUBLED = trace(lambda x: x * 2, torch.ones(2))
+
+
 def _in_child(x: Any, g: Any, alice: Any, answers: Any) -> None:
     found: list[Any] = []
     sending = lambda: alice.send(torch.ones(1))  # noqa: E731
-    for call in (x.get, lambda: x + 1, lambda: g.search("#train"), lambda: g.nodes["alice"], sending, g.close):
+    x._handle.outbox.flow._awake = True  # as where the fork came while the loop's thread was about to empty the queue
+    calling = lambda: DOUBLED(x)  # noqa: E731
+    for call in (x.get, lambda: x + 1, calling, lambda: g.search("#train"), lambda: g.nodes["alice"], sending, g.close):
         try:
             call()
         except InvalidRequest as error:
@@ -96,7 +102,7 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(g: Client) -> None:
     child = forking.Process(target=_in_child, args=(x, g, alice, answers))
     child.start()
     try:
-        assert answers.get(timeout=30) == [True] * 6
+        assert answers.get(timeout=30) == [True] * 7
     finally:
         child.join(10)
         child.kill()

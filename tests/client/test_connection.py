@@ -8,6 +8,7 @@ import gc
 import inspect
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -290,3 +291,49 @@ async def test_a_timeout_counts_from_the_call_even_where_no_session_comes_up() -
     x = put(SmallNode("alice"), torch.ones(1))
     with pytest.raises(DeadlineExceeded, match="alice did not answer get"):
         await x.get(timeout=0.01)
+
+
+async def test_a_timeout_of_zero_is_no_time_at_all() -> None:
+    async with served("alice") as [alice]:
+        x = put(alice, torch.ones(2))
+        await x.get()
+        with pytest.raises(DeadlineExceeded, match="alice"):
+            await x.get(timeout=0)
+        for wrong in (-1, float("nan")):
+            with pytest.raises(InvalidRequest, match="timeout is"):
+                await x.get(timeout=wrong)
+        assert (await x.get()).tolist() == [1.0, 1.0]
+
+
+async def test_values_are_said_to_be_gone_only_where_there_were_some() -> None:
+    async with served("alice") as [alice]:
+        x = put(alice, torch.ones(2))
+        await x.get()
+        alice.cut()
+        await until(lambda: alice.connection().flow.error is not None)
+        with pytest.raises(NodeUnavailable, match=r"alice: .*values are gone"):
+            await x.get()
+    never = flow.Flow("bob", 1.0, flow.Home(asyncio.get_running_loop()))
+    never.abandon(NodeUnavailable("it is offline"))
+    assert never.error is not None and never.error.message == "bob: it is offline"
+
+
+async def test_a_deadline_that_the_session_keeps_names_the_node() -> None:
+    async with served("alice") as [alice]:
+        alice.refuse[GetObject] = DeadlineExceeded("no answer came before the request's deadline")
+        with pytest.raises(DeadlineExceeded, match="alice: no answer"):
+            await put(alice, torch.ones(2)).get()
+
+
+async def test_a_tensor_without_values_is_not_sent() -> None:
+    async with served("alice") as [alice]:
+        with pytest.raises(InvalidRequest, match="meta device"):
+            put(alice, torch.ones(2, device="meta"))
+        assert not alice.seen
+
+
+def test_a_plan_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
+    plan = trace(lambda x: x + 1, torch.ones(2))
+    for wrong in (tmp_path, tmp_path / "missing" / "plan"):
+        with pytest.raises(InvalidRequest, match=r"cannot be saved as .*(directory|Directory)"):
+            plan.save(wrong)

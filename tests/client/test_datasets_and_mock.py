@@ -124,6 +124,9 @@ def test_shuffles_repeat_with_a_seed_and_differ_without(owner: Owner) -> None:
     assert order() != order()
     with pytest.raises(InvalidRequest, match="at least 1"):
         ds.batches(0)
+    for wrong in (10.5, True, "10"):
+        with pytest.raises(InvalidRequest, match="whole number"):
+            ds.batches(wrong)
 
 
 def test_split_gives_disjoint_parts_of_whole_blocks(owner: Owner) -> None:

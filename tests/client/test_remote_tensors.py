@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_executor import LocalExecutor
 
+from grid.client.modules import send
 from grid.client.shapes import MAX_ENTRIES
 from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest, OpNotSupported
@@ -59,10 +60,28 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "unique": (lambda x: x.unique(), "size"),
     "masked_select": (lambda x: x.masked_select(x > 0), "torch.where"),
     "mask index": (lambda x: x[x > 0], "torch.where"),
-    "local mask index": (lambda x: x[torch.tensor([True, False, True])], "torch.where"),
+    "write of unknown size": (lambda x: x.__setitem__(x > 3, torch.ones(8)), "torch.where"),
+    "write through mask and positions": (lambda x: x.__setitem__((x[:, 0] > 3, torch.tensor([1])), 0.0), "torch.where"),
+    "f32 @ f64": (lambda x: x @ torch.ones(4, 2, dtype=torch.float64), r"float32 and float64.*x\.to\(torch\.float32\).*at "),
+    "linear of doubles": (lambda x: send(torch.nn.Linear(4, 2), x._handle.outbox.put)(x.double()), "one dtype"),
+    "norm of doubles": (lambda x: send(torch.nn.LayerNorm(4), x._handle.outbox.put)(x.double()), "one dtype"),
+    "convolution of doubles": (lambda x: torch.conv1d(x[None], torch.ones(1, 3, 1).double()), "one dtype"),
     "pickle": (lambda x: pickle.dumps(x), "state_dict"),
     "cpu": (lambda x: x.cpu(), "x.get"),
     "cuda": (lambda x: x.cuda(), "own devices"),
+    "share_memory_": (lambda x: x.share_memory_(), "x.get"),
+    "apply_": (lambda x: x.apply_(lambda value: value + 1), "torch.where"),
+    "map_": (lambda x: x.map_(x, lambda a, b: a + b), "torch.where"),
+    "from_dlpack": (lambda x: numpy.from_dlpack(x), "x.get"),
+    "torch.from_dlpack": (lambda x: torch.from_dlpack(x), "x.get"),
+    "to_dlpack": (lambda x: x.__dlpack__(), "x.get"),
+    "module.share_memory": (lambda x: send(torch.nn.Linear(4, 2), x._handle.outbox.put).share_memory(), "x.get"),
+    "to cuda": (lambda x: x.to("cuda"), "own devices"),
+    "to cuda 0": (lambda x: x.to(device="cuda:0", dtype=torch.float64), "own devices"),
+    "module to cuda": (lambda x: send(torch.nn.Linear(4, 2), x._handle.outbox.put).to("cuda"), "own devices"),
+    "to meta": (lambda x: x.to(torch.device("meta")), "own devices"),
+    "pickle of a module": (lambda x: pickle.dumps(send(torch.nn.Linear(4, 2), x._handle.outbox.put)), r"model\.get\(\)"),
+    "view as another dtype": (lambda x: x.view(torch.int32), r"x\.to\(dtype\)"),
     "into local": (lambda x: torch.zeros(3, 4).copy_(x), "x.get"),
     "local add_": (lambda x: torch.zeros(3, 4).add_(x), "x.get"),
     "data": (lambda x: setattr(x, "data", torch.zeros(3, 4)), "copy_"),
@@ -97,7 +116,35 @@ def test_what_is_known_here_needs_nobody(alice: LocalExecutor, x: RemoteTensor) 
     assert isinstance(x, PlanTarget) and not isinstance(RX, PlanTarget) and not alice.commands
 
 
+def written(x: Any, where: Callable[[Any], Any], value: Any) -> Any:
+    y = x * 1
+    y[where(x)] = value
+    return y
+
+
+def ored(x: Any) -> Any:
+    y = x > 5
+    y |= x < 2
+    y &= x > 0
+    y ^= x > 7
+    return y.bitwise_not_()
+
+
+LOCAL_MASK = torch.tensor([True, False, True])
+
 ALLOWED: dict[str, Callable[[Any], Any]] = {
+    "local mask": lambda x: x[LOCAL_MASK],
+    "local mask and position": lambda x: x[LOCAL_MASK, 1] + x[:, torch.tensor([True, False, False, True])].sum(),
+    "local mask of all": lambda x: x[RX > 3],
+    "list of bools": lambda x: x[[True, False, True]],
+    "write through a mask": lambda x: written(x, lambda x: x > 3, 0.0),
+    "write through a mask of rows": lambda x: written(x, lambda x: x[:, 0] > 3, -1.0),
+    "write rows through a mask": lambda x: written(x, lambda x: x[:, 0] > 3, torch.arange(4.0)),
+    "write through mask and position": lambda x: written(x, lambda x: (x[:, 0] > 3, 1), 9.0),
+    "write remote number": lambda x: written(x, lambda x: x > 3, x.mean()),
+    "write through a local mask": lambda x: written(x, lambda x: LOCAL_MASK, torch.ones(2, 4)),
+    "functional write": lambda x: x.index_put((x > 3,), torch.tensor(7.0)),
+    "bits in place": ored,
     "iteration": lambda x: torch.stack(list(x)),
     "unpacking": lambda x: torch.add(*x.split([1, 2])[0].expand(2, 4)),
     "slice": lambda x: x[1:, ::2],
@@ -174,6 +221,30 @@ def test_gradients_through_views_and_writes(alice: LocalExecutor) -> None:
         return w.grad
 
     assert torch.allclose(program(alice.put(RX)).get(), program(RX.clone()))
+
+
+def test_gradients_through_masks(alice: LocalExecutor) -> None:
+    def program(w: Any) -> Any:
+        w = w.requires_grad_()
+        y = w * 2
+        y[y > 6] = 0
+        (y[LOCAL_MASK] ** 2).sum().backward()
+        return w.grad
+
+    assert torch.allclose(program(alice.put(RX)).get(), program(RX.clone()))
+
+
+def test_no_memory_is_handed_out(x: RemoteTensor) -> None:
+    for reach in (torch.utils.dlpack.to_dlpack, lambda x: x.data_ptr(), lambda x: x.detach().data_ptr()):
+        with pytest.raises(RuntimeError, match="data pointer"):
+            reach(x)
+
+
+def test_state_of_a_remote_module_into_a_local_one_says_what_to_write(alice: LocalExecutor) -> None:
+    remote = send(torch.nn.Linear(4, 2), alice.put)
+    remote.load_state_dict(remote.state_dict())
+    with pytest.raises(RuntimeError, match=r"remote\.get\(\)\.state_dict\(\)"):
+        torch.nn.Linear(4, 2).load_state_dict(remote.state_dict())
 
 
 def test_a_local_number_travels_as_a_scalar_only_where_that_is_exact(alice: LocalExecutor, x: RemoteTensor) -> None:

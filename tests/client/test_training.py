@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from grid.client.modules import RemoteModule, send
 from grid.client.tensors import RemoteTensor
+from grid.errors import OpNotSupported
 
 
 class LeNet(nn.Module):
@@ -155,6 +157,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "upsample": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2, mode="bilinear")), (2, 1, 6, 6)),
     "padding": (lambda: nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(1, 1, 3), nn.ZeroPad2d(1)), (2, 1, 8, 8)),
     "decoder": (lambda: Decoder(), (2, 6, 8)),
+    "recurrent": (lambda: nn.RNN(4, 5, batch_first=True), (2, 3, 4)),
+    "gated": (lambda: nn.GRU(4, 5, batch_first=True), (2, 3, 4)),
+    "gated both ways": (lambda: nn.GRU(4, 5, 2, bidirectional=True), (3, 2, 4)),
 }
 
 
@@ -236,3 +241,35 @@ def test_changing_the_dtype_of_a_remote_module() -> None:
     assert there.weight.dtype is torch.float64 and there.get().weight.dtype is torch.float64
     there(send(torch.randn(2, 4, dtype=torch.float64), alice.put)).sum().backward()
     assert there.weight.grad.get().dtype is torch.float64
+
+
+@pytest.mark.filterwarnings("ignore:TF32:UserWarning")
+def test_an_lstm_is_taken_apart_where_torch_is_told_to() -> None:
+    """As one fused operation it does not run at nodes; the error says what to write, and that works."""
+    alice, here, x = LocalExecutor(), nn.LSTM(4, 5, batch_first=True), torch.randn(2, 3, 4)
+    there, rx = send(here, alice.put), alice.put(x)
+    with pytest.raises(OpNotSupported, match=r"mkldnn\.flags\(enabled=False\)"):
+        there(rx)
+    with torch.backends.mkldnn.flags(enabled=False):
+        out = there(rx)[0]
+    out.sum().backward()
+    here(x)[0].sum().backward()
+    assert torch.allclose(out.get(), here(x)[0], atol=1e-6)
+    assert torch.allclose(there.weight_ih_l0.grad.get(), here.weight_ih_l0.grad, atol=1e-6)
+
+
+def test_a_user_s_way_of_copying_a_module_is_kept() -> None:
+    class Counted(nn.Linear):
+        copies = 0
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            type(self).copies += 1
+            made = Counted(4, 2)
+            memo[id(self)] = made
+            made.weight, made.bias = copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo)
+            return made
+
+    there = send(Counted(4, 2), LocalExecutor().put)
+    before = Counted.copies
+    assert torch.equal(copy.deepcopy(there).weight.get(), there.weight.get()) and type(there).copies == before + 1
+    assert type(there.get()) is Counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings, SessionLimits
 from grid.testing.crowd import Crowd, FakePeer, crowd, make_dataset, say_join
 from grid.transport.base import Buffer, Transport
+from grid.transport.memory import memory_pair
 from grid.wire.messages import (
     Announce,
     Join,
@@ -44,10 +46,12 @@ QUICK = SessionLimits(handshake_s=0.2)
 IMPATIENT = GatewaySettings(dev=True, session=SessionLimits(heartbeat_s=0.3, patience_s=1.0))
 
 
-def stranger(crowd: Crowd, limits: SessionLimits | None = None) -> Peer:
-    """A connection that has not joined."""
+def stranger(crowd: Crowd, limits: SessionLimits | None = None, source: str = "") -> Peer:
+    """A connection that has not joined; `source` is the address from which the gateway sees it come."""
+    ours, theirs = memory_pair()
+    crowd.tasks.create_task(crowd.gateway.serve(theirs, source))
     return Peer(
-        crowd.connect(),
+        ours,
         initiator=True,
         handlers=Handlers({}),
         context=None,
@@ -104,20 +108,69 @@ async def test_strangers_may_not_send_much(grid: Crowd) -> None:
         assert isinstance(await peer.wait_closed(), WireError)
 
 
-async def test_strangers_are_few() -> None:
+async def test_when_strangers_are_too_many_the_oldest_goes_and_is_told_why() -> None:
     settings = GatewaySettings(dev=True, max_unauthenticated=2)
-    async with crowd(settings) as grid, stranger(grid), stranger(grid):
-        with pytest.raises(NodeUnavailable):
-            async with stranger(grid):
-                pass
-        assert grid.gateway.unauthenticated == 2
+    async with crowd(settings) as grid, stranger(grid) as first, stranger(grid) as second:
+        await grid.peer("alice")
+        error = await first.wait_closed()
+        assert isinstance(error, QuotaExceeded) and "oldest" in error.message
+        assert grid.gateway.unauthenticated == 1 and not second.closed
+
+
+async def test_one_address_has_a_part_of_the_places_for_strangers() -> None:
+    async with crowd(GatewaySettings(dev=True, max_unauthenticated=8)) as grid:
+        async with stranger(grid, source="192.0.2.1"), stranger(grid, source="192.0.2.1"):
+            with pytest.raises(QuotaExceeded, match="this address"):
+                async with stranger(grid, source="192.0.2.1"):
+                    pass
+            async with stranger(grid, source="192.0.2.2") as other:
+                await say_join(other, LocalIdentity.create(name="alice", role="node", clock=grid.clock), Trust.dev())
+            async with stranger(grid, source="127.0.0.1"), stranger(grid, source="127.0.0.1"), stranger(grid, source="::1"):
+                assert grid.gateway.unauthenticated == 5
+
+
+async def test_a_failed_join_is_the_last_thing_on_its_connection(grid: Crowd) -> None:
+    async with stranger(grid) as peer:
+        with pytest.raises(AuthenticationFailed):
+            await peer.request(Join(card=b"", nonce=bytes(32), signature=b""))
+        assert isinstance(await peer.wait_closed(), AuthenticationFailed)
+
+
+async def test_those_who_may_not_join_do_not_fill_the_log(grid: Crowd, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(40):
+        async with stranger(grid) as peer:
+            with pytest.raises(AuthenticationFailed):
+                await peer.request(Join(card=b"", nonce=bytes(32), signature=b""))
+    assert 0 < sum("may not join" in record.message for record in caplog.records if record.levelno >= logging.INFO) < 30
+
+
+async def test_a_node_cannot_announce_all_the_time(grid: Crowd) -> None:
+    alice = await grid.peer("alice")
+    with pytest.raises(QuotaExceeded, match="too often"):
+        for _ in range(40):
+            await alice.announce(make_dataset())
+
+
+async def test_a_second_program_of_a_client_leaves_the_first_alone(grid: Crowd) -> None:
+    alice = await grid.peer("alice")
+    first = await grid.peer("carl", "client")
+    mine, theirs = await first.open(alice)
+    second = await grid.peer("carl", "client", me=first.me)
+    also_mine, also_theirs = await second.open(alice)
+    await second.peer.__aexit__(None, None, None)
+    with pytest.raises(NodeUnavailable):
+        await also_theirs.receive()
+    await mine.send(b"still here")
+    assert bytes(await theirs.receive()) == b"still here"
+    assert await states(first) == {"alice": "online"}
+    assert not first.peer.closed and also_mine is not mine
 
 
 async def test_there_is_a_limit_to_connections_that_those_who_left_free() -> None:
     async with crowd(GatewaySettings(dev=True, max_connections=2)) as grid:
         alice = await grid.peer("alice")
         await grid.peer("bob")
-        with pytest.raises(NodeUnavailable):
+        with pytest.raises(QuotaExceeded, match="as many connections"):
             await grid.peer("carol")
         alice.peer.close_soon()
         await grid.changed(lambda: grid.gateway.views.status(0)["nodes"]["online"] == 1)

@@ -25,7 +25,10 @@ from grid.clock import SystemClock
 from grid.crypto.enrolment import RootKey
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
+from grid.gateway import protocol
+from grid.gateway.guard import Guard
 from grid.gateway.http import HttpServer
+from grid.gateway.tls import certificate_names
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings, SessionLimits
@@ -138,7 +141,7 @@ async def test_the_form_takes_the_token() -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.1.2.3", "", "a b", "[::1"])
-@pytest.mark.parametrize("path", ["/", "/api/v1/status", "/grid", "/healthz"])
+@pytest.mark.parametrize("path", ["/", "/api/v1/status"])
 async def test_other_host_names_are_refused(host: str, path: str) -> None:
     async with site() as made:
         status, _, _ = await made.get(path, headers={**BEARER, "Host": host})
@@ -312,7 +315,6 @@ async def test_text_of_peers_is_escaped_everywhere() -> None:
         alice = await made.grid.peer("alice")
         await alice.announce(
             make_dataset(HOSTILE, tags=[HOSTILE, '" onmouseover="alert(1)'], description=f"{HOSTILE}\u202e{{{{ 7 * 7 }}}}"),
-            address='"><img src=x onerror=alert(1)>',
         )
         tagged = "/?tag=%3Cscript%3Ealert('x')%3C%2Fscript%3E"
         for path in ("/", tagged, "/fragments/nodes", "/fragments/datasets"):
@@ -409,7 +411,7 @@ class OnlyTransports:
         self.accepted: asyncio.Queue[Transport] = asyncio.Queue()
         self.done = asyncio.Event()
 
-    async def serve(self, transport: Transport) -> None:
+    async def serve(self, transport: Transport, source: str = "") -> None:
         self.accepted.put_nowait(transport)
         await self.done.wait()
 
@@ -503,3 +505,69 @@ async def test_a_bad_certificate_is_named_at_start(tmp_path: Path) -> None:
         async with crowd(settings) as grid:
             with pytest.raises(InvalidRequest, match=r"PEM|--tls-key"):
                 HttpServer(grid.gateway)
+
+
+async def test_the_names_in_the_certificate_are_names_of_the_gateway(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path)
+    guard = Guard(GatewaySettings(host="0.0.0.0"), TOKEN, certificate_names(GatewaySettings(tls_cert=certificate, tls_key=key)))
+    assert guard.host_allowed("127.0.0.1:443") and not guard.host_allowed("evil.example")
+    wild = Guard(GatewaySettings(), TOKEN, ("*.grid.example", "gw.example"))
+    assert wild.host_allowed("a.grid.example") and wild.host_allowed("gw.example:443")
+    assert not wild.host_allowed("grid.example") and not wild.host_allowed("a.b.grid.example")
+
+
+async def test_programs_reach_the_grid_by_any_name_and_pages_do_not() -> None:
+    async with site() as made:
+        named = {"Host": "gw.example"}
+        assert (await made.get("/healthz", headers=named))[0] == 200
+        async with made.session.ws_connect(f"{made.http.socket_url}/grid", headers=named) as socket:
+            assert (await socket.receive()).type is aiohttp.WSMsgType.BINARY
+        for path in ("/healthz", "/grid"):
+            assert (await made.get(path, headers={**named, "Origin": "http://gw.example"}))[0] == 421
+
+
+async def test_an_origin_that_is_no_address_is_refused() -> None:
+    async with site() as made:
+        assert (await made.get("/api/v1/status", headers={**BEARER, "Origin": "http://["}))[0] == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "multipart/form-data"},
+        {"Content-Type": "application/x-www-form-urlencoded; charset=none-such"},
+        {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"},
+    ],
+)
+async def test_malformed_forms_are_the_senders_fault(headers: dict[str, str]) -> None:
+    async with site() as made:
+        async with made.session.post(f"{made.root}/login", data=b"--x no\x1f\x8b", headers=headers) as response:
+            assert response.status in (400, 401)
+
+
+async def test_a_list_that_does_not_decompress_is_the_senders_fault() -> None:
+    async with site() as made:
+        headers = {**BEARER, "Content-Encoding": "gzip"}
+        async with made.session.post(f"{made.root}/api/v1/revocations", data=b"no gzip", headers=headers) as response:
+            assert response.status == 400
+
+
+async def test_what_is_not_http_is_answered_in_our_shape_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with site() as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.http.port)
+        writer.write(b"GET /?token=very-secret HTTP/9.x\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+    assert b" 400 " in answer and b'"code": "invalid"' in answer and b"very-secret" not in answer
+    assert "very-secret" not in caplog.text
+
+
+async def test_headers_that_never_end_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEADER_S", 0.2)
+    async with site() as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.http.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()

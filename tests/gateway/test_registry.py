@@ -9,8 +9,9 @@ import pytest
 
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.gateway import registry as rules
+from grid.gateway.announcements import MAX_DESCRIBED
 from grid.gateway.registry import ConnectionId, Registry
-from grid.ids import PeerId
+from grid.ids import PeerId, PlanId
 from grid.testing.crowd import make_dataset
 from grid.wire.codec import encode
 from grid.wire.messages import Announce, ColumnCard, DatasetCard, Found, NodeList
@@ -39,9 +40,10 @@ def test_a_node_comes_goes_and_comes_back() -> None:
     assert registry.leave(ConnectionId(1), PeerId("id-a"), 20.0)
     assert registry.version > seen
     (entry,) = registry.nodes()
-    assert (entry.online, entry.since, len(entry.datasets)) == (False, 20.0, 1)
+    assert (entry.online, entry.since, entry.datasets, entry.sizes) == (False, 20.0, (), {})
     assert found(registry) == [] and registry.tags() == {}
     assert enter(registry, 2, "id-a", "alice", now=30.0) is None
+    announce(registry, "id-a", make_dataset())
     assert found(registry, "#demo") == ["alice/patients"]
 
 
@@ -64,6 +66,23 @@ def test_a_client_may_have_several_connections() -> None:
         assert registry.online("client") == 1
     assert registry.leave(ConnectionId(2), PeerId("id-c"), 1.0)
     assert registry.online("client") == 0
+
+
+def test_the_connections_of_a_client_are_bounded_and_one_that_ends_frees_a_place() -> None:
+    registry = Registry()
+    for connection in range(rules.MAX_CONNECTIONS):
+        enter(registry, connection, "id-c", "carl", role="client")
+    with pytest.raises(QuotaExceeded, match="16 connections"):
+        enter(registry, 99, "id-c", "carl", role="client")
+    registry.leave(ConnectionId(3), PeerId("id-c"), 1.0)
+    enter(registry, 99, "id-c", "carl", role="client")
+
+
+def test_an_identity_that_is_connected_cannot_change_its_role() -> None:
+    registry = Registry()
+    enter(registry, 1, "id-c", "carl", role="client")
+    with pytest.raises(InvalidRequest, match="as a client"):
+        enter(registry, 2, "id-c", "carl", role="node")
 
 
 def test_a_name_belongs_to_the_connected_node_that_has_it() -> None:
@@ -133,6 +152,15 @@ def test_a_new_announcement_replaces_the_old_one() -> None:
         {"feature_shape": (1,) * 9},
         {"columns": (ColumnCard(name="c", kind="number", role="feature", minimum=math.inf, maximum=1.0),)},
         {"columns": (ColumnCard(name="c" * 201, kind="number", role="feature"),)},
+        {"columns": (ColumnCard(name="c", kind="k" * 60_000, role="feature"),)},
+        {"columns": (ColumnCard(name="c", kind="number", role="r" * 60_000),)},
+        {"columns": (ColumnCard(name="c", kind="number", role="feature", missing="m" * 60_000),)},
+        {"policy": dataclasses.replace(make_dataset().policy, release="r" * 60_000)},
+        {"policy": dataclasses.replace(make_dataset().policy, plans="p" * 60_000)},
+        {"policy": dataclasses.replace(make_dataset().policy, allow=(PlanId("a" * 60_000),))},
+        {"policy": dataclasses.replace(make_dataset().policy, sinks=("s" * 60_000,))},
+        {"feature_dtype": "f" * 60_000},
+        {"target_dtype": "f3"},
         {"feature_names": tuple(f"feature {number} " + "x" * 300 for number in range(5000))},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -154,6 +182,33 @@ def test_names_within_a_node_are_unique_and_their_number_is_bounded() -> None:
         announce(registry, "id-a", make_dataset("same"), make_dataset("same"))
     with pytest.raises(QuotaExceeded, match="at most 2"):
         announce(registry, "id-a", *(make_dataset(f"d{number}") for number in range(3)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1:80/admin?all=1",
+        "ws://user:pw@host:1/y?z",
+        "user@host:80",
+        "host",
+        "host:0",
+        "host:70000",
+        "0.0.0.0:80",
+        "[::]:80",
+        "host:80#",
+        "ho st:80",
+        "2130706433:80",
+        "host:8０",
+    ],
+)
+def test_an_address_is_a_host_and_a_port_and_nothing_else(address: str) -> None:
+    registry = Registry()
+    enter(registry, 1, "id-a", "alice")
+    announce(registry, "id-a", address="alice.example:9001")
+    with pytest.raises(InvalidRequest):
+        announce(registry, "id-a", make_dataset(), address=address)
+    (entry,) = registry.nodes()
+    assert (entry.address, entry.datasets) == ("alice.example:9001", ())
 
 
 def test_only_nodes_announce() -> None:
@@ -183,6 +238,19 @@ def test_replies_fit_a_message_whatever_nodes_announce() -> None:
     assert len(set(seen)) == 12 * 24
 
 
+def test_a_list_of_many_nodes_fits_a_message_and_the_offline_ones_give_way() -> None:
+    registry = Registry(max_offline=2000)
+    for number in range(1500):
+        peer = PeerId(f"id-{number:04}")
+        name, card = f"node{number:04}", bytes(4096)
+        registry.enter(ConnectionId(number), peer=peer, name=name, organisation="o" * 200, role="node", card=card, now=0.0)
+        if number < 1200:
+            registry.leave(ConnectionId(number), peer, 1.0)
+    cards = registry.cards()
+    encode(NodeList(nodes=cards))
+    assert sum(card.state == "online" for card in cards) == 300 and 300 < len(cards) < 1500
+
+
 def test_a_forgotten_peer_is_gone_from_every_index() -> None:
     registry = Registry()
     enter(registry, 1, "id-a", "alice")
@@ -196,4 +264,4 @@ def test_a_forgotten_peer_is_gone_from_every_index() -> None:
 
 
 def test_one_dataset_always_fits_a_page() -> None:
-    assert rules.MAX_DESCRIBED < rules.MAX_REPLY
+    assert MAX_DESCRIBED < rules.MAX_REPLY

@@ -297,3 +297,39 @@ def test_random_orders_keep_the_invariants(seed: int, steps: int) -> None:
     for connection in sorted(alive):
         router.leave(connection, "the end")
     assert router.held() == 0 and len(router) == 0
+
+
+def test_what_waits_for_a_receiver_is_bounded_however_many_links_there_are() -> None:
+    size = 256 << 10
+    router = new_router(buffer_bytes=size, max_links=64)
+    for number in range(60):
+        opened(router, (A, C, D)[number % 3], B, 2 * number + 1)
+    shed = 0
+    for number in range(60):
+        effects = router.data((A, C, D)[number % 3], LinkId(2 * number + 1), bytes(200 << 10))
+        shed += sum(isinstance(effect, Tell) and isinstance(effect.message, CloseLink) for effect in effects)
+        assert router.held() <= 4 * size
+    assert shed > 50
+    messages, _ = drain(router, B)
+    assert 0 < len(frames(messages)) <= 5
+
+
+def test_what_those_who_have_closed_left_for_a_receiver_counts_too() -> None:
+    router = new_router(buffer_bytes=256 << 10, max_links=64)
+    for number in range(20):
+        link = LinkId(2 * number + 1)
+        opened(router, A, B, link)
+        router.data(A, link, bytes(200 << 10))
+        router.close(A, link, None)
+        assert router.held() <= 1 << 20
+    messages, _ = drain(router, B)
+    assert sum(isinstance(message, CloseLink) for message in messages) == 20 and len(router) == 0
+
+
+def test_links_between_two_peers_are_bounded() -> None:
+    router = new_router(max_links=100)
+    for number in range(64):
+        opened(router, A, B, 2 * number + 1)
+    with pytest.raises(QuotaExceeded, match="between these two"):
+        router.open(A, LinkId(999), B, 0.0)
+    opened(router, A, C, 999)

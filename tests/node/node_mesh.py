@@ -280,14 +280,18 @@ class Pointer(torch.Tensor):
 
 
 @contextlib.asynccontextmanager
-async def client(made: Mesh, node: str, me: LocalIdentity | None = None) -> AsyncIterator[RawClient]:
-    """A session with one node, as a client of this identity (a new one by default)."""
+async def client(
+    made: Mesh, node: str, me: LocalIdentity | None = None, *, wrap: Callable[[Transport], Transport] = lambda inner: inner
+) -> AsyncIterator[RawClient]:
+    """A session with one node, as a client of this identity (a new one by default). `wrap` goes around its transport."""
     me = me or LocalIdentity.create(name="scientist", role="client", clock=CLOCK)
     raw = RawClient(made.nodes[node])
     near, far = memory_pair()
     raw.node.accept(far)
     expect = Expected(id=raw.node.id, name=node, role="node")
-    channel = await open_channel(near, me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK)
+    channel = await open_channel(
+        wrap(near), me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK
+    )
     handlers = Handlers({CommandFailed: raw._failed})
     async with Peer(channel, initiator=True, handlers=handlers, context=None, limits=LIMITS, clock=CLOCK, name=node) as raw.peer:
         yield raw

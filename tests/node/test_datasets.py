@@ -277,3 +277,21 @@ def test_taking_the_first_rows_takes_them_of_everything() -> None:
     dataset = Dataset.from_tensors("d", {"features": torch.randn(30, 2), "targets": torch.arange(30)}).first_rows(20)
     assert dataset.rows == 20 and dataset.targets is not None and len(dataset.targets) == 20
     assert len(dataset.part("column", "x0")) == 20
+
+
+def test_what_no_gateway_would_list_is_refused_where_the_file_can_be_named(tmp_path: Path) -> None:
+    tags = ", ".join(f'"#{number}"' for number in range(65))
+    message = error_of(tmp_path, toml=TOML.replace('"#people", "#train"', tags))
+    assert "people.toml, line 3" in message and "at most 64" in message
+    assert "people.toml, line 3" in error_of(tmp_path, toml=TOML.replace("#people", "#peo\\nple"))
+    assert "a category has at most" in error_of(tmp_path, toml=TOML.replace('"none"', f'"{"n" * 201}"'))
+    long = "n" * 201
+    assert "more than 200" in error_of(tmp_path, csv="".join([HEADER, *ROWS]).replace("income", long))
+    with pytest.raises(DatasetError, match="dimensions"):
+        Dataset.from_tensors("deep", {"features": torch.zeros(20, *[1] * 9)})
+
+
+def test_a_privacy_budget_that_nothing_enforces_is_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Dataset.from_file(write(tmp_path, toml=TOML.replace("min_rows = 2", "min_rows = 2\nepsilon = 1.0")))
+    assert "people.toml, line 9" in caplog.text and "not enforced" in caplog.text

@@ -6,8 +6,6 @@ accident of another check.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -20,7 +18,6 @@ from torch import Tensor
 from grid.errors import BudgetExhausted, GridError, InvalidRequest, NotFound, OpNotSupported, PlanRejected, ReleaseDenied
 from grid.ids import ObjectId, TransferId, random_id
 from grid.plans.trace import trace
-from grid.policy.labels import PRIVATE_FAILURE
 from grid.wire.messages import DeliverObject, ExpectObject, MoveObject, Ref
 
 ROWS, COLUMNS = 40, 3
@@ -319,23 +316,6 @@ async def test_operations_on_storage_are_not_in_the_table(raw: RawClient, call: 
     assert isinstance(raw.failures[77], OpNotSupported)
     with pytest.raises(OpNotSupported):
         await raw.get(Ref(999))
-
-
-async def test_an_error_that_depends_on_rows_has_one_text_and_the_fifth_ends_the_session(made: Mesh) -> None:
-    async with client(made, "alice") as raw:
-        features = await raw.open()
-        (wild,) = await raw.remote(lambda x: (x[:, 0] * 1000).long(), features)
-        table = await raw.put(torch.zeros(5, 2))
-        for _ in range(4):
-            await raw.run(torch.ops.aten.embedding.default, table, wild)
-        assert {error.message for error in raw.failures.values()} == {f"aten.embedding.default: {PRIVATE_FAILURE}"}
-        await raw.get(await raw.put(torch.ones(1)))
-        with contextlib.suppress(GridError):  # the answer and the end of the session come together
-            await raw.run(torch.ops.aten.embedding.default, table, wild)
-        error = await asyncio.wait_for(raw.peer.wait_closed(), 20)
-        assert isinstance(error, ReleaseDenied) and error.details["rule"] == "private_errors"
-    async with client(made, "alice") as raw:  # others, and the same one in a new session, work on
-        await raw.get(await raw.put(torch.ones(1)))
 
 
 HUGE: dict[str, Callable[[Tensor], Tensor]] = {

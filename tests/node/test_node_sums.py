@@ -122,12 +122,19 @@ async def test_a_sum_name_is_used_once_at_each_node_even_after_a_failure(trio: d
     assert len(errors) == 3 and all(isinstance(error, InvalidRequest) for error in errors.values())
 
 
-async def test_a_restarted_node_remembers_the_sums_it_took_part_in() -> None:
+@pytest.mark.parametrize("labelled", [False, True])
+async def test_a_restarted_node_remembers_the_sums_it_took_part_in(labelled: bool) -> None:
     stores = {name: MemoryStore() for name in NAMES}
+    plan = trace(lambda x: x.sum(0), torch.randn(40, 3))
     name = SumId(random_id())
     for attempt in range(2):
-        async with mesh({node: [] for node in NAMES}, stores=stores) as made, clients(made) as raw:
-            _, errors = await secure_sum(raw, await own_values(raw, [torch.ones(2)] * 3), sum_id=name)
+        owned = {node: [dataset(seed=seed)] for seed, node in enumerate(NAMES)}
+        async with mesh(owned, stores=stores) as made, clients(made) as raw:
+            if labelled:
+                refs = {node: (await one.plan(plan, await one.open()))[0] for node, one in raw.items()}
+            else:
+                refs = await own_values(raw, [torch.ones(2)] * 3)
+            _, errors = await secure_sum(raw, refs, sum_id=name)
             assert bool(errors) == bool(attempt)
             if attempt:
                 assert all(isinstance(error, InvalidRequest) for error in errors.values())
@@ -180,16 +187,6 @@ async def test_nan_and_overflow_have_one_text_and_count_where_they_are_private(t
     refs = {name: (await raw.plan(plan, await raw.open()))[0] for name, raw in trio.items()}
     _, errors = await secure_sum(trio, refs)
     assert all(error.message == NOT_REPRESENTABLE or isinstance(error, QuorumLost) for error in errors.values())
-    (session,) = [s for s in _sessions(trio["alice"])]
-    assert session._workspace._private_errors <= 1
-
-
-def _sessions(raw: RawClient) -> list[Any]:
-    import gc
-
-    from grid.node.session import ClientSession
-
-    return [value for value in gc.get_objects() if type(value) is ClientSession and value._services is raw.node]
 
 
 async def test_in_dev_two_nodes_suffice_and_one_does_not(trio: dict[str, RawClient]) -> None:
@@ -199,6 +196,21 @@ async def test_in_dev_two_nodes_suffice_and_one_does_not(trio: dict[str, RawClie
     refs = {"alice": (await trio["alice"].plan(plan, await trio["alice"].open()))[0]}
     _, errors = await secure_sum(trio, refs)
     assert errors["alice"].details["rule"] == "sum.cohort"
+
+
+async def test_open_datasets_do_not_hide_the_one_that_is_not() -> None:
+    plan = trace(lambda x: x.sum(0), torch.randn(40, 3))
+    for closed, refused in (("", False), ("alice", True)):
+        policies = {name: {} if name == closed else {"release": "open"} for name in NAMES}
+        owned = {name: [dataset(seed=seed, share=True, **policies[name])] for seed, name in enumerate(NAMES)}
+        async with mesh(owned) as made, clients(made) as raw:
+            refs = {name: (await one.plan(plan, await one.open()))[0] for name, one in raw.items()}
+            _, errors = await secure_sum(raw, refs)
+            assert bool(errors) == refused
+            if closed:
+                assert errors[closed].details["rule"] == "sum.cohort"
+                state = made.nodes[closed]._custody.gate._store.load("d")
+                assert state is not None and state.elements == 0
 
 
 async def test_a_refusal_by_one_owner_is_told_to_the_client_and_named_at_the_others() -> None:
@@ -274,7 +286,9 @@ async def test_a_client_that_leaves_ends_its_sum_at_every_node(made: Mesh) -> No
     async with clients(made) as raw:
         refs = await own_values(raw, [torch.ones(2)] * 3)
         name, roster = SumId(random_id()), [node.id for node in made.nodes.values()]
-        asked = [asyncio.ensure_future(raw[node].start_sum(name, roster, refs[node])) for node in ("alice", "bob")]
+        asked = [
+            asyncio.ensure_future(raw[node].start_sum(name, roster, refs[node], deadline_s=300.0)) for node in ("alice", "bob")
+        ]
         await until(lambda: all(_announcing(made.nodes[node], name) for node in ("alice", "bob")))
     for answer in await asyncio.gather(*asked, return_exceptions=True):
         assert isinstance(answer, GridError)
@@ -334,6 +348,7 @@ class Hostile:
             rows=0,
             labelled=False,
             own=False,
+            open=False,
             expiry=CLOCK.wall() + 60,
             nonce=secrets.token_bytes(16),
         )
@@ -394,7 +409,7 @@ LIES: dict[str, Lie] = {
 async def test_a_lying_node_ends_the_sum_before_alices_share_leaves(made: Mesh, lie: str) -> None:
     async with Hostile(made).running() as hostile, client(made, "alice") as raw:
         ref = await raw.put(torch.ones(2))
-        name, roster = SumId(random_id()), [raw.node.id, made.nodes["bob"].id, hostile.id]
+        name, roster = SumId(random_id()), [raw.node.id, hostile.id]
         asked = asyncio.ensure_future(raw.start_sum(name, roster, ref))
         await asyncio.wait_for(hostile.connected.wait(), 20)
         first = await asyncio.wait_for(hostile.came.get(), 20)
@@ -402,7 +417,7 @@ async def test_a_lying_node_ends_the_sum_before_alices_share_leaves(made: Mesh, 
         LIES[lie](hostile, name, roster)
         with pytest.raises(GridError) as caught:
             await asyncio.wait_for(asked, 20)
-        assert not isinstance(caught.value, TimeoutError)
+        assert "in time" not in caught.value.message  # found out, not waited out
         while not hostile.came.empty():
             message = hostile.came.get_nowait()[1]
             assert isinstance(message, SumShare) and message.tensor is None  # withdrawals only

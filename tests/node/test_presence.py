@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 import torch
 from node_mesh import CLOCK, LIMITS, Mesh, clients, dataset, secure_sum
 
+from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, RootKey, Token, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.gateway.app import Gateway
 from grid.ids import GridId, PeerId
-from grid.node.app import Node
+from grid.node.app import DIRECT_DIAL_S, MAX_HANDSHAKES, MIN_MESSAGE_BYTES, Node
+from grid.node.strangers import DIRECT, Strangers
+from grid.rpc.reconnect import Backoff
 from grid.settings import GatewaySettings, NodeSettings
 from grid.store.memory import MemoryStore
 from grid.transport.base import Transport
@@ -49,9 +53,9 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def place(dev: bool = True, trust: Callable[[], Trust] = Trust.dev) -> AsyncIterator[Place]:
+async def place(dev: bool = True, trust: Callable[[], Trust] = Trust.dev, **settings: Any) -> AsyncIterator[Place]:
     me = LocalIdentity.create(name="gateway", role="gateway", clock=CLOCK)
-    made = Place(GatewaySettings(dev=dev), me, trust)
+    made = Place(GatewaySettings(dev=dev, **settings), me, trust)
     async with asyncio.TaskGroup() as made.tasks:
         yield made
 
@@ -63,6 +67,7 @@ def node(
     trust: Trust | None = None,
     me: LocalIdentity | None = None,
     direct: Callable[[str], Awaitable[Transport]] | None = None,
+    clock: Clock = CLOCK,
 ) -> Node:
     return Node(
         NodeSettings(name=name, dev=True, session=LIMITS),
@@ -70,7 +75,7 @@ def node(
         trust=trust or Trust.dev(),
         datasets=[dataset(seed=len(name))],
         store=MemoryStore(),
-        clock=CLOCK,
+        clock=clock,
         dial=at.dial,
         dial_direct=direct,
     )
@@ -187,3 +192,132 @@ async def test_a_node_that_has_no_gateway_says_so() -> None:
         alone.accept(far)  # it does not know which grid it belongs to
         with pytest.raises(NodeUnavailable):
             await near.receive()
+
+
+async def test_an_address_where_another_peer_answers_or_none_falls_back_to_the_gateway() -> None:
+    """What a node announces is its word alone: a dial that connects proves nothing until the channel is open."""
+    dialled: list[str] = []
+
+    async with place() as at, at.open(), node(at, "mallory") as mallory:
+
+        async def direct(address: str) -> Transport:
+            dialled.append(address)
+            near, far = memory_pair()
+            if address == "wrong:1":
+                mallory.accept(far)
+            return near  # at silent:1 nobody ever says a word
+
+        clock = _Hasty()
+        async with node(at, direct=direct, clock=clock) as alice, node(at, "bob") as bob, node(at, "carol") as carol:
+            await asyncio.gather(alice.ready(), bob.ready(), carol.ready(), mallory.ready())
+            await bob.announce_at("wrong:1")
+            await carol.announce_at("silent:1")
+            for other in (bob, carol):
+                neighbour = await asyncio.wait_for(alice.neighbours.session(other.id), 20)
+                assert neighbour.card.name == other.name
+            assert dialled == ["wrong:1", "silent:1"]
+
+
+async def test_what_is_no_address_is_never_dialled() -> None:
+    async def direct(address: str) -> Transport:
+        raise AssertionError(address)
+
+    async with place() as at, at.open(), node(at, direct=direct) as alice, node(at, "bob") as bob:
+        await asyncio.gather(alice.ready(), bob.ready())
+        assert alice._presence is not None
+        for address in ("127.0.0.1:80/admin/delete?all=1", "ws://user:pw@host:1/x", "0.0.0.0:80"):
+            (card,) = [card for card in (await alice._presence.nodes()).values() if card.name == "bob"]
+            alice._presence.nodes = _answer({bob.id: dataclasses.replace(card, address=address)})  # type: ignore[method-assign]
+            await (await alice._reach(bob.id)).close()
+            del alice._presence.nodes
+
+
+def _answer(value: Any) -> Callable[[], Awaitable[Any]]:
+    async def answer() -> Any:
+        return value
+
+    return answer
+
+
+class _Hasty(SystemClock):
+    """A clock on which the time for a direct connection is over at once."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(0.2 if seconds == DIRECT_DIAL_S else seconds)
+
+
+async def test_an_announcement_that_the_gateway_refuses_ends_the_node() -> None:
+    async with place(max_datasets_per_node=0) as at, at.open(), node(at) as alice:
+        with pytest.raises(InvalidRequest, match="0"):
+            await asyncio.wait_for(alice.ready(), 20)
+        assert isinstance(await asyncio.wait_for(alice.ended(), 20), InvalidRequest)
+
+
+async def test_a_revoked_node_gives_up(tmp_path: Any) -> None:
+    root = RootKey.create(tmp_path / "root.json")
+    token = Token.parse(root.enroll(name="alice", role="node", gateway_url="ws://x", wall=CLOCK.wall()))
+    me = LocalIdentity.create(role="node", clock=CLOCK, token=token)
+    async with place(dev=False, trust=lambda: Trust.rooted(root.public)) as at, at.open() as gateway:
+        async with node(at, trust=Trust.rooted(root.public), me=me, clock=_Short()) as alice:
+            await asyncio.wait_for(alice.ready(), 20)
+            gateway.trust.merge_revocations(root.revoke("alice", wall=CLOCK.wall()))
+            assert isinstance(await asyncio.wait_for(alice.ended(), 20), AuthenticationFailed)
+
+
+class _Short(SystemClock):
+    """A clock without long waits."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(min(seconds, 0.05))
+
+
+async def test_the_wait_grows_while_connections_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    started_over: list[None] = []
+    monkeypatch.setattr(Backoff, "settled", lambda self: started_over.append(None))
+    async with place() as at, node(at) as alice:
+        assert alice._presence is not None
+        for _ in range(2):
+            async with at.open():
+                alice._presence._settled.clear()
+                await asyncio.wait_for(alice._presence._settled.wait(), 20)
+        assert not started_over
+
+
+async def test_idle_strangers_make_room_for_newcomers() -> None:
+    async with place() as at, at.open(), node(at) as alice, node(at, "bob") as bob:
+        await asyncio.gather(alice.ready(), bob.ready())
+        idle = []
+        for _ in range(MAX_HANDSHAKES):
+            near, far = memory_pair()
+            alice.accept(far)
+            idle.append(near)
+        neighbour = await asyncio.wait_for(bob.neighbours.session(alice.id), 10)
+        assert neighbour.card.name == "alice"
+        with pytest.raises(NodeUnavailable, match="proving who they are"):
+            await asyncio.wait_for(idle[0].receive(), 10)
+        assert len(alice._strangers) == MAX_HANDSHAKES - 1
+
+
+def test_the_sender_with_the_most_strangers_pushes_out_its_own() -> None:
+    gone: list[Transport] = []
+    strangers = Strangers(3, gone.append)
+    transports = [memory_pair()[0] for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(strangers.entered(transports[0], DIRECT))
+        for transport in transports[1:]:
+            stack.enter_context(strangers.entered(transport, PeerId("pest")))
+        assert gone == transports[1:3] and len(strangers) == 3
+    assert len(strangers) == 0
+
+
+async def test_the_sessions_of_a_client_share_the_memory_of_unfinished_messages() -> None:
+    async with place() as at, node(at) as alice:
+        quota = alice.settings.max_bytes_per_client
+        client = PeerId("c")
+        with contextlib.ExitStack() as stack:
+            longest = [stack.enter_context(alice._session_of(client)) for _ in range(16)]
+            assert longest[0] == quota // 2 and sum(longest) <= quota + 16 * MIN_MESSAGE_BYTES
+            with pytest.raises(QuotaExceeded):
+                stack.enter_context(alice._session_of(client))
+        with alice._session_of(client) as again:
+            assert again == quota // 2

@@ -31,9 +31,11 @@ from grid.errors import (
 from grid.ids import ObjectId, PlanId, TransferId, random_id
 from grid.node.app import MAX_SESSIONS_PER_CLIENT
 from grid.node.objects import ObjectStore
+from grid.node.workspace import Workspace
 from grid.plans.trace import trace
 from grid.rpc.channel import open_channel
 from grid.tensors.buffers import to_frame
+from grid.transport.base import Buffer, Transport
 from grid.transport.memory import memory_pair
 from grid.wire.messages import (
     Command,
@@ -49,6 +51,7 @@ from grid.wire.messages import (
     PutPlan,
     Ref,
     RunPlan,
+    TensorFrame,
 )
 
 aten = torch.ops.aten
@@ -251,11 +254,54 @@ async def test_too_many_waiting_commands_are_refused() -> None:
         await raw.request(Commands(first=1, commands=(command,) * 10))
 
 
-async def test_a_client_that_asks_and_does_not_read_costs_one_value_at_a_time(made: Mesh) -> None:
+class Unread(Transport):
+    """A transport whose owner stops reading for a while."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def send(self, *parts: Buffer) -> None:
+        await self.inner.send(*parts)
+
+    async def receive(self) -> Buffer:
+        await self.reads.wait()
+        return await self.inner.receive()
+
+    async def close(self, reason: str = "") -> None:
+        await self.inner.close(reason)
+
+
+async def test_a_client_that_asks_and_does_not_read_costs_a_few_values_at_a_time(
+    made: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """64 answers of 4 MiB are asked for at once; the lane makes the next one when the last has nearly left."""
-    async with client(made, "alice") as raw:
+    released: list[ObjectId] = []
+    release = Workspace.release
+
+    def counted(workspace: Workspace, object_id: ObjectId) -> TensorFrame:
+        released.append(object_id)
+        return release(workspace, object_id)
+
+    monkeypatch.setattr(Workspace, "release", counted)
+    unread: list[Unread] = []
+
+    def wrap(transport: Transport) -> Transport:
+        unread.append(Unread(transport))
+        return unread[0]
+
+    async with client(made, "alice", wrap=wrap) as raw, client(made, "alice") as other:
         large = await raw.put(torch.zeros(1 << 20))
+        unread[0].reads.clear()
         answers = [raw.peer.start_request(GetObject(object=ObjectId(int(large)))) for _ in range(64)]
+        small = await other.put(torch.zeros(1))
+        while len(released) < 2:
+            await other.describe(small)
+        for _ in range(200):  # time enough for all of them, were it not for the pause
+            await other.describe(small)
+        assert len(released) < 10
+        unread[0].reads.set()
         assert all(len(reply.tensor.data) == 4 << 20 for reply in await asyncio.gather(*answers))  # type: ignore[attr-defined]
 
 

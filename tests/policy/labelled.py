@@ -12,6 +12,9 @@ from grid.policy.labels import Labels
 from grid.tensors.ops import portable
 from grid.tensors.rows import Type
 
+VIEWS = {torch.ops.aten.squeeze_.dim: torch.ops.aten.squeeze.dim}
+"""Torch itself squeezes a fresh product of a vector and a matrix in place; as a view it is the same."""
+
 
 class Labelled(Tensor):
     """A tensor whose operations run through a `Labels`. `inner` holds the values."""
@@ -35,6 +38,7 @@ class Labelled(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func = VIEWS.get(func, func)
         op, plain_args, plain_kwargs = portable(func, args, kwargs or {})
         found: list[Labelled] = []
         tree_map_only(Labelled, found.append, (plain_args, plain_kwargs))
@@ -72,7 +76,8 @@ def _as_returned(func: Any, made: list[Labelled], kwargs: Any, args: Any) -> Any
     if len(returns) == 1:
         return made[0]
     if func._schema.name.endswith("convolution_backward") or "norm_backward" in func._schema.name:
-        mask = next(value for value in (*args, *kwargs.values()) if isinstance(value, list) and value and isinstance(value[0], bool))
+        lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
+        mask = next(value for value in lists if value and isinstance(value[0], bool))
         rest = iter(made)
         return tuple(next(rest) if wanted else None for wanted in mask)
     return tuple(made)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from grid.errors import ExecutionFailed, InvalidRequest
 from grid.policy.labels import Labels
-from grid.tensors.bounds import OutOfBoundsError
+from grid.tensors import bounds
 from grid.tensors.ops import bind, flatten, lookup
 from grid.tensors.rows import Type
 from grid.tensors.rules import ROW_RULES, Rule
@@ -63,13 +63,14 @@ def rows(seed: int) -> dict[str, list[Tensor]]:
 def own(seed: int) -> list[Tensor]:
     """The client's tensors, some whole numbers to index with."""
     generator = torch.Generator().manual_seed(10_000 + seed)
-    made = [torch.randint(-16, 17, shape, generator=generator).double() / 8 for shape in [(N, N), (N,), (), (N, 3), (3, 2, 3, 3), (1, N)]]
+    shapes = [(N, N), (N,), (), (N, 3), (3, 2, 3, 3), (1, N)]
+    made = [torch.randint(-16, 17, shape, generator=generator).double() / 8 for shape in shapes]
     made += [torch.randint(0, N, (N,), generator=generator), torch.randperm(N, generator=generator), torch.tensor([0, 2, 5])]
     return [*made, torch.tensor([4, 1]), torch.tensor([3, 3, 0]), torch.tensor([0, 99])]
 
 
 class Program:
-    """A program that grows under `Labels`, step by step. `log` has value and type of each value after each step that changed it."""
+    """A program that grows under `Labels`, step by step. `log` has each value and its type after each step that changed it."""
 
     def __init__(self, seed: int, rules: Mapping[str, Rule] = ROW_RULES) -> None:
         self.random = random.Random(seed)
@@ -88,7 +89,7 @@ class Program:
             self.values.append(self.labels.enter(tensor))
         given = len(self.values)
         self.distinct, self.repeated, self.outside = Value(given - 4), Value(given - 2), Value(given - 1)
-        self.vector = Value(given - 11)
+        self.vector, self.classes = Value(given - 11), [Value(4), Value(4), Value(7), Value(given - 6)]
 
     def _counted(self, name: str, rule: Rule) -> Rule:
         def counted(call: Any) -> Any:
@@ -108,16 +109,19 @@ class Program:
         real_kwargs = {name: self._real(arg) for name, arg in kwargs.items()}
         failed, made = False, []
         try:
+            bound = bind(entry, real_args, real_kwargs)
+            bounds.measure(bound)
+            bounds.examine(bound)
             made = self.labels.run(entry, real_args, real_kwargs, where=f"step {len(self.steps)}")
-        except InvalidRequest:
+        except (InvalidRequest, bounds.OutOfBoundsError):
             return
-        except ExecutionFailed as error:
-            if isinstance(error.__cause__, OutOfBoundsError):
-                return
+        except ExecutionFailed:
             failed = True
+        targets = self._targets(entry.mutates, bound)
+        if any(self.labels.spoilt(value) for value in (*made, *[self.values[number] for number in targets])):
+            failed, made = True, []
         outputs = tuple(range(len(self.values), len(self.values) + len(made)))
         self.values += made
-        targets = self._targets(entry.mutates, bind(entry, real_args, real_kwargs))
         self.steps.append(Step(op, args, kwargs, outputs, targets, failed))
         for number in (*outputs, *targets):
             self.log.append((number, self.values[number].clone(), self.labels.type_of(self.values[number])))
@@ -168,7 +172,8 @@ def replay(program: Program, data: dict[str, list[Tensor]]) -> tuple[list[tuple[
     values = [tensor.clone() for name in SHAPES for tensor in data[name]] + own(program.seed)
     log: list[tuple[int, Tensor]] = []
     for step in program.steps:
-        bound = bind(lookup(step.op), [resolve(arg, values) for arg in step.args], {k: resolve(v, values) for k, v in step.kwargs.items()})
+        kwargs = {name: resolve(arg, values) for name, arg in step.kwargs.items()}
+        bound = bind(lookup(step.op), [resolve(arg, values) for arg in step.args], kwargs)
         if step.failed:
             with contextlib.suppress(Exception):
                 bound.run()

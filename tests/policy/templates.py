@@ -42,7 +42,8 @@ def like(p: Program, value: Value) -> Callable[[Tensor], bool]:
     return lambda other: floats(other) and tuple(other.shape) == shape
 
 
-UNARY = "neg abs sigmoid tanh relu square sin clone detach alias sign floor exp logical_not isnan round hardtanh softplus gelu".split()
+UNARY = "neg abs sigmoid tanh relu square sin clone detach alias sign floor exp logical_not isnan round softplus gelu".split()
+REDUCTIONS = "sum.dim_IntList mean.dim var.correction logsumexp.default linalg_vector_norm.default sum.default".split()
 BINARY = "add mul sub div".split()
 COMPARE = "gt le eq ne".split()
 
@@ -76,7 +77,7 @@ def reduce(p: Program) -> None:
     x = p.pick(floats)
     dims = sorted({p.dim(x) for _ in range(p.random.randint(1, 2))})
     keep = p.random.random() < 0.4
-    name = p.random.choice(["sum.dim_IntList", "mean.dim", "var.correction", "logsumexp.default", "linalg_vector_norm.default", "sum.default"])
+    name = p.random.choice(REDUCTIONS)
     if name == "sum.default":
         p.try_step("aten.sum.default", x)
     elif name == "var.correction":
@@ -95,9 +96,11 @@ def extreme(p: Program) -> None:
 
 def along(p: Program) -> None:
     x = p.pick(floats)
-    name = p.random.choice(["_softmax.default", "cumsum.default", "flip.default", "sort.default", "roll.default", "tril.default", "topk.default"])
-    extra = {"_softmax.default": [p.dim(x), False], "flip.default": [[p.dim(x)]], "tril.default": [0], "roll.default": [[1], [p.dim(x)]]}
-    p.try_step("aten." + name, x, *extra.get(name, [2, p.dim(x)] if name == "topk.default" else [p.dim(x)]))
+    axis = p.dim(x)
+    rest = {"_softmax": [axis, False], "cumsum": [axis], "flip": [[axis]], "sort": [axis], "roll": [[1], [axis]], "tril": [0]}
+    rest["topk"] = [2, axis]
+    name = p.random.choice(sorted(rest))
+    p.try_step(f"aten.{name}.default", x, *rest[name])
 
 
 def softmax_backward(p: Program) -> None:
@@ -110,7 +113,8 @@ def view(p: Program) -> None:
     count = math.prod(p.shape(x))
     first = p.random.choice([k for k in (1, 2, 3, 4, 6, 12, 36) if count % k == 0])
     second = p.random.choice([k for k in (1, 2, 3, 6) if (count // first) % k == 0])
-    p.try_step("aten.view.default", x, p.random.choice([[first, count // first], [count], [first, second, count // first // second]]))
+    shapes = [[first, count // first], [count], [first, second, count // first // second]]
+    p.try_step("aten.view.default", x, p.random.choice(shapes))
 
 
 def reorder(p: Program) -> None:
@@ -189,8 +193,11 @@ def scatter(p: Program) -> None:
     p.try_step("aten.scatter.src", p.pick(rank(1)), 0, ids, p.pick(rank(1)))
     p.try_step("aten.index_add.default", p.pick(rank(2)), p.random.choice([0, 1]), ids, p.pick(rank(2)))
     into = p.pick(rank(1, 2))
-    p.try_step("aten.index_put.default", into, [ids], p.pick(lambda v: floats(v) and v.dim() <= len(p.shape(into))), p.random.random() < 0.7)
+    values = p.pick(lambda v: floats(v) and v.dim() <= len(p.shape(into)))
+    p.try_step("aten.index_put.default", into, [ids], values, p.random.random() < 0.7)
     p.try_step("aten.index_copy.default", p.pick(rank(2)), 0, ids, p.pick(rank(2)))
+    p.try_step("aten.sum.dim_IntList", p.pick(rank(2)), [p.random.choice([0, 1])])
+    p.try_step("aten.index_fill.int_Scalar", Value(len(p.values) - 1), 0, p.distinct, 0.5)
     p.try_step("aten.unsqueeze.default", p.pick(index), 1)
     p.try_step("aten.scatter.value", p.pick(rank(2)), 1, Value(len(p.values) - 1), 1.0)
 
@@ -218,7 +225,8 @@ def rejoin(p: Program) -> None:
 
 
 def pad(p: Program) -> None:
-    p.try_step("aten.constant_pad_nd.default", p.pick(floats), p.random.choice([[1, 1], [0, 0, 1, 0], [0, -1], [0, 0, 0, 0]]), 0.5)
+    amounts = p.random.choice([[1, 1], [0, 0, 1, 0], [0, -1], [0, 0, 0, 0]])
+    p.try_step("aten.constant_pad_nd.default", p.pick(floats), amounts, 0.5)
 
 
 def diagonal(p: Program) -> None:
@@ -283,8 +291,9 @@ def layer_norm(p: Program) -> None:
     if p.random.random() < 0.5:
         p.try_step("aten.view.default", p.vector, [*shape[:-1], 1])
         saved[p.random.choice([0, 1])] = Value(len(p.values) - 1)
-    mask = [True, scale is not None, scale is not None]
-    p.try_step("aten.native_layer_norm_backward.default", p.pick(like(p, x)), x, [shape[-1]], *saved, scale, scale, mask)
+    grad, mask = p.pick(like(p, x)), [True, scale is not None, scale is not None]
+    p.try_step("aten.native_layer_norm_backward.default", grad, x, [shape[-1]], *saved, scale, scale, mask)
+
 
 
 def group_norm(p: Program) -> None:
@@ -296,7 +305,8 @@ def group_norm(p: Program) -> None:
     scale = vector(p, shape[1])
     p.try_step("aten.native_group_norm.default", x, scale, None, *sizes, 1e-3)
     saved = [Value(len(p.values) - 2), Value(len(p.values) - 1)]
-    p.try_step("aten.native_group_norm_backward.default", p.pick(like(p, x)), x, *saved, scale, *sizes, [True, scale is not None, False])
+    mask = [True, scale is not None, False]
+    p.try_step("aten.native_group_norm_backward.default", p.pick(like(p, x)), x, *saved, scale, *sizes, mask)
 
 
 def attention(p: Program) -> None:
@@ -310,13 +320,13 @@ def attention(p: Program) -> None:
 
 
 def losses(p: Program) -> None:
-    x, target = p.pick(rank(2)), p.pick(index)
+    x = p.pick(lambda v: floats(v) and v.dim() == 2 and v.shape[1] == N)
+    target = p.random.choice(p.classes)
     reduction = p.random.choice([0, 1, 2])
-    weight = vector(p, p.shape(x)[1]) if p.random.random() < 0.3 else None
+    weight = vector(p, N) if p.random.random() < 0.3 else None
     p.try_step("aten.nll_loss_forward.default", x, target, weight, reduction, -100)
-    total = Value(len(p.values) - 1)
-    grad = p.pick(rank(0) if reduction else rank(1))
-    p.try_step("aten.nll_loss_backward.default", grad, x, target, weight, reduction, -100, total)
+    loss, total = Value(len(p.values) - 2), Value(len(p.values) - 1)
+    p.try_step("aten.nll_loss_backward.default", loss, x, target, weight, reduction, -100, total)
     y = p.pick(like(p, x))
     p.try_step("aten.mse_loss.default", x, y, reduction)
     p.try_step("aten.mse_loss_backward.default", Value(len(p.values) - 1), x, y, reduction)
@@ -430,5 +440,5 @@ TEMPLATES: list[tuple[Template, int]] = [
     (lists, 2),
     (bins, 3),
     (solve, 3),
-    (dropout, 1),
+    (dropout, 3),
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +52,15 @@ class Bench:
         """Column sums over some rows."""
         return self.op("sum.dim_IntList", self.op("slice.Tensor", self.x, 0, start, end), [0])
 
+    def batch(self, *numbers: int) -> Tensor:
+        """Column sums over some blocks."""
+        state = self.store.load("d")
+        assert state is not None
+        rows = blocks.rows_of(np.frombuffer(state.blocks, "<i4"), numbers)
+        value = self.x[torch.from_numpy(rows)]
+        self.labels.enter(value, self.labels.dataset_type("d", ROWS, value.shape, rows))
+        return self.op("sum.dim_IntList", value, [0])
+
     def release(self, value: Tensor, origin: Origin = POINTERS) -> None:
         self.gate.release(self.labels.type_of(value), origin, elements=value.numel(), nbytes=4 * value.numel(), client=CLIENT)
 
@@ -83,7 +95,8 @@ def test_the_step_that_mixed_rows_is_named() -> None:
 def test_too_few_rows() -> None:
     bench = Bench()
     error = bench.refused(bench.total(0, 9))
-    assert error.details["rule"] == "min_rows" and "9 rows" in error.message and "10" in error.message
+    assert error.details["rule"] == "min_rows" and "fewer than min_rows (10) rows" in error.message
+    assert error.message == bench.refused(bench.total(20, 22)).message, "a refusal does not count rows"
     bench.release(bench.total(0, 10))
 
 
@@ -103,6 +116,35 @@ def test_three_releases_of_which_each_pair_differs_by_many_rows(restart: bool) -
     bench.release(values[0])  # what was released once draws nothing new
     with pytest.raises(ReleaseDenied):
         bench.release(values[2])  # rows 1 to 50: of the first set it leaves out row 0 alone
+
+
+@pytest.mark.parametrize("blocks_first", [True, False])
+def test_releases_drawn_by_blocks_and_by_positions_do_not_follow_each_other(blocks_first: bool) -> None:
+    """Whether their partition fits would tell which rows a block holds, so nobody looks."""
+    bench = Bench()
+    batches = [bench.batch(0, 1), bench.batch(2, 3, 4, 5)]
+    ranges = [bench.total(start, start + 20) for start in range(0, 41, 4)]
+    first, other = (batches, ranges) if blocks_first else (ranges, batches)
+    bench.release(bench.total())  # all rows: nothing is chosen, and both are still possible
+    bench.release(first[0])
+    before = bench.store.load("d")
+    bench.open_gate()
+    refusals = [bench.refused(value) for value in other]
+    assert {refusal.details["rule"] for refusal in refusals} == {"drawn"}
+    assert len({refusal.message for refusal in refusals}) == 1
+    assert bench.store.load("d") == before
+    bench.release(first[-1])
+    bench.release(bench.total())
+
+
+def test_a_partition_of_unknown_origin_lets_whole_datasets_through() -> None:
+    bench = Bench()
+    bench.release(bench.total())
+    state = bench.store.load("d")
+    assert state is not None and state.drawn == ""
+    bench.store.save("d", dataclasses.replace(state, drawn="both"))
+    assert {bench.refused(value).details["rule"] for value in (bench.batch(0), bench.total(0, 20))} == {"drawn"}
+    bench.release(bench.total())
 
 
 def test_a_refused_release_uses_nothing_up() -> None:
@@ -223,10 +265,10 @@ def test_a_sum_is_a_release() -> None:
         bench.gate.release_sum(kind, origin, elements=4, nbytes=32, client=CLIENT)
 
 
-async def test_values_and_errors_have_a_rate_per_client() -> None:
+async def test_values_have_a_rate_per_client() -> None:
     bench = Bench(limits=RateLimits(values=3, nbytes=1 << 20))
     bench.release(bench.total())
-    bench.gate.charge_error(CLIENT)
+    bench.release(bench.total())
     bench.release(bench.total())
     with pytest.raises(QuotaExceeded, match="again in"):
         bench.release(bench.total())
@@ -234,6 +276,21 @@ async def test_values_and_errors_have_a_rate_per_client() -> None:
     bench.gate.release(bench.labels.type_of(value), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
     await bench.clock.advance(61)
     bench.release(bench.total())
+
+
+async def test_private_errors_are_counted_per_client_for_an_hour() -> None:
+    gate, clock = (bench := Bench()).gate, bench.clock
+    assert [gate.count_error(CLIENT) for _ in range(3)] == [1, 2, 3]
+    gate.check_errors(CLIENT)
+    await clock.advance(1800)
+    assert [gate.count_error(CLIENT) for _ in range(3)] == [4, 5, 5]
+    with pytest.raises(ReleaseDenied) as refused:
+        gate.check_errors(CLIENT)
+    assert refused.value.details["rule"] == "private_errors"
+    gate.check_errors(PeerId("b" * 26))
+    await clock.advance(1801)
+    gate.check_errors(CLIENT)
+    assert gate.count_error(CLIENT) == 4
 
 
 def test_bytes_have_a_rate_per_client() -> None:

@@ -65,7 +65,7 @@ def test_the_demo_learns_what_pooled_data_would_teach(mark: str) -> None:
     assert abs(summary["accuracy"] - summary["pooled_accuracy"]) <= 0.01
     assert summary["loss"] < summary["first_loss"] / 3
     assert "rows" in summary["refused"] and "Instead" in summary["refused"]
-    assert summary["relayed_bytes"] > 10_000
+    assert summary["client_bytes"] > 10_000
     assert all(owner in story for owner in ("alice", "bob", "carol"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import os
 import signal
@@ -12,6 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 import grid
 from grid.demo_processes import Processes
@@ -138,6 +145,13 @@ def test_ls_datasets_and_status_say_what_there_is(processes: Processes, tmp_path
         (["node", "alice", "--dev", "--data", "/nowhere"], 2, ["/nowhere"]),
         (["node", "alice", "--join", "grid1-AAAA"], 4, ["token"]),
         (["node", "no name", "--dev"], 2, ["a name has"]),
+        (["node", "alice", "--dev", "--compute-threads", "0"], 2, ["--compute-threads", "at least 1"]),
+        (["node", "alice", "--dev", "--state", "/proc/1/x"], 2, ["/proc/1/x"]),
+        (["node", "alice", "--dev", "--gateway", "ws://192.0.2.1:1"], 2, ["--allow-remote-dev"]),
+        (["node", "alice", "--dev", "--listen", "0.0.0.0:0"], 2, ["--announce"]),
+        (["node", "alice", "--dev", "--tls-ca", "/nowhere.pem"], 2, ["/nowhere.pem"]),
+        (["gateway", "--dev", "--max-connections", "0"], 2, ["--max-connections", "at least 1"]),
+        (["root", "init", "--root", "/proc/x"], 2, ["/proc/x"]),
         (["enroll", "alice", "--role", "node", "--root", "/nowhere/root.key"], 1, ["grid root init"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -171,3 +185,81 @@ def test_a_bad_data_file_is_named_with_its_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "numbers.csv, line 42" in done.stderr
     assert "seven" not in done.stderr
+
+
+def test_a_state_folder_is_used_by_one_node_at_a_time(processes: Processes, tmp_path: Path) -> None:
+    processes.start("gateway", GATEWAY)
+    url = processes.ready("gateway")["url"]
+    arguments = ["node", "alice", "--gateway", url, "--state", str(tmp_path / "state"), "--dev"]
+    processes.start("alice", arguments)
+    processes.ready("alice")
+    second = run(*arguments)
+    assert second.returncode == 2 and "another process" in second.stderr
+
+
+def test_the_dashboards_token_is_no_word() -> None:
+    done = run(*GATEWAY, GRID_TOKEN="secret")
+    assert done.returncode == 2 and "GRID_TOKEN" in done.stderr and "secret" not in done.stderr
+
+
+def test_a_token_brings_the_gateways_url_and_lets_a_command_look(processes: Processes, tmp_path: Path) -> None:
+    key = str(tmp_path / "root.key")
+    root = json.loads(run("root", "init", "--root", key, "--json").stdout)["root"]
+    processes.start("gateway", ["gateway", "--root", root, "--state", str(tmp_path / "gateway"), "--listen", "127.0.0.1:0"])
+    url = processes.ready("gateway")["url"]
+    token = run("enroll", "alice", "--role", "node", "--root", key, "--gateway", url).stdout.strip()
+    node = ["node", "alice", "--state", str(tmp_path / "alice")]
+    processes.start("joined", [*node, "--join", token])
+    assert processes.ready("joined")["gateway"] == url
+    processes["joined"].send_signal(signal.SIGTERM)
+    assert processes["joined"].wait(10) == 0
+    processes.start("again", node)
+    assert processes.ready("again")["gateway"] == url
+
+    home = {"GRID_HOME": str(tmp_path / "home")}
+    refused = run("ls", "--gateway", url, **home)
+    assert refused.returncode == 4 and "--token" in refused.stderr
+    mine = run("enroll", "carol", "--role", "client", "--root", key).stdout.strip()
+    for more in (["--token", mine], []):  # needed once
+        shown = run("ls", "--json", "--gateway", url, *more, **home)
+        assert [one["name"] for one in json.loads(shown.stdout)] == ["alice"], shown.stderr
+    dev = run("node", "bob", "--dev", "--gateway", url)
+    assert dev.returncode == 4 and "--join" in dev.stderr
+
+    assert run("revoke", "alice", "--root", key, "--gateway", url).returncode == 0
+    assert processes["again"].wait(60) == 4  # it does not go on forever
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for 127.0.0.1, made by nobody that the system trusts, and its key, in one file."""
+    key, wall = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    made = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name, public_key=key.public_key())
+        .serial_number(1)
+        .not_valid_before(wall - datetime.timedelta(days=1))
+        .not_valid_after(wall + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = folder / "server.pem"
+    path.write_bytes(made.public_bytes(Encoding.PEM) + secret)
+    return path
+
+
+def test_a_self_made_certificate_is_trusted_where_it_is_named(processes: Processes, tmp_path: Path) -> None:
+    pem = str(self_signed(tmp_path))
+    processes.start("gateway", [*GATEWAY, "--tls-cert", pem, "--tls-key", pem])
+    url = processes.ready("gateway")["url"]
+    node = ["node", "alice", "--dev", "--gateway", url]
+    refused = run(*node)  # it ends at once, as it will never be otherwise
+    assert refused.returncode == 4 and "certificate" in refused.stderr and "--tls-ca" in refused.stderr
+    processes.start("alice", [*node, "--tls-ca", pem])
+    processes.ready("alice")
+    (alice,) = json.loads(run("ls", "--json", "--gateway", url, "--tls-ca", pem).stdout)
+    assert alice["name"] == "alice"
+    with pytest.raises(grid.AuthenticationFailed, match="ca=FILE"):
+        grid.connect(url)
+    with grid.connect(url, ca=pem) as client:
+        assert set(client.nodes) == {"alice"}

@@ -34,6 +34,7 @@ from grid.testing.faults import Faults, FaultyTransport
 from grid.transport.base import Buffer, Transport
 from grid.transport.memory import memory_pair
 from grid.transport.websocket import dial_websocket, serve_websocket
+from grid.wire.codec import encode
 from grid.wire.messages import (
     DescribeObject,
     FreeObjects,
@@ -44,6 +45,7 @@ from grid.wire.messages import (
     Message,
     ObjectValue,
     Ok,
+    Ping,
     PutObject,
     TensorFrame,
 )
@@ -742,3 +744,36 @@ async def test_backoff_waits_on_the_clock() -> None:
     assert not waiting.done() and clock.sleepers == 1
     await clock.advance(4.0)
     assert waiting.done()
+
+
+class Flood(Transport):
+    """A transport that, once `flooding`, has one frame after another and holds up nobody to get it."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.flooding = False
+        self.given = 0
+
+    async def send(self, *parts: Buffer) -> None:
+        await self.inner.send(*parts)
+
+    async def receive(self) -> Buffer:
+        if not self.flooding or self.given >= 20_000:
+            return await self.inner.receive()
+        self.given += 1
+        return encode(Ping(number=self.given))[0]
+
+    async def close(self, reason: str = "") -> None:
+        await self.inner.close(reason)
+
+
+async def test_a_peer_that_never_stops_sending_does_not_keep_others_waiting() -> None:
+    left, right = memory_pair()
+    flood, seen = Flood(left), asyncio.Event()
+    near, far = make(flood, Handlers({FreeObjects: lambda context, message: seen.set()})), make(right, NOTHING, initiator=False)
+    async with open_both(near, far):
+        flood.flooding = True
+        far.notify(free(1))  # The read that is under way takes this one, and then the flood begins.
+        await seen.wait()
+        await asyncio.sleep(0)
+        assert flood.given < 20_000, "everything was read in one go, and nobody else had a turn"

@@ -34,6 +34,7 @@ def statement(name: str, **changes: object) -> Statement:
         rows=40,
         labelled=True,
         own=True,
+        open=False,
         expiry=WALL + 60,
         nonce=b"n" * 16,
     )
@@ -160,6 +161,41 @@ def test_the_cohort_has_a_smallest_size(minimum: int, size: int, allowed: bool) 
     else:
         (fail,) = effects  # nobody is told anything
         assert isinstance(fail, Fail) and fail.error.details["rule"] == "sum.cohort"
+
+
+def outcome(statements: list[Statement]) -> str:
+    try:
+        check_cohort(statements, minimum=3, names=NAMES)
+    except ReleaseDenied as denied:
+        return str(denied.details["rule"])
+    return "allowed"
+
+
+def test_open_datasets_hide_nobody_and_are_not_counted() -> None:
+    """What is public can be taken off the sum, so it is no member of the cohort that the others hide in."""
+    secret = [statement(name) for name in "abc"]
+    public = [statement(name, open=True) for name in "de"]
+    assert outcome([secret[0], *public]) == "sum.cohort"
+    assert outcome([*secret[:2], *public]) == "sum.cohort"
+    assert outcome([*secret, *public]) == "allowed"
+    assert outcome(public) == "allowed"  # nothing to hide
+    assert outcome([*secret, statement("d", open=True, plan=PlanId("q"))]) == "sum.plan"
+    assert outcome([statement("d", labelled=False, own=False, rows=0, open=True), *secret]) == "sum.label"
+
+
+def test_a_sum_of_one_secret_with_public_data_is_refused_by_its_owner() -> None:
+    statements = [statement("a"), statement("b", open=True), statement("c", open=True)]
+    room = Room(statements, [[7, 7], [1, 1], [2, 2]])
+    room.deliver(lambda count: 0)
+    assert not room.results and not any(entry.startswith("share") for entry in room.order)
+    assert room.errors[PeerId("a")].details["rule"] == "sum.cohort"
+
+
+def test_a_statement_says_whether_its_data_are_open() -> None:
+    for value in (True, False):
+        assert decode(statement("a", open=value).encode()).open is value
+    with pytest.raises(WireError):
+        decode(statement("a", open=1).encode())
 
 
 def test_two_operands_from_one_node_are_no_roster() -> None:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grid.errors import InvalidRequest
@@ -17,7 +19,7 @@ from grid.store.base import DatasetState, Store
 from grid.store.memory import MemoryStore
 from grid.store.sqlite import SqliteStore
 
-STATE = DatasetState(rows=3, min_rows=1, blocks=bytes(12), partition=bytes(range(12)), elements=7)
+STATE = DatasetState(rows=3, min_rows=1, blocks=bytes(12), partition=bytes(range(12)), elements=7, drawn="blocks")
 
 
 class StoreConformance:
@@ -117,6 +119,21 @@ class TestSqliteStore(StoreConformance):
             store.save("d", DatasetState(rows="many", min_rows=1, blocks=b""))  # type: ignore[arg-type]
         assert store.load("d") == STATE
         store.save("d", DatasetState(rows=4, min_rows=1, blocks=b""))  # and the store still works
+
+    def test_a_file_from_before_choices_were_noted_counts_as_drawn_by_both(self, make: Callable[[], Store], path: Path) -> None:
+        script = (resources.files("grid.store") / "migrations" / "0001_datasets_and_claims.sql").read_text(encoding="utf-8")
+        connection = sqlite3.connect(path)
+        connection.executescript(script + "PRAGMA user_version = 1;")
+        one_cell, two_cells = np.ones(3, "<i4").tobytes(), np.array([1, 2, 1], "<i4").tobytes()
+        for name, partition in (("new", b""), ("whole", one_cell), ("parts", two_cells)):
+            connection.execute("INSERT INTO dataset VALUES (?, 3, 1, x'', ?, 5)", (name, partition))
+        connection.commit()
+        connection.close()
+        store = make()
+        found = {name: store.load(name) for name in ("new", "whole", "parts")}
+        assert {name: state.drawn for name, state in found.items() if state} == {"new": "", "whole": "", "parts": "both"}
+        assert found["parts"] == DatasetState(rows=3, min_rows=1, blocks=b"", partition=two_cells, elements=5, drawn="both")
+        store.close()
 
     def test_a_file_of_a_newer_version_is_left_alone(self, make: Callable[[], Store], path: Path) -> None:
         make().close()

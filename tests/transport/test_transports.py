@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 
-from grid.errors import InvalidRequest, NodeUnavailable, QuotaExceeded, WireError
+from grid.errors import AuthenticationFailed, InvalidRequest, NodeUnavailable, QuotaExceeded, WireError
 from grid.testing.conformance import TransportConformance, both_closed
 from grid.transport.base import MAX_FRAME_BYTES, Transport
 from grid.transport.memory import memory_pair
@@ -212,7 +212,7 @@ async def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(certif
         async with await dial_websocket(url, ssl=trusting) as transport:
             await transport.send(b"x" * 300_000)
             assert bytes(await transport.receive()) == b"x" * 300_000
-        with pytest.raises(NodeUnavailable, match="certificate"):
+        with pytest.raises(AuthenticationFailed, match=r"certificate .* --tls-ca"):
             await dial_websocket(url)
         with pytest.raises(NodeUnavailable):
             await dial_websocket(url.replace("wss", "ws"))

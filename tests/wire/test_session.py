@@ -700,3 +700,46 @@ def test_no_bytes_make_a_session_raise(garbage: list[bytes]) -> None:
         side.session.tick(100.0)
         side.pull(100.0)
         assert len(side.of(Closed)) <= 1
+
+
+# ---------------------------------------------------------------- messages that never end
+
+
+def test_a_message_that_stops_in_the_middle_ends_the_session() -> None:
+    pair = Pair(right=limits(patience_s=3.0)).open()
+    pair.left.session.notify(put(1, 8 * MB), pair.now)
+    for _ in range(2):
+        pair.carry(pair.left, pair.right)
+    for _ in range(6):  # it goes on living, and sends nothing more of the message
+        pair.now += 0.6
+        pair.right.session.next_tick(pair.now)
+        pair.right.did(pair.right.session.receive(frame(Ping(number=1)), pair.now))
+        pair.right.did(pair.right.session.tick(pair.now))
+    assert isinstance(close_error(pair.right), DeadlineExceeded)
+    assert not pair.right.session._assembler.busy
+
+
+def test_a_message_that_waits_for_our_credit_or_for_a_process_that_stood_still_is_not_late() -> None:
+    pair = Pair(right=limits(patience_s=3.0, window_bytes=4 * MB)).open()
+    for number, size in ((1, 3 * MB), (2, 3 * MB), (3, 6 * MB)):
+        pair.left.session.notify(put(number, size), pair.now)
+    pair.flow()
+    assert pair.right.session._assembler.busy  # what came before is still being worked on
+    pair.wait(8, step=0.5)
+    for delivered in pair.right.of(Deliver):
+        pair.right.session.consumed(delivered.held)
+    pair.flow()
+    assert len(pair.right.of(Deliver)) == 3 and not pair.right.of(Closed)
+
+    pair.left.session.notify(put(4, 4 * MB), pair.now)
+    pair.carry(pair.left, pair.right)
+    pair.now += 60  # this process stood still
+    pair.right.did(pair.right.session.tick(pair.now))
+    assert not pair.right.of(Closed)
+
+
+def test_a_peer_has_no_more_half_received_than_is_allowed() -> None:
+    pair = Pair(right=limits(max_chunked_bytes=MB)).open()
+    pair.left.session.notify(put(1, 2 * MB), pair.now)
+    pair.flow()
+    assert isinstance(close_error(pair.right), WireError) and not pair.right.of(Deliver)
