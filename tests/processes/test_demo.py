@@ -42,7 +42,14 @@ def marked(mark: str) -> list[psutil.Process]:
 def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {MARK: mark, "COLUMNS": "120"}
     command = [sys.executable, "-m", "grid", "demo", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_hear_interrupts
+    )
+
+
+def _hear_interrupts() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and children inherit that: undo it for the one that is to hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
