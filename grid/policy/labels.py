@@ -168,7 +168,7 @@ class Labels:
         self._settle(op, results, verdict, types, where)
         if failure is not None:
             # A check has no results. What it fails for is its operand, and what was made with that.
-            self._memory.spoil([*results, *touched] or list(bound.tensors()), failure)
+            self._memory.spoil([*results, *(targets if settled else touched)] or list(bound.tensors()), failure)
         return results
 
     def spoilt(self, tensor: Tensor) -> ExecutionFailed | None:
@@ -182,8 +182,8 @@ class Labels:
         return handle.storage.spoilt if handle.type.labelled else None
 
     def _inherited(self, bound: Bound) -> ExecutionFailed | None:
-        """The failure behind the first operand that has one."""
-        return next((found for tensor in bound.tensors() if (found := self._memory.storage(tensor).spoilt) is not None), None)
+        """The failure behind the first operand that has one; an operand without a label brings none, as it brings no rows."""
+        return next((found for tensor in bound.tensors() if (found := self.spoilt(tensor)) is not None), None)
 
     def _in_place_of(self, bound: Bound) -> list[Tensor]:
         """Zeros in the place of a failed operation's fresh results."""

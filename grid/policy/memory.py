@@ -145,9 +145,16 @@ class LabelledMemory:
             self._handles[id(target)].storage.pending = None
 
     def spoil(self, tensors: Sequence[Tensor], failure: ExecutionFailed) -> None:
-        """Note that the values in the memory of these came of a failure; the first one stays."""
+        """Note that the values in the memory of these came of a failure; the first one stays.
+
+        A failure is told by the rules for the rows behind it, so it stays with labels that hold them: memory without a label
+        takes nothing over, or it would carry one dataset's failure into another's release.
+        """
         for tensor in tensors:
-            own = self.storage(tensor)
+            handle = self._handles[id(tensor)]
+            own = handle.storage
+            if not handle.type.labelled and own.pending is None:
+                continue
             for storage in (own, *own.siblings):
                 storage.spoilt = storage.spoilt or failure
 

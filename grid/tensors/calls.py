@@ -128,7 +128,8 @@ class Call:
 def enough_left(thinned: Thinned, cells: Mapping[str, Cells]) -> None:
     """Raise `Mix` if a sum over rows that dropout has thinned could well hold one row alone.
 
-    One mask with p <= 0.5 is harmless; a chain of masks on one another keeps as few rows as its author likes.
+    A chain of masks on one another keeps as few rows as its author likes, and this counts its links. What it does not see is
+    one mask wide enough to be combined with itself (a product over its columns): that is one of the limits in SECURITY.md.
     """
     kept = math.prod(share for _, share in thinned)
     for dataset, own in cells.items():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from grid.crypto.identity import LocalIdentity
 from grid.errors import ExecutionFailed, GridError, ReleaseDenied
+from grid.node.datasets import Dataset
 from grid.plans.trace import trace
 from grid.policy.labels import PRIVATE_FAILURE
 from grid.tensors.fixed import NOT_REPRESENTABLE
@@ -143,3 +144,59 @@ async def test_steps_of_a_plan_fail_as_silently_as_commands(made: Mesh) -> None:
         assert (await raw.describe(result)).axis == -1 and not raw.failures
         with pytest.raises(ExecutionFailed, match="nothing more can be said"):
             await raw.get(result)
+
+
+# ------------------------------------------------------------ one dataset's failures stay out of another's releases
+
+
+async def through_zeros_like(raw: RawClient, failed: Ref, total: Ref) -> Ref:
+    return await raw.run(aten.add.Tensor, total, await raw.run(aten.zeros_like.default, failed))
+
+
+async def through_an_empty_slice(raw: RawClient, failed: Ref, total: Ref) -> Ref:
+    return await raw.run(aten.cat.default, [total, await raw.run(aten.slice.Tensor, failed, 0, 0, 0)])
+
+
+async def through_a_dropout_mask(raw: RawClient, failed: Ref, total: Ref) -> Ref:
+    _, mask = await raw.run(aten.native_dropout.default, failed, 0.0, True, outputs=2)
+    return await raw.run(aten.mul.Tensor, total, mask)
+
+
+async def through_statistics_that_are_only_read(raw: RawClient, failed: Ref, total: Ref) -> Ref:
+    mean, variance = await raw.put(torch.zeros(3)), await raw.put(torch.ones(3))
+    await raw.run(aten.add_.Tensor, mean, total, outputs=0)
+    wide = await raw.run(aten.expand.default, await raw.run(aten.view.default, failed, [1, 1]), [1, 3])
+    await raw.run(aten.native_batch_norm.default, wide, None, None, mean, variance, False, 0.1, 1e-5, outputs=3)
+    return mean
+
+
+async def through_a_write_into_zeros(raw: RawClient, failed: Ref, total: Ref) -> Ref:
+    zeros = await raw.run(aten.zeros_like.default, await raw.run(aten.expand.default, failed, [3]))
+    await raw.run(aten.add_.Tensor, zeros, total, outputs=0)
+    return zeros
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        through_zeros_like,
+        through_an_empty_slice,
+        through_a_dropout_mask,
+        through_statistics_that_are_only_read,
+        through_a_write_into_zeros,
+    ],
+)
+async def test_a_failure_on_one_dataset_is_not_told_with_the_release_of_another(way: Any) -> None:
+    parts = {"features": torch.randn(ROWS, 3), "policy": {"release": "deny"}}
+    closed = Dataset.from_tensors("closed", parts)
+    said = []
+    async with mesh({"alice": [dataset(ROWS, 3), closed]}) as nodes:
+        for threshold in (-1e9, 1e9):
+            async with client(nodes, "alice") as raw:
+                total = await raw.run(aten.sum.dim_IntList, await raw.open(), [0])
+                row = await raw.run(aten.select.int, await raw.open("closed"), 0, 7)
+                over = await raw.run(aten.gt.Scalar, await raw.run(aten.select.int, row, 0, 1), threshold)
+                index = await raw.run(aten.mul.Scalar, await raw.run(aten.add.Scalar, over, 0), 5)
+                failed = await raw.run(aten.index_select.default, await raw.put(torch.zeros(2)), 0, index)
+                said.append(await outcome(raw, await way(raw, failed, total)))
+    assert said[0] == said[1]
