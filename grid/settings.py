@@ -55,7 +55,9 @@ class GatewaySettings:
     max_connections: int = setting(10_000, "connections at once", 1)
     max_unauthenticated: int = setting(64, "connections at once that have not proved who they are", 1)
     max_links_per_peer: int = setting(256, "relayed links that one peer may have open", 1)
-    link_buffer_bytes: int = setting(8 << 20, "bytes that may wait for one receiver, shared by those who send to it", 1 << 20)
+    link_buffer_bytes: int = setting(
+        8 << 20, "bytes that may wait for one receiver, shared by all senders; at 4 times as many the fullest link ends", 1 << 20
+    )
     max_datasets_per_node: int = setting(1000, "datasets that one node may announce")
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
