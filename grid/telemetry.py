@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from grid.display import printable as printable
+
 
 class Metric(NamedTuple):
     """The declaration of one metric. The name of a counter ends in `_total`."""
@@ -76,14 +78,6 @@ class Metrics:
     def _child(self, name: str, labels: dict[str, str]) -> Counter | Gauge:
         made = self._made[name]
         return made.labels(**labels) if labels else made
-
-
-def printable(value: object) -> str:
-    """Text from a peer, fit for one log line: control characters escaped, at most 200 characters."""
-    text = str(value)
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text[:200])
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 class TaggedLogger(logging.LoggerAdapter[logging.Logger]):
