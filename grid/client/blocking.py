@@ -181,6 +181,7 @@ class Client:
 
     @property
     def settings(self) -> ClientSettings:
+        """What it was made with."""
         return self._inner.settings
 
     @property

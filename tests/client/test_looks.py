@@ -137,7 +137,8 @@ def hostile() -> Dataset:
     policy = PolicyCard(release="aggregate", plans="any", min_rows=10, max_elements=9, sinks=(ATTACK,))
     card = DatasetCard(
         name=ATTACK, description=ATTACK, tags=(ATTACK,), rows=40, columns=columns, policy=policy,
-        feature_names=(f"{ATTACK}={ATTACK}",), feature_shape=(1,), feature_dtype="f4", target_shape=(), target_dtype="", classes=0,
+        feature_names=(f"{ATTACK}={ATTACK}",), feature_shape=(1,), feature_dtype="f4", target_shape=(), target_dtype="",
+        classes=0,
     )  # fmt: skip
     roster = Roster(lambda node: pytest.fail("a look at something opened a session"))
     facts: dict[str, Any] = dict(id=PeerId("x" * 26), state="online", address="", card=b"", datasets=(card,))
