@@ -20,7 +20,16 @@ from typing import Any
 import click
 
 from grid.cli_places import announced_address, check_dev_node, check_listen, dial_with, find_gateway
-from grid.cli_support import CONFIG_OPTION, JSON_OPTION, SettingsCommand, say, settings_from, settings_options, text_or_file
+from grid.cli_support import (
+    CONFIG_OPTION,
+    JSON_OPTION,
+    SettingsCommand,
+    say,
+    settings_from,
+    settings_options,
+    text_or_file,
+    working,
+)
 from grid.clock import SystemClock
 from grid.crypto.files import only_process
 from grid.crypto.identity import LocalIdentity, Token, Trust, parse_root
@@ -191,7 +200,8 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
         url = find_gateway(settings, token)
         check_dev_node(settings, url)
         dial = dial_with(url, settings.tls_ca)
-        datasets = load_datasets(settings.data) if settings.data else []
+        with working(f"reading the datasets of {settings.data}"):
+            datasets = load_datasets(settings.data) if settings.data else []
         store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
         node = Node(
             settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address
@@ -201,7 +211,8 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
 
 async def _run_node(node: Any, url: str, ready: Ready) -> None:
     async with node, _listening(node, node.settings) as address:
-        await node.ready()
+        with working(f"joining the grid at {url}"):
+            await node.ready()
         names = list(node.datasets)
         event = {"event": "ready", "name": node.name, "id": node.id, "gateway": url, "datasets": names, "address": address}
         where = f"\n  direct links at {address}" if address else ""

@@ -23,6 +23,7 @@ from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
+from grid.client.progress import watch
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
@@ -62,12 +63,17 @@ class LoopThread:
             work.close()
             raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
         try:
+            watch(waiting, self._traffic)
             return waiting.result()
         except BaseException:
             waiting.cancel()
             raise
         finally:
             del waiting  # or an error would keep itself alive: error -> traceback -> this frame -> future -> error
+
+    def _traffic(self) -> tuple[int, int]:
+        clients = list(self.clients)
+        return sum(one.bytes_sent for one in clients), sum(one.bytes_received for one in clients)
 
     def stop(self) -> None:
         """Close clients that were left open, cancel what still runs, and end the thread."""
