@@ -24,6 +24,7 @@ from torch._ops import OpOverload
 from grid.errors import InvalidRequest, OpNotSupported
 from grid.tensors import table
 from grid.tensors.buffers import SHORT_DTYPES, torch_dtype
+from grid.tensors.quick import quick
 from grid.wire.messages import Arg, DType, MemoryFormat
 
 MAX_LIST = 4096
@@ -251,6 +252,11 @@ def infer(bound: Bound) -> list[Tensor]:
 
     Raises `InvalidRequest` where the arguments do not fit together; the text depends on shapes, dtypes and constants alone.
     """
+    return quick(bound, ask_torch) or ask_torch(bound)
+
+
+def ask_torch(bound: Bound) -> list[Tensor]:
+    """`infer`, always by a run on meta tensors."""
     op = bound.op
     try:
         if op.base in _SHAPES:
