@@ -27,7 +27,8 @@ from grid.wire.messages import Command, CommandFailed, Message, TensorFrame
 log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 16384
-"""Commands of one session that may be queued or running. A quarter of that must be done before a waiting program goes on."""
+"""Commands of one session that may be running, and commands and frees that may be queued. A quarter of that must be done before
+a waiting program goes on."""
 
 MAX_BACKLOG_BYTES = 256 << 20
 """Bytes of tensors that may be queued or under way with them."""
@@ -35,14 +36,16 @@ MAX_BACKLOG_BYTES = 256 << 20
 MAX_MESSAGES = 32
 
 AHEAD = 2
-"""Messages that are sent as soon as there is one. With so many unanswered, commands gather until `WORTH` of them wait, an answer
+"""Messages that are sent as soon as there is one. With so many unanswered, commands gather until `WORTH` things wait, an answer
 comes, or somebody waits for a value: a message costs both sides as much as some tens of commands."""
 
-WORTH = 256
+WORTH = 512
+
 MAX_REMEMBERED_FAILURES = 1000
 
 COMMAND_TIMEOUT_S = 7 * 24 * 3600.0
 """Commands take as long as they take; that the node is there is what heartbeats tell."""
+
 
 class Peer(Protocol):
     """What is used of `rpc.peer.Peer`."""
@@ -238,7 +241,6 @@ class Flow:
         self._awake = False
         if self._peer is None:
             return
-        self._outgoing.drain_freed()
         while len(self._under_way) < MAX_MESSAGES and self._is_worth_it():
             sending = self._outgoing.take()
             if sending is None:
