@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from grid.crypto.identity import Card
 from grid.errors import GridError, NodeUnavailable, NotFound
-from grid.ids import PeerId
+from grid.ids import ObjectId, PeerId
 from grid.node.executor import Lane
 from grid.node.one_sum import Operand
 from grid.node.services import Services
@@ -93,9 +94,12 @@ class ClientSession:
 
     def free(self, message: FreeObjects) -> None:
         """Forget objects; one that is still on its way here is waited for no more."""
-        freed = frozenset(message.objects)
-        self._services.transfers.forget(self, freed.__contains__, NotFound("the object was freed before it arrived"))
+        self._give_up(frozenset(message.objects))
         self._lane.submit(lambda: self._workspace.free(message.objects))
+
+    def _give_up(self, freed: frozenset[ObjectId]) -> None:
+        """Wait no more for those of these objects that are on their way here."""
+        self._services.transfers.forget(self, freed.__contains__, NotFound("the object was freed before it arrived"))
 
     def get(self, message: GetObject) -> Awaitable[Message]:
         """Release a value, or not."""
@@ -129,6 +133,8 @@ class ClientSession:
 
     def commands(self, message: Commands) -> Awaitable[Message]:
         """Run operations."""
+        if message.frees:
+            self._give_up(frozenset(itertools.chain.from_iterable(message.frees)))
         return self._ok(self._lane.submit(lambda: self._workspace.run_commands(message, self._report), len(message.commands)))
 
     def open_dataset(self, message: OpenDataset) -> Awaitable[Message]:

@@ -195,12 +195,15 @@ class Workspace:
 
     def run_commands(self, message: Commands, report: Report) -> None:
         """Run operations in order; what fails is reported, and the rest goes on."""
-        inline = _Inline(self, message.tensors)
-        for number, command in enumerate(message.commands, message.first):
+        inline, frees = _Inline(self, message.tensors), message.frees
+        for at, command in enumerate(message.commands):
             if self._closed():
                 return
+            number = message.first + at
             spoilt = (*command.outputs, *_written_refs(command))
             self._attempt(spoilt, number, report, partial(self._run, command, inline, f"command {number}"))
+            if at < len(frees) and frees[at]:
+                self._objects.free(frees[at])
 
     def _run(self, command: Command, inline: _Inline, where: str) -> None:
         op = lookup(command.op)

@@ -430,11 +430,14 @@ class Commands(Message):
 
     What fails leaves its outputs failed: any later use of them, `GetObject` included, gives that error. An in-place
     operation that fails leaves its target failed. The node also sends `CommandFailed` at once.
+
+    `frees`: for each command in order, the objects that are not needed after it; the rest of them may be left out.
     """
 
     first: int
     commands: tuple[Command, ...]
     tensors: tuple[TensorFrame, ...] = ()
+    frees: tuple[tuple[ObjectId, ...], ...] = ()
 
 
 @message("command-failed")

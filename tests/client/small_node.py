@@ -156,6 +156,8 @@ class SmallNode(Site):
                     self.objects.update(zip(command.outputs, results, strict=True))
             except Exception as error:
                 self._failed(number, command.op, command.outputs, error)
+            for one in message.frees[number - message.first] if number - message.first < len(message.frees) else ():
+                self._forget(one)
         return self._ok()
 
     def _failed(self, number: int, op: str, outputs: tuple[int, ...], error: Exception) -> None:
@@ -185,8 +187,11 @@ class SmallNode(Site):
     def _free(self, context: object, message: FreeObjects) -> None:
         self.seen.append(message)
         for one in message.objects:
-            self.freed.append(one)
-            self.objects.pop(one, None)
+            self._forget(one)
+
+    def _forget(self, object_id: int) -> None:
+        self.freed.append(object_id)
+        self.objects.pop(object_id, None)
 
     def _get(self, context: object, message: GetObject) -> ObjectValue:
         self._check(message)
