@@ -136,7 +136,11 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
             stack.enter_context(only_process(settings.state))
         me = LocalIdentity.load_or_create(settings.state, name="gateway", role="gateway", clock=clock)
         trust = Trust.dev() if settings.dev else Trust.rooted(parse_root(settings.root), settings.state)
-        running = await stack.enter_async_context(Gateway(settings, me=me, trust=trust, clock=clock, token=token))
+        store = None
+        if settings.state is not None:
+            store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
+        gateway = Gateway(settings, me=me, trust=trust, clock=clock, token=token, store=store)
+        running = await stack.enter_async_context(gateway)
         try:
             server = await stack.enter_async_context(HttpServer(running))
         except OSError as error:

@@ -93,6 +93,7 @@ class ClientSettings:
 
     timeout_s: float = setting(60.0, "default deadline of a blocking call")
     direct: bool = setting(True, "dial nodes directly where they listen")
+    reconnect_s: float = setting(10.0, "time for which a call waits for a lost gateway, and for its nodes to come back")
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 

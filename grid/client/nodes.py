@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -86,6 +87,12 @@ class Node(Site):
         return card.state if card is not None else "offline"
 
     @property
+    def since(self) -> float:
+        """Wall time in seconds from which on it has been in that state, as the gateway says; 0 where that is not known."""
+        card = self._roster.card(self)
+        return card.since if card is not None else 0.0
+
+    @property
     def datasets(self) -> ByName:
         """Its datasets, by name."""
         return ByName(self.name, [Dataset(self, card) for card in self.card.datasets])
@@ -106,7 +113,8 @@ class Node(Site):
         return self.name
 
     def __repr__(self) -> str:
-        return f"<Node {self.name} ({self.state}): {len(self.card.datasets)} datasets>"
+        since = f" since {_shown(self.since)}" if self.state == "offline" and self.since else ""
+        return f"<Node {self.name} ({self.state}{since}): {len(self.card.datasets)} datasets>"
 
 
 class Nodes(Mapping[str, Node]):
@@ -135,3 +143,11 @@ class Nodes(Mapping[str, Node]):
     def __repr__(self) -> str:
         self._refresh()
         return "{" + ", ".join(repr(self._roster.find(name)) for name in self._roster.names()) + "}"
+
+
+def _shown(wall: float) -> str:
+    """Wall time in seconds as people write it, in UTC; a gateway may say anything."""
+    try:
+        return datetime.datetime.fromtimestamp(int(wall), datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return "a time that makes no sense"

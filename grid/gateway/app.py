@@ -21,6 +21,7 @@ from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
@@ -30,6 +31,7 @@ from grid.ids import GridId
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings
+from grid.store.base import Store
 from grid.telemetry import Metrics, printable, tagged
 from grid.transport.base import Transport
 from grid.wire.messages import (
@@ -56,7 +58,10 @@ SAMPLE_S = 1.0
 
 
 class Gateway:
-    """A gateway. Enter it, then call `serve` with each transport that connects; leaving says goodbye to all of them."""
+    """A gateway. Enter it, then call `serve` with each transport that connects; leaving says goodbye to all of them.
+
+    `store` keeps the nodes that it has known over a restart; it belongs to the caller, who closes it after the gateway.
+    """
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class Gateway:
         clock: Clock,
         token: str,
         metrics: Metrics | None = None,
+        store: Store | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
@@ -85,6 +91,8 @@ class Gateway:
         self._emptied = asyncio.Event()
         self._registry = Registry(max_datasets=settings.max_datasets_per_node)
         self._router = Router(max_links_per_peer=settings.max_links_per_peer, buffer_bytes=settings.link_buffer_bytes)
+        self._keeper = Keeper(store)
+        self._registry.restore(self._keeper.restore(trust, max_datasets=settings.max_datasets_per_node, now=clock.wall()))
         self._meter = TrafficMeter()
         self._handlers = self._table()
         self._open = contextlib.AsyncExitStack()
@@ -98,6 +106,7 @@ class Gateway:
         )
 
     async def __aenter__(self) -> Self:
+        await self._open.enter_async_context(self._keeper)
         self._open.enter_context(self.trust.on_revocations(self._spread_revocations))
         tasks = await self._open.enter_async_context(asyncio.TaskGroup())
         sampling = tasks.create_task(self._sample(), name="gateway traffic")
@@ -315,11 +324,14 @@ class Gateway:
         older.close_soon(InvalidRequest(why))
         self._perform(self._router.leave(older.id, why))
 
-    def _announce(self, connection: Connection, message: Announce) -> Ok:
+    def _announce(self, connection: Connection, message: Announce) -> Awaitable[Message]:
         if not connection.announcements.take(self.clock.monotonic()):
             raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
         self._registry.announce(_card(connection).id, message)
-        self._changed()
+        return self._acknowledge(self._changed())
+
+    async def _acknowledge(self, kept: asyncio.Future[None]) -> Ok:
+        await asyncio.shield(kept)  # others wait for the same write
         return Ok()
 
     def _list_nodes(self, connection: Connection, message: ListNodes) -> Awaitable[Message]:
@@ -327,7 +339,7 @@ class Gateway:
 
     def _search(self, connection: Connection, message: Search) -> Awaitable[Message]:
         def found() -> Found:
-            page, total = self._registry.search(message.tags, message.offset, message.limit)
+            page, total = self._registry.search(message.tags, message.offset, message.limit, offline=message.offline)
             return Found(datasets=tuple(page), total=total)
 
         return self._answer(connection, found)
@@ -387,8 +399,10 @@ class Gateway:
                 connection.close_soon(error)
         self._changed()
 
-    def _changed(self) -> None:
+    def _changed(self) -> asyncio.Future[None]:
+        """Something has changed: readers hear of it at once, and the result is done when it is on disk."""
         self.changes.mark()
+        return self._keeper.keep(self._registry.take_changes())
 
     async def _sample(self) -> None:
         while True:

@@ -30,6 +30,7 @@ from grid.gateway.app import Gateway
 from grid.node.app import Node
 from grid.node.datasets import Dataset
 from grid.settings import ClientSettings, GatewaySettings, NodeSettings
+from grid.store.base import Store
 from grid.store.memory import MemoryStore
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
@@ -53,6 +54,7 @@ class Parts:
     gateway: GatewaySettings
     node: NodeSettings
     client: ClientSettings
+    store: Callable[[str], Store]
 
 
 class LocalGrid:
@@ -60,7 +62,8 @@ class LocalGrid:
 
     A dataset is a DataFrame, {"features": tensor, "targets": tensor, "tags": [...], "policy": {...}}, or a `Dataset`. Without a
     policy of its own it has release = "aggregate", plans = "any", min_rows = 10 and no limit on elements. `gateway`, `node` and
-    `client` are settings for all of a kind.
+    `client` are settings for all of a kind. `store` makes each node's memory from its name; without it, it lasts as long as the
+    grid.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class LocalGrid:
         gateway: GatewaySettings | None = None,
         node: NodeSettings | None = None,
         client: ClientSettings | None = None,
+        store: Callable[[str], Store] | None = None,
     ) -> None:
         self._parts = Parts(
             datasets={name: _datasets(given) for name, given in _named(nodes).items()},
@@ -80,6 +84,7 @@ class LocalGrid:
             gateway=dataclasses.replace(gateway or GatewaySettings(), dev=True),
             node=dataclasses.replace(node or NodeSettings(), dev=True),
             client=client or ClientSettings(),
+            store=store or (lambda name: MemoryStore()),
         )
         self._thread: LoopThread | None = None
         self._running: Running | None = None
@@ -154,7 +159,7 @@ class Running:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._identities = {name: self._identity(name, "node") for name in parts.datasets}
-        self._stores = {name: MemoryStore() for name in parts.datasets}
+        self._stores = {name: parts.store(name) for name in parts.datasets}
         self._trust = {name: Trust.dev() for name in parts.datasets}
         self._nodes: dict[str, Member] = {}
         self._clients: list[api.Client] = []

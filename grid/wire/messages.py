@@ -299,7 +299,11 @@ class Announce(Message):
 
 @record
 class NodeCard:
-    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline"."""
+    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline".
+
+    `since` is the wall time in seconds from which on it has been so; 0 where the gateway is of an older version. A node that is
+    offline is listed with what it announced last.
+    """
 
     id: PeerId
     name: str
@@ -308,6 +312,7 @@ class NodeCard:
     address: str
     card: bytes
     datasets: tuple[DatasetCard, ...]
+    since: float = 0.0
 
 
 @message("list-nodes")
@@ -324,20 +329,24 @@ class NodeList(Message):
 
 @message("search")
 class Search(Message):
-    """Client -> gateway: datasets of online nodes that have every tag. Reply: Found."""
+    """Client -> gateway: datasets of online nodes that have every tag; with `offline` of known ones that have gone, too.
+    Reply: Found."""
 
     tags: tuple[str, ...]
     offset: int = 0
     limit: int = 1000
+    offline: bool = False
 
 
 @record
 class FoundDataset:
-    """A dataset and the node that has it."""
+    """A dataset and the node that has it, with the node's `state` and `since` as in NodeCard."""
 
     node: PeerId
     node_name: str
     dataset: DatasetCard
+    state: str = "online"
+    since: float = 0.0
 
 
 @message("found")
