@@ -88,8 +88,10 @@ class Paths:
         """A session with a node over a sealed channel, direct where it listens and can be reached, otherwise relayed."""
         hop = await self.hop()
         channel = await self._direct(node, address, hop) if address and self._dial_direct is not None else None
+        link = None
         if channel is None:
-            channel = await self._seal(await hop.links.open(PeerId(node.id)), node, hop)
+            link = await hop.links.open(PeerId(node.id))
+            channel = await self._seal(link, node, hop)
         handlers = Handlers({CommandFailed: on_failed})
         async with (
             channel,
@@ -101,6 +103,7 @@ class Paths:
                 limits=self._limits,
                 clock=self._clock,
                 name=node.name,
+                about={"peer_id": node.id, "session": channel.session, "link": getattr(link, "id", None)},
             ) as peer,
         ):
             yield peer
