@@ -137,7 +137,7 @@ class Paths:
     @asynccontextmanager
     async def session(self, node: Place, address: str, on_failed: OnFailed) -> AsyncIterator[Peer]:
         """A session with a node over a sealed channel, direct where it listens and can be reached, otherwise relayed."""
-        channel = await self._channel(node, address)
+        channel, link = await self._channel(node, address)
         handlers = Handlers({CommandFailed: on_failed})
         async with (
             channel,
@@ -149,20 +149,25 @@ class Paths:
                 limits=self._limits,
                 clock=self._clock,
                 name=node.name,
+                about={"peer_id": node.id, "session": channel.session, "link": link},
             ) as peer,
         ):
             yield peer
 
-    async def _channel(self, node: Place, address: str) -> SecureChannel:
-        """A new channel. After a gateway was lost its nodes come back one by one, so for `reconnect_s` they are waited for."""
+    async def _channel(self, node: Place, address: str) -> tuple[SecureChannel, int | None]:
+        """A new channel, and the number of its link if it is relayed.
+
+        After a gateway was lost its nodes come back one by one, so for `reconnect_s` they are waited for.
+        """
         backoff = Backoff(self._clock, random.Random())
         while True:
             hop = await self.hop()
             channel = await self._direct(node, address, hop) if address and self._dial_direct is not None else None
             if channel is not None:
-                return channel
+                return channel, None
             try:
-                return await self._seal(await hop.links.open(PeerId(node.id)), node, hop)
+                link = await hop.links.open(PeerId(node.id))
+                return await self._seal(link, node, hop), link.id
             except (NodeUnavailable, NotFound):
                 if self._joins < 2 or self._clock.monotonic() - self._joined_at > self._reconnect_s:
                     raise

@@ -28,11 +28,12 @@ from grid.gateway.router import Effect, Router, Tell
 from grid.gateway.traffic import TrafficMeter
 from grid.gateway.views import Views
 from grid.ids import GridId
+from grid.logs import session_of, tags
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings
 from grid.store.base import Store
-from grid.telemetry import Metrics, printable, tagged
+from grid.telemetry import Metrics, printable
 from grid.transport.base import Transport
 from grid.wire.messages import (
     Announce,
@@ -146,6 +147,10 @@ class Gateway:
         if verdict.evict is not None:
             self._evict(verdict.evict)
         connection = self._greet(source)
+        with tags(connection=connection.id, session=session_of(connection.greeting.nonce)):
+            await self._serve(connection, transport)
+
+    async def _serve(self, connection: Connection, transport: Transport) -> None:
         self.metrics.count("grid_connections_total")
         why = "its connection ended"
         try:
@@ -158,6 +163,7 @@ class Gateway:
                 clock=self.clock,
                 name=f"connection {connection.id}",
                 greeting=connection.greeting,
+                about={"peer": ""},
             )
             connection.peer.limit_messages(STRANGER_MESSAGE_BYTES)
             async with connection.peer as peer:
@@ -165,7 +171,7 @@ class Gateway:
                 why = error.message if error is not None else why
         except GridError as error:
             why = error.message
-            log.info("connection %s ended: %s", connection.id, printable(why))
+            log.info("the connection ended: %s", printable(why))
         finally:
             self._gone(connection, why)
             await transport.close()
@@ -241,7 +247,8 @@ class Gateway:
         card = connection.card
         if card is None:
             return
-        tagged(log, peer=card.name, role=card.role).info("left: %s", printable(why))
+        with tags(peer=card.name, peer_id=card.id):
+            log.info("%s left: %s", card.role, printable(why))
         self._perform(self._router.leave(connection.id, f"{card.role} {card.name} is gone: {why[:200]}"))
         self._registry.leave(connection.id, card.id, self.clock.wall())
         self._changed()
@@ -304,7 +311,7 @@ class Gateway:
             )
         except GridError as error:
             self.metrics.count("grid_connections_refused_total", reason=error.code)
-            self._complain("connection %s may not join: %s", connection.id, printable(error.message))
+            self._complain("the peer may not join: %s", printable(error.message))
             connection.close_soon(error)  # Signatures are dear to check, and whoever has a good one needs one attempt.
             raise
         connection.card = card
@@ -313,7 +320,9 @@ class Gateway:
         self._router.join(connection.id, card.id)
         if older is not None:
             self._replace(self._connections[older], card)
-        tagged(log, peer=card.name, role=card.role).info("joined as %s", card.id)
+        assert connection.peer is not None
+        connection.peer.tag(peer=card.name, peer_id=card.id)
+        log.info("%s joined", card.role)
         self._changed()
         statement = welcome_statement(connection.greeting, message.nonce, card.id)
         return Welcome(peer=card.id, signature=self._me.sign(statement), revocations=self.trust.revocations)
@@ -358,6 +367,7 @@ class Gateway:
         if entry.connection is None:
             raise NodeUnavailable(f"{entry.role} {entry.name} is offline; it is listed again as online when it has come back")
         self._perform(self._router.open(connection.id, message.link, entry.connection, self.clock.wall()))
+        log.debug("link %s to %s %s opens, on its connection %s", message.link, entry.role, entry.name, entry.connection)
         return Ok()
 
     def _link_data(self, connection: Connection, message: LinkData) -> None:

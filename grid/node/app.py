@@ -19,6 +19,7 @@ from grid.crypto.cards import NODE, is_name
 from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
+from grid.logs import tags
 from grid.node.custody import Custody
 from grid.node.datasets import Dataset
 from grid.node.executor import Executor
@@ -182,6 +183,11 @@ class Node:
         return self.me.name
 
     @property
+    def connected(self) -> bool:
+        """Whether the gateway has this node at present."""
+        return self._presence is not None and self._presence.connected
+
+    @property
     def _grid(self) -> GridId | None:
         return self._given_grid or (self.trust.grid if self._presence is None else self._presence.grid)
 
@@ -193,16 +199,15 @@ class Node:
 
     async def serve(self, transport: Transport, sender: PeerId = DIRECT) -> None:
         """The life of a transport that somebody opened to this node."""
-        try:
-            channel = await self._accept_channel(transport, sender)
-            if channel.peer.role == NODE:
-                await self._serve_node(channel)
-            else:
-                await self._serve_client(channel)
-        except GridError as error:
-            log.info("a connection was refused or ended: %s", error)
-        finally:
-            await transport.close()
+        with tags(link=getattr(transport, "id", None)):
+            try:
+                channel = await self._accept_channel(transport, sender)
+                with tags(**_about(channel)):
+                    await (self._serve_node(channel) if channel.peer.role == NODE else self._serve_client(channel))
+            except GridError as error:
+                log.info("a connection was refused or ended: %s", error)
+            finally:
+                await transport.close()
 
     async def _accept_channel(self, transport: Transport, sender: PeerId) -> SecureChannel:
         grid = self._grid
@@ -249,7 +254,7 @@ class Node:
                 session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
                 session.peer.limit_messages(longest)
                 async with session.peer:
-                    log.info("session with %s", client)
+                    log.info("a client's session begins")
                     await session.peer.wait_closed()
             finally:
                 await session.close()
@@ -270,6 +275,7 @@ class Node:
             limits=self.settings.session,
             clock=self.clock,
             name=str(channel.peer),
+            about=_about(channel),
         )
 
     # ------------------------------------------------------------ connections to other nodes
@@ -341,6 +347,11 @@ class Node:
     def datasets(self) -> Mapping[str, Dataset]:
         """The datasets of this node, by name."""
         return self._custody.datasets
+
+
+def _about(channel: SecureChannel) -> Mapping[str, object]:
+    """The tags of a channel's log lines."""
+    return {"peer": channel.peer.name, "peer_id": channel.peer.id, "session": channel.session}
 
 
 async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:

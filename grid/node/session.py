@@ -80,7 +80,7 @@ class ClientSession:
             await self._lane.close()
         finally:  # the node itself may be closing and not wait
             self._workspace.clear()
-        log.info("session with %s is over, its objects are freed", self.card)
+        log.info("the client's session is over, its objects are freed")
 
     # ------------------------------------------------------------ values
 
