@@ -205,9 +205,4 @@ def _dataset_facts(one: FoundDataset) -> dict[str, Any]:
 
 def _dataset_row(one: FoundDataset) -> tuple[str, ...]:
     dataset = one.dataset
-    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), _policy(one), dataset.description
-
-
-def _policy(one: FoundDataset) -> str:
-    policy = one.dataset.policy
-    return policy.release if policy.release != "aggregate" else f"aggregate of {policy.min_rows} rows or more"
+    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), dataset.policy.summary, dataset.description

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import click
 
+from grid.display import printable
 from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, InvalidRequest, NodeUnavailable
 from grid.settings import Setting, describe, load, read_table
-from grid.telemetry import printable
 
 S = TypeVar("S")
 

@@ -25,10 +25,19 @@ keys, tokens or shares. Tracebacks stay on the machine that made them.
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar
 
+from grid.display import REFUSED, html
+
 Detail = str | int | float | bool
+
+_OURS = (f"{Path(__file__).parent}/", "<frozen ")
+_LIBRARY = sysconfig.get_paths()["stdlib"] + "/"
+_BELOW_US = tuple(f"/site-packages/{name}/" for name in ("torch", "IPython", "ipykernel"))
 
 
 class GridError(Exception):
@@ -44,6 +53,19 @@ class GridError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (from_wire, (self.code, self.message, self.details))
+
+    def _repr_html_(self) -> str:
+        facts = [(name, value) for name, value in self.details.items()]
+        return html(type(self).__name__, self.code, facts=[("what", self.message), *facts], accent=REFUSED)
+
+    def _render_traceback_(self) -> list[str]:
+        """How a notebook shows it: the user's own lines, what happened, and the rule with the way out."""
+        frames = traceback.extract_tb(self.__traceback__)
+        if not isinstance(self, LocalProtocolError):  # a bug of ours is found by our own lines
+            frames = traceback.StackSummary.from_list([frame for frame in frames if _is_users(frame.filename)])
+        lines = [f"  {line}" for text in traceback.format_list(frames) for line in text.rstrip().splitlines()]
+        facts = [f"    {name + ':':9}{value}" for name, value in self.details.items() if value != ""]
+        return [*lines, f"\x1b[1m{type(self).__name__}\x1b[0m: {self.message}", *facts]
 
 
 class LocalProtocolError(GridError):
@@ -122,6 +144,16 @@ class ReleaseDenied(GridError):
 
     code = "release-denied"
 
+    def __init__(self, message: str, **details: Detail) -> None:
+        super().__init__(message, **details)
+        self.explain()
+
+    def explain(self) -> None:
+        """Let Python show rule and way out below the message of a traceback."""
+        for name in ("rule", "step", "instead"):
+            if self.details.get(name):
+                self.add_note(f"    {name + ':':9}{self.details[name]}")
+
 
 class BudgetExhausted(ReleaseDenied):
     """Nothing is left of a limit that adds up over a dataset's life."""
@@ -161,4 +193,12 @@ def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> GridErr
     """The error that `code` stands for; a code of a newer version gives its base class, message kept."""
     error = BY_CODE.get(code, GridError)(message)
     error.details = dict(details)
+    if isinstance(error, ReleaseDenied):
+        error.explain()
     return error
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a line of a traceback is the user's: not of this package, the standard library, or what lies in between."""
+    inside = filename.startswith(_LIBRARY) and "/site-packages/" not in filename
+    return not (inside or filename.startswith(_OURS) or any(name in filename for name in _BELOW_US))

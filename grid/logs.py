@@ -24,6 +24,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import IO, Any
 
+from grid.display import printable
 from grid.errors import GridError
 
 LEVELS: Mapping[str, int] = {
@@ -83,14 +84,6 @@ def tags_of(record: logging.LogRecord) -> dict[str, object]:
     return dict(_TAGS.get()) if request is None else {**_TAGS.get(), "request": request}
 
 
-def one_line(text: str, longest: int = MAX_TEXT) -> str:
-    """Text without control characters, so that nobody can forge a line or steer a terminal."""
-    text = text[: longest + 1]
-    if not text.isprintable():
-        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 def describe_error(error: BaseException, depth: int = MAX_CAUSES) -> dict[str, Any]:
     """Type, words where they are safe, lines of code, and the same of the cause."""
     told: dict[str, Any] = {"type": type(error).__name__, "message": _words(error), "traceback": _places(error.__traceback__)}
@@ -104,9 +97,9 @@ def describe_error(error: BaseException, depth: int = MAX_CAUSES) -> dict[str, A
 
 def _words(error: BaseException) -> str:
     if isinstance(error, GridError):  # these never hold data values, keys, tokens or shares: see `grid.errors`
-        return one_line(error.message)
+        return printable(error.message, MAX_TEXT)
     if isinstance(error, OSError) and error.strerror:
-        return one_line(str(error.strerror))
+        return printable(error.strerror, MAX_TEXT)
     return WITHHELD if str(error) else ""
 
 
@@ -119,8 +112,8 @@ class TextFormatter(logging.Formatter):
     """Lines for people: time, level, logger, message, tags; an error's lines of code below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        named = "".join(f" {key}={one_line(str(value), 200)}" for key, value in tags_of(record).items())
-        line = f"{_time(record)} {record.levelname} {record.name}: {one_line(record.getMessage())}{named}"
+        named = "".join(f" {key}={printable(value)}" for key, value in tags_of(record).items())
+        line = f"{_time(record)} {record.levelname} {record.name}: {printable(record.getMessage(), MAX_TEXT)}{named}"
         error = _error_of(record)
         return line if error is None else "\n".join([line, *_error_lines(describe_error(error))])
 
@@ -133,10 +126,10 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": one_line(record.getMessage()),
+            "message": printable(record.getMessage(), MAX_TEXT),
         }
         for key, value in tags_of(record).items():
-            told[key] = value if isinstance(value, int) else one_line(str(value), 200)
+            told[key] = value if isinstance(value, int) else printable(value)
         error = _error_of(record)
         if error is not None:
             told["error"] = describe_error(error)

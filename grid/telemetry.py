@@ -12,8 +12,6 @@ from typing import Literal, NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from grid.logs import one_line
-
 
 class Metric(NamedTuple):
     """The declaration of one metric. The name of a counter ends in `_total`."""
@@ -76,8 +74,3 @@ class Metrics:
     def _child(self, name: str, labels: dict[str, str]) -> Counter | Gauge:
         made = self._made[name]
         return made.labels(**labels) if labels else made
-
-
-def printable(value: object) -> str:
-    """Text from a peer, fit for one log line: control characters escaped, at most 200 characters."""
-    return one_line(str(value), 200)

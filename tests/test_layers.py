@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 GRID = ROOT / "grid"
 
 RANK = {
+    "display": 0,
     "errors": 1, "ids": 1, "clock": 1,
     "settings": 2, "logs": 2,
     "telemetry": 3, "wire": 3,

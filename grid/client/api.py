@@ -20,15 +20,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from grid.client.connection import NodeConnection
-from grid.client.datasets import Dataset
+from grid.client.datasets import Dataset, Datasets
 from grid.client.flow import Home
 from grid.client.home import Credentials, gateway_url
-from grid.client.nodes import Node, Nodes, Roster
+from grid.client.nodes import NODE_COLUMNS, Node, Nodes, Roster
 from grid.client.paths import DialDirect, Paths
 from grid.client.shapes import Shapes
 from grid.client.sums import sum as sum
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, Trust
+from grid.display import counted, html
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
 from grid.ids import GridId, PeerId
 from grid.rpc.hop import dial_gateway, greeting_of
@@ -158,7 +159,7 @@ class Client:
         self._refreshed_at = self._clock.monotonic()
         self._roster.update(reply.nodes)
 
-    async def search(self, *tags: str, offline: bool = False) -> list[Dataset]:
+    async def search(self, *tags: str, offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
         `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
@@ -178,7 +179,7 @@ class Client:
         await self.refresh()
         nodes = {one.node: self._roster.by_id(one.node) for one in found}
         # A node that left between the two answers has no datasets any more.
-        return [Dataset(node, one.dataset) for one in found if (node := nodes[one.node]) is not None]
+        return Datasets(Dataset(node, one.dataset) for one in found if (node := nodes[one.node]) is not None)
 
     def _touch(self) -> None:
         """Ask for a newer list of nodes in the background, if the last one is not fresh."""
@@ -249,7 +250,18 @@ class Client:
         return self._paths.meter.received
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.me.name}: {len(self._roster.names())} nodes>"
+        ended = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self.me.name}: {counted(len(self._roster.names()), 'node')}{ended}>"
+
+    def _repr_html_(self) -> str:
+        shown = Nodes(self._roster, self._touch)
+        return html(
+            self.me.name,
+            "client, closed" if self._closed else "client",
+            facts=[("grid", self.grid_id or "--dev: trust on first use"), ("id", self.me.id)],
+            columns=NODE_COLUMNS,
+            rows=shown._rows(),
+        )
 
 
 async def connect(

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grid.client import api
-from grid.client.datasets import Dataset
+from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
@@ -163,7 +163,7 @@ class Client:
         """The node of this name. Raises `NotFound`."""
         return self.nodes[name]
 
-    def search(self, *tags: str, offline: bool = False) -> list[Dataset]:
+    def search(self, *tags: str, offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
         `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
@@ -203,6 +203,9 @@ class Client:
 
     def __repr__(self) -> str:
         return repr(self._inner)
+
+    def _repr_html_(self) -> str:
+        return self._inner._repr_html_()
 
 
 def connect(

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from grid.client.connection import NodeConnection, Site
-from grid.client.datasets import ByName, Dataset
+from grid.client.datasets import COLUMNS, ByName, Dataset, row_of
 from grid.client.modules import send
 from grid.client.origins import origin
+from grid.display import counted, html, printable, text_table
 from grid.errors import NotFound
 from grid.wire.messages import NodeCard
+
+NODE_COLUMNS = ("name", "state", "organisation", "datasets", "id")
 
 
 class Roster:
@@ -113,8 +116,15 @@ class Node(Site):
         return self.name
 
     def __repr__(self) -> str:
-        since = f" since {_shown(self.since)}" if self.state == "offline" and self.since else ""
-        return f"<Node {self.name} ({self.state}{since}): {len(self.card.datasets)} datasets>"
+        return f"<Node {printable(self.name)} ({self.state}{self._since()}): {counted(len(self.card.datasets), 'dataset')}>"
+
+    def _repr_html_(self) -> str:
+        facts = [("organisation", self.organisation), ("id", self.id)]
+        rows = [row_of(one)[1:] for one in self.datasets.values()]
+        return html(self.name, f"node, {self.state}{self._since()}", facts=facts, columns=COLUMNS[1:], rows=rows)
+
+    def _since(self) -> str:
+        return f" since {_shown(self.since)}" if self.state == "offline" and self.since else ""
 
 
 class Nodes(Mapping[str, Node]):
@@ -141,8 +151,15 @@ class Nodes(Mapping[str, Node]):
         return name in self._roster.names()
 
     def __repr__(self) -> str:
-        self._refresh()
-        return "{" + ", ".join(repr(self._roster.find(name)) for name in self._roster.names()) + "}"
+        """Of the last list that came: showing it asks nobody."""
+        return text_table(counted(len(self._roster.names()), "node"), NODE_COLUMNS, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html(counted(len(self._roster.names()), "node"), columns=NODE_COLUMNS, rows=self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        nodes = [self._roster.find(name) for name in self._roster.names()]
+        return [(node.name, node.state, node.organisation, str(len(node.datasets)), node.id) for node in nodes]
 
 
 def _shown(wall: float) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Self
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
+from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
 from grid.gateway.keeper import Keeper
@@ -33,7 +34,7 @@ from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings
 from grid.store.base import Store
-from grid.telemetry import Metrics, printable
+from grid.telemetry import Metrics
 from grid.transport.base import Transport
 from grid.wire.messages import (
     Announce,

@@ -17,10 +17,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NewType
 
+from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.gateway.announcements import MAX_TAGS, check_announcement
 from grid.ids import PeerId
-from grid.telemetry import printable
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
 
 ConnectionId = NewType("ConnectionId", int)

@@ -21,11 +21,11 @@ from grid.node.descriptions import MAX_LABEL, Description, Where, check_keys, pa
 from grid.node.tables import Table, read_csv
 from grid.policy.rules import Policy
 from grid.tensors.buffers import short_dtype
-from grid.wire.messages import ColumnCard, DatasetCard
+from grid.wire.messages import NO_LIMIT, ColumnCard, DatasetCard
 
 log = logging.getLogger(__name__)
 
-LOCAL_POLICY = {"release": "aggregate", "plans": "any", "min_rows": 10, "max_elements": 1 << 62}
+LOCAL_POLICY = {"release": "aggregate", "plans": "any", "min_rows": 10, "max_elements": NO_LIMIT}
 """Rules of datasets made in one process that bring none of their own: for tests and notebooks."""
 
 MAX_NAMED_FEATURES = 10_000

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
+from grid.display import html
 from grid.errors import Detail, GridError, from_wire
 from grid.ids import LinkId, ObjectId, PeerId, PlanId, SumId, TransferId
 
@@ -27,6 +28,9 @@ MESSAGES: dict[str, type[Message]] = {}
 
 BOUNDED_TEXT = 65536
 """No string field holds more characters."""
+
+NO_LIMIT = 1 << 62
+"""A `max_elements` that no dataset reaches."""
 
 
 class Message:
@@ -264,6 +268,17 @@ class PolicyCard:
     allow: tuple[PlanId, ...] = ()
     sinks: tuple[str, ...] = ()
     share: bool = True
+
+    @property
+    def summary(self) -> str:
+        """What may leave, in a few words."""
+        return self.release if self.release != "aggregate" else f"aggregates of {self.min_rows} rows or more"
+
+    def _repr_html_(self) -> str:
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        facts |= {"max_elements": "no limit" if self.max_elements >= NO_LIMIT else self.max_elements}
+        facts |= {"allow": ", ".join(self.allow), "sinks": ", ".join(self.sinks)}
+        return html("policy", self.summary, facts=list(facts.items()))
 
 
 @record

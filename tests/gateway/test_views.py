@@ -7,12 +7,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from grid.display import printable
 from grid.gateway.dashboard import show_bytes, show_column, sparkline, tag_filters
 from grid.gateway.router import LinkView
 from grid.gateway.traffic import HISTORY, TrafficMeter
 from grid.gateway.views import show_time
 from grid.ids import PeerId
-from grid.telemetry import METRICS, Metrics, printable
+from grid.telemetry import METRICS, Metrics
 from grid.wire.messages import ColumnCard
 
 
