@@ -51,7 +51,7 @@ async def by_plan_again(raw: RawClient, function: Callable[[Tensor], Tensor]) ->
     plan = trace(function, torch.randn(ROWS, COLUMNS))
     for _ in range(2):
         (result,) = await raw.plan(plan, await raw.open())
-    return result
+    return await raw.get(result)
 
 
 WAYS = {"pointer": by_pointer, "plan": by_plan, "plan again": by_plan_again}

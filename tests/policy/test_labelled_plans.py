@@ -73,7 +73,8 @@ class Rig:
             [one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in (*results, *inputs)]
             for one in results
         ]
-        failures = [None if (found := self.labels.spoilt(result)) is None else (found.message, found.details) for result in results]
+        spoilt = [self.labels.spoilt(result) for result in results]
+        failures = [None if failure is None else (failure.message, failure.details) for failure in spoilt]
         return results, [kind.form for kind in kinds], [kind.story for kind in kinds], failures, shared
 
 
