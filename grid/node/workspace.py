@@ -27,14 +27,14 @@ from grid.errors import (
 )
 from grid.ids import ObjectId, PeerId, PlanId
 from grid.node.custody import Custody
-from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, plan_results
+from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore
 from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
-from grid.plans import interpret
 from grid.plans.ir import Plan, decode
 from grid.plans.shapes import check_limits
 from grid.policy import blocks
+from grid.policy.labelled_plans import LabelledPlan
 from grid.settings import NodeSettings
 from grid.smpc import ring
 from grid.tensors import fixed
@@ -77,7 +77,7 @@ class _Depends(Exception):
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _LoadedPlan:
     plan: Plan
-    constants: Sequence[Tensor]
+    labelled: LabelledPlan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -222,9 +222,12 @@ class Workspace:
 
     def _apply(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str) -> list[Tensor]:
         """Run one operation under labels. This is the meaning of an operation in plans, too."""
+        self._check_open()
+        return self._labels.run(op, args, kwargs, where)
+
+    def _check_open(self) -> None:
         if self._closed():
             raise NodeUnavailable("the client's session is over")
-        return self._labels.run(op, args, kwargs, where)
 
     def _tell_failure(self, failure: ExecutionFailed | None) -> None:
         """Raise the failure behind a value that was let go, if there is one, and count it."""
@@ -295,11 +298,11 @@ class Workspace:
             plan = decode(message.encoding, self._settings.max_plan_bytes)
             if plan.id != message.plan:
                 raise PlanRejected("the plan that came is not the one that was named")
-            constants = [self._labels.enter(constant) for constant in interpret.constants_of(plan)]
+            labelled = LabelledPlan(self._labels, plan, self._apply, self._check_open)
         except GridError as error:
             self._plans[message.plan] = error
         else:
-            self._plans[message.plan] = _LoadedPlan(plan, constants)
+            self._plans[message.plan] = _LoadedPlan(plan, labelled)
             self._plan_bytes += size
 
     def run_plan(self, message: RunPlan, report: Report) -> None:
@@ -320,8 +323,13 @@ class Workspace:
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
         check_limits(plan, tensors, max_elements=self._settings.max_op_elements, max_bytes=room)
-        lineages = plan_results(plan.id, inputs, len(plan.outputs))
-        results = interpret.run(plan, tensors, self._apply, loaded.constants)
+
+        def content(number: int) -> bytes:
+            arg = message.inputs[number]
+            return self._objects.digest(ObjectId(int(arg))) if type(arg) is Ref else digest(tensors[number])
+
+        lineages = plan_results(plan.id, inputs, len(plan.outputs), content)
+        results = loaded.labelled.run(tensors)
         for object_id, result, lineage in zip(message.outputs, results, lineages, strict=True):
             self._keep(object_id, result, lineage)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grid.errors import InvalidRequest
 from grid.tensors.bounds_shapes import MAX_ELEMENTS, SHAPE_CHECKS, misfit
-from grid.tensors.ops import Bound, elements, infer
+from grid.tensors.ops import Bound, Op, elements, infer
 
 
 class OutOfBoundsError(Exception):
@@ -55,6 +55,11 @@ def examine(bound: Bound) -> None:
     check = _VALUES.get(bound.op.bounds)
     if check is not None:
         check(bound)
+
+
+def examines(op: Op) -> bool:
+    """Whether `examine` looks at anything for this operation."""
+    return op.bounds in _VALUES
 
 
 def _within(index: Tensor, low: int, high: int) -> None:
