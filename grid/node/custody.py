@@ -16,8 +16,8 @@ import numpy as np
 
 from grid.clock import Clock
 from grid.errors import DatasetError
+from grid.node.dataset_views import DatasetView
 from grid.node.datasets import Dataset
-from grid.node.sources import Source
 from grid.policy import blocks
 from grid.policy.blocks import Ids
 from grid.policy.gate import Gate, Guarded, RateLimits
@@ -41,7 +41,7 @@ class Custody:
             raise DatasetError("two datasets of this node have the same name")
         met = [meet(dataset, store) for dataset in datasets]
         self.datasets: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for dataset, _ in met})
-        self.sources: Mapping[str, Source] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
+        self.sources: Mapping[str, DatasetView] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
         self.smallest_cohort = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
         self._cards = tuple(dataset.card() for dataset, _ in met)
         self.gate = Gate(
@@ -57,11 +57,11 @@ class Custody:
         return self._cards
 
 
-def _source(dataset: Dataset, cut: Ids) -> Source:
+def _source(dataset: Dataset, cut: Ids) -> DatasetView:
     parts = {"features": dataset.features, **{f"column:{name}": values for name, values in dataset.values.items()}}
     if dataset.targets is not None:
         parts["targets"] = dataset.targets
-    return Source(dataset.name, dataset.rows, dataset.policy.min_rows, cut, parts)
+    return DatasetView(dataset.name, dataset.rows, dataset.policy.min_rows, cut, parts)
 
 
 def meet(dataset: Dataset, store: Store) -> tuple[Dataset, Ids]:

@@ -22,10 +22,10 @@ import torch
 
 from grid.errors import GridError
 from grid.ids import ObjectId
+from grid.node.dataset_views import DatasetView
 from grid.node.nursery_messages import MAX_BYTES, OUT_OF_MEMORY, TABLE, Ended, Fork, Forked, Prepare, Share
 from grid.node.pace import Pace, Pulse
 from grid.node.sharing import mapped_sources
-from grid.node.sources import Source
 from grid.node.worker import Worker, settle
 from grid.node.workspace import Workspace
 from grid.settings import NodeSettings, load
@@ -47,7 +47,7 @@ class Nursery:
         self._node = node
         self._files: list[int] = []
         self._sizes: list[int] = []
-        self._sources: Mapping[str, Source] = {}
+        self._sources: Mapping[str, DatasetView] = {}
         self._settings = NodeSettings()
         self._workers: dict[int, tuple[int, int]] = {}
         """Descriptor of a worker's process -> its number and pid."""

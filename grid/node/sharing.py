@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grid.errors import WireError
-from grid.node.sources import Source
+from grid.node.dataset_views import DatasetView
 from grid.tensors.buffers import short_dtype, torch_dtype
 from grid.tensors.mapped import TensorFile, mapped_file
 from grid.wire.messages import Buffer, record
@@ -40,7 +40,7 @@ class Placed:
 
 @record
 class SharedSource:
-    """A `Source`, its tensors placed. `blocks` is little-endian int32."""
+    """A `DatasetView`, its tensors placed. `blocks` is little-endian int32."""
 
     name: str
     rows: int
@@ -52,7 +52,7 @@ class SharedSource:
 class SharedData:
     """Files and what lies in them. The files are this object's until `close`. Raises `OSError` where there is no room."""
 
-    def __init__(self, sources: Mapping[str, Source]) -> None:
+    def __init__(self, sources: Mapping[str, DatasetView]) -> None:
         self.files: list[int] = []
         self.sizes: list[int] = []
         self._known: dict[tuple[int, int], int] = {}
@@ -67,7 +67,7 @@ class SharedData:
             self.close()
             raise
 
-    def _shared(self, source: Source) -> SharedSource:
+    def _shared(self, source: DatasetView) -> SharedSource:
         return SharedSource(
             name=source.name,
             rows=source.rows,
@@ -167,16 +167,16 @@ def _write(fd: int, offset: int, tensor: Tensor) -> None:
         data, offset = data[written:], offset + written
 
 
-def mapped_sources(shared: Sequence[SharedSource], files: Sequence[int], sizes: Sequence[int]) -> Mapping[str, Source]:
+def mapped_sources(shared: Sequence[SharedSource], files: Sequence[int], sizes: Sequence[int]) -> Mapping[str, DatasetView]:
     """The datasets again, in a process that was given the files. Raises `WireError` for a place outside of them."""
     maps = [TensorFile(fd, (size,), torch.uint8).tensor() for fd, size in zip(files, sizes, strict=True)]
     return MappingProxyType({one.name: _mapped(one, maps) for one in shared})
 
 
-def _mapped(shared: SharedSource, maps: Sequence[Tensor]) -> Source:
+def _mapped(shared: SharedSource, maps: Sequence[Tensor]) -> DatasetView:
     blocks = np.frombuffer(shared.blocks, dtype="<i4")
     parts = {placed.name: _tensor(placed, maps) for placed in shared.parts}
-    return Source(shared.name, shared.rows, shared.min_rows, blocks, parts)
+    return DatasetView(shared.name, shared.rows, shared.min_rows, blocks, parts)
 
 
 def _tensor(placed: Placed, maps: Sequence[Tensor]) -> Tensor:

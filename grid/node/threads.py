@@ -14,12 +14,12 @@ from functools import partial
 
 from grid.errors import GridError
 from grid.ids import ObjectId
+from grid.node.dataset_views import DatasetView
 from grid.node.desk import Desk
 from grid.node.executor import Lane
 from grid.node.one_sum import Operand
 from grid.node.pace import Pace
 from grid.node.runtime import PAUSE_BYTES, Runtime
-from grid.node.sources import Source
 from grid.node.transfers import Delivery
 from grid.node.work import KeepDelivery, MarkFailed, Offer, TakeValue
 from grid.node.workspace import Workspace
@@ -31,7 +31,7 @@ from grid.wire.messages import ErrorInfo, Message, StartSum, TensorFrame
 class ThreadRuntime(Runtime):
     """One lane of the executor, and a workspace that only its jobs touch."""
 
-    def __init__(self, *, lane: Lane, desk: Desk, sources: Mapping[str, Source], settings: NodeSettings) -> None:
+    def __init__(self, *, lane: Lane, desk: Desk, sources: Mapping[str, DatasetView], settings: NodeSettings) -> None:
         self.on_failed = lambda command, error: None
         self._lane = lane
         self._desk = desk

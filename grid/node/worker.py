@@ -20,8 +20,8 @@ import numpy
 import torch
 
 from grid.errors import GridError
+from grid.node.dataset_views import DatasetView
 from grid.node.pace import Pace, Pulse
-from grid.node.sources import Source
 from grid.node.work import FROM_WORKER, TO_WORKER, Done
 from grid.node.workspace import DONE, Workspace
 from grid.rpc.dispatch import public_error
@@ -45,7 +45,7 @@ class Worker:
     """The loop of the process."""
 
     def __init__(
-        self, pipe: BlockingPipe, pulse: Pulse, sources: Mapping[str, Source], settings: NodeSettings, lost: GridError | None
+        self, pipe: BlockingPipe, pulse: Pulse, sources: Mapping[str, DatasetView], settings: NodeSettings, lost: GridError | None
     ) -> None:
         self._pipe = pipe
         self._frames: list[list[Buffer]] = []

@@ -25,10 +25,10 @@ from typing import Any, Protocol, Self
 
 import grid.errors
 from grid.errors import GridError, NodeUnavailable, QuotaExceeded, WireError
+from grid.node.dataset_views import DatasetView
 from grid.node.nursery_messages import MAX_BYTES, TABLE, Ended, Fork, Forked, Prepare, Share
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
-from grid.node.sources import Source
 from grid.settings import NodeSettings
 from grid.transport.pipes import End, LoopPipe, pipe, receive_files, send_files
 from grid.wire.codec import decode, encode
@@ -130,7 +130,7 @@ class WorkerUser(Protocol):
 class Workers:
     """All workers of one node. Use with `async with`: no process is left after."""
 
-    def __init__(self, sources: Mapping[str, Source], settings: NodeSettings, spawn: Spawn) -> None:
+    def __init__(self, sources: Mapping[str, DatasetView], settings: NodeSettings, spawn: Spawn) -> None:
         self._sources = sources
         self._settings = settings
         self._spawn = spawn

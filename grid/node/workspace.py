@@ -20,10 +20,10 @@ from torch import Tensor
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded
 from grid.ids import ObjectId, PlanId
+from grid.node.dataset_views import DatasetView
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, plan_results
 from grid.node.objects import ObjectStore
 from grid.node.pace import Pace
-from grid.node.sources import Source
 from grid.node.work import Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
 from grid.plans import interpret
 from grid.plans.ir import Plan, decode
@@ -92,7 +92,7 @@ class Workspace:
     def __init__(
         self,
         *,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, DatasetView],
         settings: NodeSettings,
         pace: Pace,
         on_failed: Callable[[int, GridError], None],

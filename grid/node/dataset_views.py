@@ -12,7 +12,7 @@ from grid.policy.blocks import Ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Source:
+class DatasetView:
     """One dataset. `parts` has "features", perhaps "targets", and "column:NAME" for each column that can be asked for.
 
     `blocks` gives each row the number of its block. Nobody writes into any of it.
