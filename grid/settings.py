@@ -95,7 +95,17 @@ class NodeSettings:
     max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
     max_private_errors: int = setting(5, "errors that depend on private values before a client's session ends")
-    compute_threads: int = setting(2, "threads that run commands and plans", 1)
+    processes: bool = setting(True, "run each client's session in a process of its own, which the limits below can end")
+    max_processes: int = setting(64, "processes of clients' sessions at once", 1)
+    max_process_bytes: int = setting(
+        4 << 30, "memory of one session's process, beside datasets; should be more than max_bytes_per_client", 64 << 20
+    )
+    max_plan_s: float = setting(300.0, "time that one run of a plan may take", 0.01)
+    max_command_s: float = setting(60.0, "time that one operation outside a plan may take", 0.01)
+    kill_grace_s: float = setting(5.0, "time over a limit after which a process that has not stopped by itself is ended", 0.01)
+    process_threads: int = setting(1, "threads with which one process computes", 1)
+    niceness: int = setting(5, "by how much the processes of sessions stand back for the node itself, from 0 to 19")
+    compute_threads: int = setting(2, "threads that decide releases, and without processes run commands and plans", 1)
     log: LogSettings = dataclasses.field(default_factory=LogSettings)
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 

@@ -24,9 +24,10 @@ class Stored(NamedTuple):
 
 
 class ObjectStore:
-    """Objects of one client, within limits."""
+    """Objects of one client, within limits. `lost`: why objects that are not known here may be gone."""
 
-    def __init__(self, *, max_objects: int, max_bytes: int) -> None:
+    def __init__(self, *, max_objects: int, max_bytes: int, lost: GridError | None = None) -> None:
+        self._lost = lost
         self._max_objects = max_objects
         self._max_bytes = max_bytes
         self._objects: dict[ObjectId, Stored | GridError] = {}
@@ -63,6 +64,8 @@ class ObjectStore:
         """The object. Raises what made it fail, or `NotFound`."""
         found = self._objects.get(object_id)
         if found is None:
+            if self._lost is not None:
+                raise type(self._lost)(self._lost.message, **self._lost.details)
             raise NotFound(f"object {object_id} is not known in this session; it was freed or never made")
         if isinstance(found, GridError):
             raise type(found)(found.message, **found.details)  # a fresh one: tracebacks would pile up on a shared error
@@ -76,8 +79,8 @@ class ObjectStore:
         return found
 
     def failure(self, object_id: ObjectId) -> GridError | None:
-        """What made the object fail, if it did."""
-        found = self._objects.get(object_id)
+        """What made the object fail, if it did; also why it may be gone, if it is not known."""
+        found = self._objects.get(object_id, self._lost)
         return found if isinstance(found, GridError) else None
 
     def fail(self, object_id: ObjectId, error: GridError) -> None:

@@ -31,6 +31,7 @@ from grid.policy.memory import Handle, LabelledMemory, geometry
 from grid.tensors import bounds
 from grid.tensors.bounds_shapes import MAX_ELEMENTS
 from grid.tensors.calls import Call, Forms
+from grid.tensors.exhausted import exhausted, is_exhausted
 from grid.tensors.ops import Bound, Op, bind, flatten, infer
 from grid.tensors.rows import NOTHING, Choice, Form, Mix, Reason, Space, Story, Type, plain_dims
 from grid.tensors.rules import ROW_RULES, Rule, judge
@@ -359,8 +360,11 @@ class Labels:
                 storage.siblings = group
 
     def _failure(self, bound: Bound, types: Sequence[Type], where: str, error: Exception) -> ExecutionFailed:
-        """What will be said of an operation that failed: always the same. Raises at once if all it depends on is the client's."""
+        """What will be said of an operation that failed: always the same. Raises at once if all it depends on is the client's,
+        or shapes."""
         name = bound.op.name
+        if is_exhausted(error):
+            raise exhausted(name) from None
         if any(found.labelled for found in types):
             return ExecutionFailed(f"{name}: {PRIVATE_FAILURE}", op=name, step=where, private=True)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -63,7 +63,7 @@ class LocalGrid:
     A dataset is a DataFrame, {"features": tensor, "targets": tensor, "tags": [...], "policy": {...}}, or a `Dataset`. Without a
     policy of its own it has release = "aggregate", plans = "any", min_rows = 10 and no limit on elements. `gateway`, `node` and
     `client` are settings for all of a kind. `store` makes each node's memory from its name; without it, it lasts as long as the
-    grid.
+    grid. Nodes work in threads of this process, or with `processes` as real ones do.
     """
 
     def __init__(
@@ -76,13 +76,14 @@ class LocalGrid:
         node: NodeSettings | None = None,
         client: ClientSettings | None = None,
         store: Callable[[str], Store] | None = None,
+        processes: bool = False,
     ) -> None:
         self._parts = Parts(
             datasets={name: _datasets(given) for name, given in _named(nodes).items()},
             wrap=wrap,
             clock=clock if clock is not None else SystemClock(),
             gateway=dataclasses.replace(gateway or GatewaySettings(), dev=True),
-            node=dataclasses.replace(node or NodeSettings(), dev=True),
+            node=dataclasses.replace(node or NodeSettings(), dev=True, processes=processes),
             client=client or ClientSettings(),
             store=store or (lambda name: MemoryStore()),
         )

@@ -41,16 +41,16 @@ class Message:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
-def message(tag: str) -> Callable[[type[T]], type[T]]:
+def message(tag: str, table: dict[str, type[Message]] = MESSAGES) -> Callable[[type[T]], type[T]]:
     """Make the class a frozen, keyword-only dataclass and enter it in the table under `tag`."""
 
     def enter(cls: type[T]) -> type[T]:
         made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
-        if tag in MESSAGES:
+        if tag in table:
             raise RuntimeError(f"two messages have the tag {tag!r}")
         assert issubclass(made, Message)
         made.tag = tag
-        MESSAGES[tag] = made
+        table[tag] = made
         return made
 
     return enter
