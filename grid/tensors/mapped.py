@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 
 from grid.errors import LocalProtocolError
+
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which `mmap` names from Python 3.13 on: a mapping larger than memory is none that memory must be kept for."""
 
 
 class TensorFile:
@@ -85,7 +89,7 @@ class TensorFile:
         """The tensor over a private mapping of the file, which lives as long as the tensor and needs `fd` no more."""
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
-        mapping = mmap.mmap(self.fd, self.nbytes, access=mmap.ACCESS_COPY)
+        mapping = mmap.mmap(self.fd, self.nbytes, flags=mmap.MAP_PRIVATE | NO_RESERVE)
         return torch.frombuffer(mapping, dtype=self.dtype).view(self.shape)
 
     def close(self) -> None:
