@@ -1,4 +1,4 @@
-"""The command line: `grid gateway | node | demo | ls | datasets | status | root init | enroll | revoke`.
+"""The command line: `grid gateway | node | data check | demo | ls | datasets | status | root init | enroll | revoke`.
 
 Each command's work is imported when it runs, so that `--help` is quick. Results go to stdout, progress and errors to
 stderr; with `--json` each line of stdout is one JSON object or list. What the exit codes mean stands in `EXIT_CODES`.
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from grid import cli_look, cli_root, cli_serve
+from grid import cli_data, cli_look, cli_root, cli_serve
 from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
@@ -57,7 +57,7 @@ def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None) -
         context.exit(5)
 
 
-for command in (*cli_serve.COMMANDS, *cli_look.COMMANDS, *cli_root.COMMANDS):
+for command in (*cli_serve.COMMANDS, *cli_data.COMMANDS, *cli_look.COMMANDS, *cli_root.COMMANDS):
     grid.add_command(command)
 
 

@@ -89,8 +89,8 @@ class ArraySource(Source):
             rule = self._description.columns.get(name, ColumnRule())
             usable = form.dtype is not None and form.shape == (self._rows,) and not rule.broken
             if not usable and not rule.broken:
-                why = f"of shape {form.shape}" if form.dtype is not None else f"of {form.kind}"
-                self._findings.warn(f"{self._file.path}: array {name!r} {why} is no column of {self._rows} rows and is left out")
+                form_of = f"has the shape {form.shape}" if form.dtype is not None else f"holds {form.kind}"
+                self._findings.leave_out(str(self._file.path), "array", name, f"{form_of}, is no column of {self._rows} numbers")
             if usable:
                 columns.append(Column(name, "category" if rule.categories else "number", "other", rule))
         return columns

@@ -108,6 +108,7 @@ def _plan(name: str, table: Table, tally: Tally, description: Description, findi
     role = "target" if name == description.target else usual
     why_not = table.unsuited(name)
     if rule is not None and rule.broken:
+        findings.unused[name] = "what [columns] says of it is wrong"
         return Column(name, "text", "other", ColumnRule())
     if why_not and (rule is not None or role == "target"):
         findings.error(DatasetError(f"{table.place}: column {name!r} {why_not}"))
@@ -119,7 +120,7 @@ def _plan(name: str, table: Table, tally: Tally, description: Description, findi
             what = f"the target {name!r} is text: declare its categories in [columns.{name}]"
             findings.error(description.where.error(what, key="target"))
     if why_not:
-        findings.warn(f"{table.place}: column {name!r} {why_not} and is no feature")
+        findings.leave_out(table.place, "column", name, why_not)
         return Column(name, "text", "other", ColumnRule())
     return Column(name, "number", role, rule or ColumnRule())
 

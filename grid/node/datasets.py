@@ -111,9 +111,7 @@ class Dataset:
         description = read_description(path, findings)
         source = open_source(description, findings)
         tensors = (files or DatasetFiles()).fill(description.name, source.schema, source.blocks())
-        for warning in findings.warnings:
-            log.warning("%s", warning)
-        return cls.described(description, source.schema, tensors)
+        return cls.described(description, source.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_frame(
@@ -136,15 +134,14 @@ class Dataset:
         findings = Findings()
         source = TableSource(FrameTable(frame, where.place), parsed, findings)
         tensors = DatasetFiles().fill(name, source.schema, source.blocks())
-        for warning in findings.warnings:
-            log.warning("%s", warning)
-        return cls.described(parsed, source.schema, tensors)
+        return cls.described(parsed, source.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_tensors(cls, name: str, parts: Mapping[str, Any]) -> Self:
         """A dataset from {"features", "targets", "tags", "policy", "description", "classes"}; only features are required."""
         where = Where(f"dataset {name!r}")
-        check_keys(parts, ("features", "targets", "tags", "policy", "description", "classes"), where, "", Findings())
+        findings = Findings()
+        check_keys(parts, ("features", "targets", "tags", "policy", "description", "classes"), where, "", findings)
         table = {key: parts[key] for key in ("tags", "policy", "description") if key in parts}
         parsed = parse_description(table, name, where, Policy.from_table(LOCAL_POLICY))
         features = _tensor(parts, "features", where)
@@ -166,10 +163,12 @@ class Dataset:
             feature_names=names,
             classes=_classes(parts, where),
         )
-        return made._checked(where)
+        return made._checked(where, findings)._told(findings)
 
     @classmethod
-    def described(cls, description: Description, schema: Schema, tensors: Mapping[str, Tensor]) -> Self:
+    def described(
+        cls, description: Description, schema: Schema, tensors: Mapping[str, Tensor], findings: Findings
+    ) -> Self:
         """A dataset of these tensors, by part of the schema."""
         made = cls(
             name=description.name,
@@ -184,21 +183,25 @@ class Dataset:
             classes=schema.classes,
             appends=schema.appends,
         )
-        return made._checked(description.where)
+        return made._checked(description.where, findings)
 
-    def _checked(self, where: Where) -> Self:
-        self._check_card(where)
+    def _checked(self, where: Where, findings: Findings) -> Self:
+        with findings.noting():
+            self._check_card(where)
         policy = self.policy
         if policy.epsilon is not None or policy.delta is not None:
             what = "'epsilon' and 'delta' are kept for later and not enforced yet: nothing here is differentially private"
-            log.warning("%s", where.error(what, section="policy", key="delta" if policy.epsilon is None else "epsilon").message)
+            findings.warn(where.error(what, section="policy", key="delta" if policy.epsilon is None else "epsilon").message)
         smallest = self.policy.min_rows
         if self.policy.release not in ("open", "deny") and self.rows < smallest:
-            raise where.error(
-                f"{self.rows} rows are too few: nothing could be released with min_rows = {smallest}",
-                section="policy",
-                key="min_rows",
-            )
+            what = f"{self.rows} rows are too few: nothing could be released with min_rows = {smallest}"
+            findings.error(where.error(what, section="policy", key="min_rows"))
+        return self
+
+    def _told(self, findings: Findings) -> Self:
+        """The dataset, and what its owner should look at in the log."""
+        for warning in findings.warnings:
+            log.warning("%s", warning)
         return self
 
     def _check_card(self, where: Where) -> None:

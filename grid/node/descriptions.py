@@ -77,6 +77,8 @@ class Description:
     targets: str = ""
     image: ImageRule | None = None
     columns: Mapping[str, ColumnRule] = dataclasses.field(default_factory=dict)
+    policy_broken: bool = False
+    """A part of the policy is wrong, and was noted: the policy is not what the owner meant."""
 
     @property
     def path(self) -> Path:
@@ -161,10 +163,12 @@ def parse_description(
     image = None
     with findings.noting():
         image = _image(table, where)
+    policy, policy_broken = _policy(table, where, default_policy, findings)
     return Description(
         name=name,
         where=where,
-        policy=_policy(table, where, default_policy, findings),
+        policy=policy,
+        policy_broken=policy_broken,
         text=texts["description"],
         file=Path(texts["file"]) if texts["file"] else None,
         tags=tags,
@@ -234,12 +238,13 @@ def _tags(table: Mapping[str, Any], where: Where) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tags))
 
 
-def _policy(table: Mapping[str, Any], where: Where, default: Policy | None, findings: Findings) -> Policy:
+def _policy(table: Mapping[str, Any], where: Where, default: Policy | None, findings: Findings) -> tuple[Policy, bool]:
+    """The policy of what is sound in its section, and whether something is not."""
     if "policy" not in table and default is not None:
-        return default
+        return default, False
     value = table.get("policy", {})
     if isinstance(value, Policy):
-        return value
+        return value, False
     sound: dict[str, Any] = {}
     with findings.noting():
         section = _table(table, "policy", where)
@@ -249,7 +254,8 @@ def _policy(table: Mapping[str, Any], where: Where, default: Policy | None, find
                 with findings.noting():
                     _check_policy_key(key, section[key], where)
                     sound[key] = section[key]
-    return Policy.from_table(sound)
+        return Policy.from_table(sound), len(sound) < len(section)
+    return Policy(), True
 
 
 def _check_policy_key(key: str, value: Any, where: Where) -> None:

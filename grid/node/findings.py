@@ -33,6 +33,7 @@ class Findings:
         self.strict = strict
         self.warnings: list[str] = []
         self.missing: dict[str, int] = {}
+        self.unused: dict[str, str] = {}
         self._errors: list[str] = []
         self._rows: dict[tuple[str, str], _Rows] = {}
 
@@ -67,6 +68,11 @@ class Findings:
     def filled(self, subject: str, count: int) -> None:
         """In so many rows, something stands for a value that is missing in the column `subject`."""
         self.missing[subject] = self.missing.get(subject, 0) + count
+
+    def leave_out(self, place: str, what: str, subject: str, why: str) -> None:
+        """A column or an array (`what`) is not used."""
+        self.unused[subject] = why
+        self.warn(f"{place}: {what} {subject!r} {why} and is no feature")
 
     def warn(self, warning: str) -> None:
         """Something to look at, which stops nothing."""

@@ -38,8 +38,8 @@ class ParquetTable(Table):
             self._rows = int(file.metadata.num_rows)
         check_names(names, self.place)
         index = [name for name in names if name.startswith(INDEX_COLUMN)]
-        if index:
-            findings.warn(f"{path}: column {index[0]!r} is the index of a pandas table and is left out")
+        for name in index:
+            findings.leave_out(self.place, "column", name, "is the index of a pandas table")
         self.names = tuple(name for name in names if name not in index)
         if not self._rows:
             raise DatasetError(f"{path}: there are no rows")
