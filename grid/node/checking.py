@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from grid.errors import DatasetError
-from grid.node.datasets import KINDS, Dataset, description_paths, open_source
+from grid.node.datasets import KINDS, Dataset, description_paths, open_reader
 from grid.node.descriptions import Description, read_description
 from grid.node.findings import Findings
-from grid.node.image_source import SUFFIXES
-from grid.node.sources import FEATURES, Schema
+from grid.node.image_reader import SUFFIXES
+from grid.node.readers import FEATURES, Schema
 from grid.policy.blocks import count
 from grid.policy.rules import AGGREGATE, ANY, APPROVE, DEFAULT_MIN_ROWS, DENY, OPEN, Policy
 from grid.wire.messages import DatasetCard
@@ -98,10 +98,10 @@ def _check(path: Path, covered: set[Path]) -> Report:
 
 def _card(description: Description, findings: Findings) -> DatasetCard:
     """Read every row, and say what everybody would know of the dataset."""
-    source = open_source(description, findings)
-    schema = source.schema
+    reader = open_reader(description, findings)
+    schema = reader.schema
     if schema.rows and schema.parts[FEATURES].row_bytes:
-        for _ in source.blocks():
+        for _ in reader.blocks():
             pass
     return Dataset.described(description, schema, _shapes(schema), findings).card()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grid.errors import DatasetError
-from grid.node.sources import Block, Schema
+from grid.node.readers import Block, Schema
 from grid.tensors.mapped import TensorFile
 
 FOLDER = "datasets"

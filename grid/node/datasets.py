@@ -1,7 +1,7 @@
 """Datasets of a node: their tensors, the owner's policy, and the card that everybody may read.
 
 Nothing in a card is computed from rows except their number, the dtypes and the shapes. What a file becomes is decided by its
-`Source`; the tensors lie where `DatasetFiles` puts them.
+`Reader`; the tensors lie where `DatasetFiles` puts them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from grid.errors import DatasetError, NotFound
 from grid.node.array_files import ArrayFile, NpzFile, SafetensorsFile
-from grid.node.array_source import MAX_NAMED_FEATURES, ArraySource
+from grid.node.array_reader import MAX_NAMED_FEATURES, ArrayReader
 from grid.node.csv_table import CsvTable
 from grid.node.dataset_files import DatasetFiles
 from grid.node.descriptions import MAX_LABEL, Description, Where, check_keys, parse_description, read_description
 from grid.node.findings import Findings
-from grid.node.image_source import image_source
+from grid.node.image_reader import image_reader
 from grid.node.parquet_table import ParquetTable
-from grid.node.sources import FEATURES, TARGETS, Schema, Source, TableSource, check_file
+from grid.node.readers import FEATURES, TARGETS, Reader, Schema, TableReader, check_file
 from grid.node.tables import FrameTable, Table
 from grid.policy.rules import Policy
 from grid.tensors.buffers import short_dtype
@@ -109,9 +109,9 @@ class Dataset:
         """The dataset that a `NAME.toml` describes."""
         findings = Findings()
         description = read_description(path, findings)
-        source = open_source(description, findings)
-        tensors = (files or DatasetFiles()).fill(description.name, source.schema, source.blocks())
-        return cls.described(description, source.schema, tensors, findings)._told(findings)
+        reader = open_reader(description, findings)
+        tensors = (files or DatasetFiles()).fill(description.name, reader.schema, reader.blocks())
+        return cls.described(description, reader.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_frame(
@@ -132,9 +132,9 @@ class Dataset:
         where = Where(f"dataset {name!r}")
         parsed = parse_description(table, name, where, Policy.from_table(LOCAL_POLICY))
         findings = Findings()
-        source = TableSource(FrameTable(frame, where.place), parsed, findings)
-        tensors = DatasetFiles().fill(name, source.schema, source.blocks())
-        return cls.described(parsed, source.schema, tensors, findings)._told(findings)
+        reader = TableReader(FrameTable(frame, where.place), parsed, findings)
+        tensors = DatasetFiles().fill(name, reader.schema, reader.blocks())
+        return cls.described(parsed, reader.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_tensors(cls, name: str, parts: Mapping[str, Any]) -> Self:
@@ -218,22 +218,22 @@ class Dataset:
             raise where.error(f"a tensor has {dims} dimensions; a gateway lists at most {MAX_DIMS}")
 
 
-def open_source(description: Description, findings: Findings) -> Source:
+def open_reader(description: Description, findings: Findings) -> Reader:
     """The data behind a description that was read from a file, by the ending of its name, or a folder of images."""
     path = description.path
     if path.is_dir():
-        return image_source(description, findings)
+        return image_reader(description, findings)
     kind = path.suffix.lower()
     if kind not in KINDS:
         known = ", ".join(KINDS)
         raise description.where.error(f"only files with the endings {known} and folders of images are read", key="file")
     check_file(description)
     if kind in ARRAYS:
-        return ArraySource(ARRAYS[kind](path), description, findings)
+        return ArrayReader(ARRAYS[kind](path), description, findings)
     no_arrays = "names an array; a table has columns, of which 'target' names one"
     description.refuse_keys(("features", "targets"), no_arrays, findings)
     description.refuse_keys(("image",), "is for folders of images", findings)
-    return TableSource(TABLES[kind](path, findings), description, findings)
+    return TableReader(TABLES[kind](path, findings), description, findings)
 
 
 TABLES: Mapping[str, Callable[[Path, Findings], Table]] = {".csv": CsvTable, ".parquet": ParquetTable}

@@ -61,7 +61,7 @@ class ImageRule:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Description:
-    """A dataset's description, checked by itself; its `Source` checks it against the data.
+    """A dataset's description, checked by itself; its `Reader` checks it against the data.
 
     `target` is a column of a table. `features` and `targets` are names of arrays in a file of arrays, "" for the usual ones.
     """

@@ -49,7 +49,8 @@ class ObjectStore:
         storage = _storage(value)
         nbytes = value.untyped_storage().nbytes() if counted else 0
         if storage not in self._by_storage and self.used_bytes + nbytes > self._max_bytes:
-            raise QuotaExceeded(f"objects of one client take more than {self._max_bytes} bytes; free some")
+            what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
+            raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
         if storage not in self._by_storage:
             self._by_storage[storage] = set()
             self._storage_bytes[storage] = nbytes

@@ -20,7 +20,7 @@ Lines = numpy.ndarray[tuple[int], numpy.dtype[numpy.int64]]
 
 MAX_COLUMNS = 100_000
 
-CHUNK_CELLS = 1 << 17
+CHUNK_CELLS = 1 << 18
 """Cells of a chunk, about; a chunk has one row at least."""
 
 

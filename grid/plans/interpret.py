@@ -165,7 +165,7 @@ class _Names:
 
 
 def _generate(program: Program, constants: Sequence[Tensor]) -> tuple[Callable[..., Sequence[Tensor]], CodeType]:
-    """Source of line 1 + number of steps + 1 lines: step k is line k + 2, which is how errors find their step."""
+    """Reader of line 1 + number of steps + 1 lines: step k is line k + 2, which is how errors find their step."""
     names = _Names()
     values = {index: f"v{index}" for index in range(len(program.inputs))}
     for index, constant in enumerate(constants):

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 import grid.node.csv_table
-import grid.node.sources
+import grid.node.readers
 from grid.errors import DatasetError
 from grid.node.datasets import Dataset
 
@@ -118,7 +118,7 @@ def assert_same(one: Dataset, other: Dataset) -> None:
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few rows give the same as one block."""
     if request.param == "small blocks":
-        monkeypatch.setattr(grid.node.sources, "BLOCK_BYTES", 200)
+        monkeypatch.setattr(grid.node.readers, "BLOCK_BYTES", 200)
         monkeypatch.setattr(grid.node.csv_table, "CHUNK_CELLS", 30)
 
 

@@ -223,7 +223,7 @@ def test_class_folders_that_grew_after_a_release_are_refused(tmp_path: Path) -> 
 
 
 def test_small_blocks_give_the_same_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grid.node.sources.BLOCK_BYTES", 200)
+    monkeypatch.setattr("grid.node.readers.BLOCK_BYTES", 200)
     blocks = Dataset.from_file(by_class(tmp_path))
     monkeypatch.undo()
     whole = Dataset.from_file(by_class(tmp_path))

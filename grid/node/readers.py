@@ -1,6 +1,6 @@
 """What a dataset is made of: one interface over every kind of file, and over tables in memory.
 
-A `Source` says what tensors it has (`schema`) before it gives their rows (`blocks`), block by block, so that room can be made
+A `Reader` says what tensors it has (`schema`) before it gives their rows (`blocks`), block by block, so that room can be made
 for a dataset larger than memory. Rows come in the order in which they stand in the file, always. A dataset may grow at its
 end; `appends` says whether added rows come there.
 """
@@ -23,9 +23,9 @@ from grid.node.tables import Chunk, Table, no_rows
 from grid.wire.messages import ColumnCard
 
 FEATURES, TARGETS, COLUMN = "features", "targets", "column:"
-"""Names of a source's tensors; a column's follows the last."""
+"""Names of a reader's tensors; a column's follows the last."""
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """Bytes of tensors in one block, about; a block has one row at least."""
 
 
@@ -44,7 +44,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schema:
-    """The tensors of a source and what is said of them.
+    """The tensors of a dataset and what is said of them.
 
     `places` has, for each column that can be asked for by name, the part that holds it and its position in there, None for
     all of it.
@@ -65,10 +65,10 @@ class Schema:
 
 
 Block = Mapping[str, Tensor]
-"""The next rows of every part of a source."""
+"""The next rows of every part."""
 
 
-class Source(abc.ABC):
+class Reader(abc.ABC):
     """A data file, folder or table, checked against its description. What is wrong goes to the findings it was made with."""
 
     @property
@@ -81,7 +81,7 @@ class Source(abc.ABC):
         """All rows, once, in order."""
 
 
-class TableSource(Source):
+class TableReader(Reader):
     """A table: numeric columns and one-hot categories as a float32 feature matrix, and perhaps a target."""
 
     def __init__(self, table: Table, description: Description, findings: Findings) -> None:

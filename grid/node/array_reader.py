@@ -19,7 +19,7 @@ from grid.node.array_files import ArrayFile, ArrayForm
 from grid.node.columns import Column, check_bounds, codes_of, numbers_of
 from grid.node.descriptions import ColumnRule, Description
 from grid.node.findings import Findings
-from grid.node.sources import COLUMN, FEATURES, TARGETS, Block, Part, Schema, Source, block_rows, column_part
+from grid.node.readers import COLUMN, FEATURES, TARGETS, Block, Part, Reader, Schema, block_rows, column_part
 from grid.node.tables import Chunk
 from grid.wire.messages import ColumnCard
 
@@ -28,7 +28,7 @@ MAX_NAMED_FEATURES = 10_000
 NARROW: Mapping[torch.dtype, torch.dtype] = {torch.float64: torch.float32}
 
 
-class ArraySource(Source):
+class ArrayReader(Reader):
     """See the module. Raises `DatasetError` where the file cannot be read or has no features."""
 
     def __init__(self, file: ArrayFile, description: Description, findings: Findings) -> None:

@@ -24,14 +24,14 @@ from grid.node.columns import Column, plan_columns
 from grid.node.csv_table import CsvTable
 from grid.node.descriptions import MAX_CATEGORIES, ColumnRule, Description, ImageRule
 from grid.node.findings import Findings
-from grid.node.sources import (
+from grid.node.readers import (
     COLUMN,
     FEATURES,
     TARGETS,
     Block,
     Part,
+    Reader,
     Schema,
-    Source,
     block_rows,
     column_part,
     column_values,
@@ -49,8 +49,8 @@ FILE = "file"
 LABEL_ROWS = 4096
 
 
-def image_source(description: Description, findings: Findings) -> Source:
-    """The source for a folder of images."""
+def image_reader(description: Description, findings: Findings) -> Reader:
+    """The reader for a folder of images."""
     folder, where = description.path, description.where
     description.refuse_keys(("features", "targets"), "names an array; a folder of images has none", findings)
     rule = description.image
@@ -62,7 +62,7 @@ def image_source(description: Description, findings: Findings) -> Source:
     return ClassFolders(folder, rule, description, findings)
 
 
-class ClassFolders(Source):
+class ClassFolders(Reader):
     """One folder for each class, in the order of their names; in each the files in the order of theirs."""
 
     def __init__(self, folder: Path, rule: ImageRule, description: Description, findings: Findings) -> None:
@@ -99,7 +99,7 @@ class ClassFolders(Source):
             yield {FEATURES: images, TARGETS: torch.tensor([code for _, code in part])}
 
 
-class LabelledImages(Source):
+class LabelledImages(Reader):
     """Images beside a `labels.csv`; its other columns are read as those of any table, and are no features."""
 
     def __init__(self, folder: Path, rule: ImageRule, description: Description, findings: Findings) -> None:
