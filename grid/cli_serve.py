@@ -197,6 +197,7 @@ def _check_gateway(settings: GatewaySettings) -> None:
 async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> None:
     """A node until it is cancelled, or until its gateway will not have it any more; ready once that has registered it."""
     from grid.node.app import Node
+    from grid.node.dataset_files import DatasetFiles
     from grid.node.datasets import load_datasets
 
     if settings.dev and join:
@@ -214,7 +215,8 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
         url = find_gateway(settings, token)
         check_dev_node(settings, url)
         dial = dial_with(url, settings.tls_ca)
-        datasets = load_datasets(settings.data) if settings.data else []
+        files = DatasetFiles(settings.state, settings.dataset_memory_bytes)
+        datasets = load_datasets(settings.data, files) if settings.data else []
         store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
         node = Node(
             settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address

@@ -81,6 +81,9 @@ class NodeSettings:
     gateway: str = setting("", "URL of the gateway; without it the one in the token, else ws://127.0.0.1:8080")
     data: Path | None = setting(None, "folder of datasets: NAME.toml beside its file")
     state: Path | None = setting(None, "folder for keys and state; without it everything is forgotten at the end")
+    dataset_memory_bytes: int = setting(
+        256 << 20, "largest dataset that is kept in memory; a larger one becomes files in the state folder, or a temporary one"
+    )
     listen: str = setting("", "HOST:PORT for direct links; without it all links are relayed")
     announce: str = setting("", "HOST:PORT at which others reach --listen; needed where that is 0.0.0.0 or behind a proxy")
     health: str = setting("", "HOST:PORT at which `grid health` and other probes ask whether this node works; none without it")

@@ -79,6 +79,12 @@ def meet(dataset: Dataset, store: Store) -> tuple[Dataset, Ids]:
             f"dataset {dataset.name!r} has {dataset.rows} rows, and had {known.rows} when values were released from it: which"
             " rows are gone cannot be known, so it needs a new name"
         )
+    if dataset.rows > known.rows and not dataset.appends:
+        raise DatasetError(
+            f"dataset {dataset.name!r} has {dataset.rows} rows, and had {known.rows} when values were released from it: among"
+            " folders of classes the new rows do not come last, so which they are cannot be known. It needs a new name; a"
+            " folder with a labels.csv may grow at the end of that"
+        )
     if known.min_rows != min_rows:
         log.warning("dataset %r: min_rows has changed; it is cut into new blocks, which old releases may forbid", dataset.name)
         cut = blocks.cut(known.rows, min_rows)

@@ -53,7 +53,8 @@ class ObjectStore:
         if users is None:
             nbytes = memory.nbytes() if counted else 0
             if self.used_bytes + nbytes > self._max_bytes:
-                raise QuotaExceeded(f"objects of one client take more than {self._max_bytes} bytes; free some")
+                what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
+                raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
             users = self._by_storage[memory._cdata] = set()
             self._storage_bytes[memory._cdata] = nbytes
             self.used_bytes += nbytes

@@ -195,7 +195,8 @@ class Workspace:
             every = blocks.count(dataset.rows, dataset.min_rows) == 1  # one block is the whole dataset, as everybody knows
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, None if every else rows)
         else:
-            # An object of its own over the dataset's memory, which `fixed` protects from being written.
+            # An object of its own over the dataset's memory, which `fixed` protects from being written; a column that lies
+            # between others is a copy, and the client's to account for.
             value = source.detach() if source.is_contiguous() else source.contiguous()
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape)
         if tuple(value.shape) != message.shape or short_dtype(value.dtype) != message.dtype:
@@ -205,7 +206,8 @@ class Workspace:
                 " look the dataset up again"
             )
         self._labels.enter(value, kind, fixed=not message.blocks)
-        self._keep(message.object, value, dataset_part(message.part, message.column), counted=bool(message.blocks))
+        copied = value.data_ptr() != source.data_ptr()
+        self._keep(message.object, value, dataset_part(message.part, message.column), counted=copied)
 
     def _keep(self, object_id: ObjectId, value: Tensor, lineage: Lineage, *, counted: bool = True) -> None:
         if object_id < 0:

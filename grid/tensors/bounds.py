@@ -34,7 +34,8 @@ def measure(bound: Bound, max_elements: int = MAX_ELEMENTS) -> list[Tensor]:
     results = infer(bound)
     total = sum(elements(result.shape) for result in results)
     if total > max_elements:
-        raise InvalidRequest(f"{op.name} would make {total} elements; one operation may make {max_elements}", op=op.name)
+        what = f"{op.name} would make {total} elements; one operation may make {max_elements}"
+        raise InvalidRequest(f"{what}. Reduce over the rows first, or go through them with ds.batches", op=op.name)
     for name in op.mutates:
         value = bound[name]
         for target in value if isinstance(value, list) else [value]:

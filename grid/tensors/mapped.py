@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ import torch
 from torch import Tensor
 
 from grid.errors import LocalProtocolError
+
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which `mmap` names from Python 3.13 on: a mapping larger than memory is none that memory must be kept for."""
 
 
 class TensorFile:
@@ -86,7 +90,7 @@ class TensorFile:
         """The tensor over a private mapping of the file, which lives as long as the tensor and needs `fd` no more."""
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
-        mapping = _Mapping(self.fd, self.nbytes, access=mmap.ACCESS_COPY)
+        mapping = _Mapping(self.fd, self.nbytes, flags=mmap.MAP_PRIVATE | NO_RESERVE)
         mapping.file = os.dup(self.fd)
         weakref.finalize(mapping, os.close, mapping.file)
         flat = torch.frombuffer(mapping, dtype=self.dtype)
