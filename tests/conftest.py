@@ -14,6 +14,8 @@ LASTING_THREADS = ("grid", "asyncio_", "asyncio-waitpid", "ThreadPoolExecutor", 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser-tests", action="store_true", help="run the tests that drive a real browser, and need one")
+    parser.addoption("--fuzz-frames", type=int, default=8000, help="mutated frames that tests/fuzz sends in all")
+    parser.addoption("--fuzz-seed", type=int, default=2026, help="the seed that they are made from")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

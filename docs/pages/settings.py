@@ -11,7 +11,7 @@ def page() -> str:
         "",
         "Made from `grid/settings.py` by `make docs`. A setting comes from its flag; else from its environment variable; else",
         "from the settings file that `--config` names, a TOML file with the tables below; else it has its default. Lists are",
-        "separated by commas in the environment. Settings with a dot stand in a table of their own: `[node.session]`.",
+        "separated by commas in the environment. Settings with a dot stand in tables of their own, such as `[node.session]`.",
     ]
     for table, cls in TABLES.items():
         kind = "Given in Python; there are no flags." if table == "client" else f"Flags of `grid {table}`."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -158,13 +159,16 @@ class Client:
         self._refreshed_at = self._clock.monotonic()
         self._roster.update(reply.nodes)
 
-    async def search(self, *tags: str) -> Datasets:
-        """Datasets of nodes that are online, which have every one of these tags; all of them without tags."""
+    async def search(self, *tags: str, offline: bool = False) -> Datasets:
+        """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
+
+        `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
+        """
         if not all(isinstance(tag, str) for tag in tags):
             raise InvalidRequest('search takes tags, such as g.search("#train", "#digits")')
         found: list[FoundDataset] = []
         while True:
-            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE))
+            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE, offline=offline))
             if not isinstance(page, Found):
                 raise WireError("the gateway answered a search with something else")
             found.extend(page.datasets)
@@ -325,4 +329,4 @@ def _with_timeout(settings: ClientSettings, timeout: float | None) -> ClientSett
         return settings
     if not timeout > 0:
         raise InvalidRequest(f"timeout is {timeout}; it must be a number of seconds above 0")
-    return ClientSettings(timeout_s=timeout, direct=settings.direct, session=settings.session)
+    return dataclasses.replace(settings, timeout_s=timeout)

@@ -169,9 +169,12 @@ class Client:
         """The node of this name. Raises `NotFound`."""
         return self.nodes[name]
 
-    def search(self, *tags: str) -> Datasets:
-        """Datasets of nodes that are online, which have every one of these tags; all of them without tags."""
-        return self._thread.run(self._inner.search(*tags))
+    def search(self, *tags: str, offline: bool = False) -> Datasets:
+        """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
+
+        `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
+        """
+        return self._thread.run(self._inner.search(*tags, offline=offline))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""

@@ -111,7 +111,7 @@ class Dataset:
         if card.kind == "category":
             dtype = "i8"
         else:
-            dtype = self.card.feature_dtype if card.role == "feature" else self.card.target_dtype or "f4"
+            dtype = {"feature": self.card.feature_dtype, "target": self.card.target_dtype}.get(card.role, "f4")
         return self._open("column", (), dtype, self.blocks, column)
 
     def batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -92,6 +93,12 @@ class Node(Site):
         return card.state if card is not None else "offline"
 
     @property
+    def since(self) -> float:
+        """Wall time in seconds from which on it has been in that state, as the gateway says; 0 where that is not known."""
+        card = self._roster.card(self)
+        return card.since if card is not None else 0.0
+
+    @property
     def datasets(self) -> ByName:
         """Its datasets, by name."""
         return ByName(self.name, [Dataset(self, card) for card in self.card.datasets])
@@ -112,12 +119,15 @@ class Node(Site):
         return self.name
 
     def __repr__(self) -> str:
-        return f"<Node {printable(self.name)} ({self.state}): {counted(len(self.card.datasets), 'dataset')}>"
+        return f"<Node {printable(self.name)} ({self.state}{self._since()}): {counted(len(self.card.datasets), 'dataset')}>"
 
     def _repr_html_(self) -> str:
         facts = [("organisation", self.organisation), ("id", self.id)]
         rows = [row_of(one)[1:] for one in self.datasets.values()]
-        return html(self.name, f"node, {self.state}", facts=facts, columns=COLUMNS[1:], rows=rows)
+        return html(self.name, f"node, {self.state}{self._since()}", facts=facts, columns=COLUMNS[1:], rows=rows)
+
+    def _since(self) -> str:
+        return f" since {_shown(self.since)}" if self.state == "offline" and self.since else ""
 
 
 class Nodes(Mapping[str, Node]):
@@ -153,3 +163,11 @@ class Nodes(Mapping[str, Node]):
     def _rows(self) -> list[tuple[str, ...]]:
         nodes = [self._roster.find(name) for name in self._roster.names()]
         return [(node.name, node.state, node.organisation, str(len(node.datasets)), node.id) for node in nodes]
+
+
+def _shown(wall: float) -> str:
+    """Wall time in seconds as people write it, in UTC; a gateway may say anything."""
+    try:
+        return datetime.datetime.fromtimestamp(int(wall), datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return "a time that makes no sense"

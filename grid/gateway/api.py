@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
+from grid.display import printable
 from grid.errors import InvalidRequest, NotFound, QuotaExceeded
 from grid.gateway.app import Gateway
 from grid.gateway.guard import secure
 from grid.gateway.protocol import read_body
 from grid.gateway.registry import MAX_PAGE
 from grid.gateway.views import show_node
-from grid.telemetry import printable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class StepCost:
     flops: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DryRun:
     """A whole run: its results without values, the cost of each step, and the most bytes in use at one time.
 
@@ -55,6 +56,11 @@ class DryRun:
     outputs: tuple[Meta, ...]
     steps: tuple[StepCost, ...]
     peak_bytes: int
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the step that gives most of them."""
+        return max((step.elements for step in self.steps), default=0)
 
     @property
     def elements(self) -> int:
@@ -72,7 +78,7 @@ class DryRuns:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._known: OrderedDict[tuple[tuple[int, ...], ...], DryRun] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], DryRun] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, inputs: Sequence[Shaped]) -> DryRun:
@@ -81,14 +87,14 @@ class DryRuns:
         Raises `InvalidRequest` for inputs that do not fit the plan, and `PlanRejected`, naming the step, where shapes do not
         fit within it.
         """
-        key = tuple(tuple(int(size) for size in leaf.shape) for leaf in inputs)
+        key = tuple([(leaf.shape, leaf.dtype) for leaf in inputs])
         with self._lock:
             known = self._known.get(key)
             if known is not None:
                 self._known.move_to_end(key)
-        check_inputs(self._program, inputs)
         if known is None:
-            known = dry_run(self._program, key)
+            check_inputs(self._program, inputs)
+            known = dry_run(self._program, [tuple(int(size) for size in leaf.shape) for leaf in inputs])
             with self._lock:
                 self._known[key] = known
                 while len(self._known) > _KEPT:
@@ -130,8 +136,10 @@ def check_limits(
     Returns the dry run. Errors otherwise as `DryRuns.of`.
     """
     run = _runs(plan).of(inputs)
-    for index, (step, cost) in enumerate(zip(plan.steps, run.steps, strict=True)):
-        if cost.elements > max_elements:
+    if run.largest > max_elements:
+        for index, (step, cost) in enumerate(zip(plan.steps, run.steps, strict=True)):
+            if cost.elements <= max_elements:
+                continue
             raise PlanRejected(
                 f"step {index} ({step.op}) would give {cost.elements} elements; at most {max_elements} are allowed",
                 step=index,

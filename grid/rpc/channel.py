@@ -41,6 +41,7 @@ from grid.errors import (
     from_wire,
 )
 from grid.ids import GridId, PeerId
+from grid.logs import session_of
 from grid.settings import SessionLimits
 from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
 
@@ -172,7 +173,7 @@ async def open_channel(
         await side.send(handshake.write(side.credentials()))
         sending, receiving = handshake.split()
         _believe(_open_frame(receiving, await side.receive_frame(), card), card)
-        return SecureChannel(transport, card, trust, clock, sending, receiving)
+        return SecureChannel(transport, card, trust, clock, sending, receiving, session_of(handshake.hash))
 
 
 async def accept_channel(
@@ -201,7 +202,7 @@ async def accept_channel(
         if card.role not in roles:
             raise AuthenticationFailed(f"{card} may not open a channel here: only a {' or '.join(roles)} may")
         await side.answer(None)
-        return SecureChannel(transport, card, trust, clock, side.sending, receiving)
+        return SecureChannel(transport, card, trust, clock, side.sending, receiving, session_of(handshake.hash))
 
 
 async def _opening(side: _Side) -> tuple[Prologue, bytes]:
@@ -301,13 +302,22 @@ def _joined(parts: tuple[Buffer, ...]) -> Buffer:
 class SecureChannel(Transport):
     """A transport that seals: what it sends, only `peer` can read, and what it gives, only `peer` can have sent.
 
-    It closes, with the reason, when a frame does not open, when the peer is revoked, and when its card has expired.
+    `session` is its id in the log lines of both ends. It closes, with the reason, when a frame does not open, when the peer is
+    revoked, and when its card has expired.
     """
 
     def __init__(
-        self, transport: Transport, peer: Card, trust: Trust, clock: Clock, sending: CipherState, receiving: CipherState
+        self,
+        transport: Transport,
+        peer: Card,
+        trust: Trust,
+        clock: Clock,
+        sending: CipherState,
+        receiving: CipherState,
+        session: str = "",
     ) -> None:
         self.peer = peer
+        self.session = session
         self.max_payload = MAX_PAYLOAD_BYTES
         self._transport = transport
         self._trust = trust

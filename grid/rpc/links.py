@@ -184,7 +184,7 @@ class Links:
             self._fail_all("the connection to the gateway ended")
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def open(self, to: PeerId) -> Transport:
+    async def open(self, to: PeerId) -> Link:
         """A new link to the peer `to`. Raises `NotFound`, `NodeUnavailable`, `QuotaExceeded`."""
         hop = self.hop
         self._check_room()

@@ -33,6 +33,7 @@ from grid.gateway.app import Gateway
 from grid.node.app import Node
 from grid.node.datasets import Dataset, load_datasets
 from grid.settings import ClientSettings, GatewaySettings, NodeSettings
+from grid.store.base import Store
 from grid.store.memory import MemoryStore
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
@@ -57,6 +58,7 @@ class Parts:
     gateway: GatewaySettings
     node: NodeSettings
     client: ClientSettings
+    store: Callable[[str], Store]
 
 
 class LocalGrid:
@@ -65,6 +67,8 @@ class LocalGrid:
     A dataset is a DataFrame, {"features": tensor, "targets": tensor, "tags": [...], "policy": {...}}, or a `Dataset`. Without a
     policy of its own it has release = "aggregate", plans = "any", min_rows = 10 and no limit on elements. In place of a node's
     datasets a folder may stand, whose descriptions say all that. `gateway`, `node` and `client` are settings of all of a kind.
+    `store` makes each node's memory from its name; without it, it lasts as long as the grid. Nodes work in threads of this
+    process, or with `processes` as real ones do.
     """
 
     def __init__(
@@ -76,14 +80,17 @@ class LocalGrid:
         gateway: GatewaySettings | None = None,
         node: NodeSettings | None = None,
         client: ClientSettings | None = None,
+        store: Callable[[str], Store] | None = None,
+        processes: bool = False,
     ) -> None:
         self._parts = Parts(
             datasets={name: _datasets(given) for name, given in _named(nodes).items()},
             wrap=wrap,
             clock=clock if clock is not None else SystemClock(),
             gateway=dataclasses.replace(gateway or GatewaySettings(), dev=True),
-            node=dataclasses.replace(node or NodeSettings(), dev=True),
+            node=dataclasses.replace(node or NodeSettings(), dev=True, processes=processes),
             client=client or ClientSettings(),
+            store=store or (lambda name: MemoryStore()),
         )
         self._thread: LoopThread | None = None
         self._running: Running | None = None
@@ -167,7 +174,7 @@ class Running:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._identities = {name: self._identity(name, "node") for name in parts.datasets}
-        self._stores = {name: MemoryStore() for name in parts.datasets}
+        self._stores = {name: parts.store(name) for name in parts.datasets}
         self._trust = {name: Trust.dev() for name in parts.datasets}
         self._nodes: dict[str, Member] = {}
         self._clients: list[api.Client] = []

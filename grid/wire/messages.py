@@ -41,16 +41,16 @@ class Message:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
-def message(tag: str) -> Callable[[type[T]], type[T]]:
+def message(tag: str, table: dict[str, type[Message]] = MESSAGES) -> Callable[[type[T]], type[T]]:
     """Make the class a frozen, keyword-only dataclass and enter it in the table under `tag`."""
 
     def enter(cls: type[T]) -> type[T]:
         made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
-        if tag in MESSAGES:
+        if tag in table:
             raise RuntimeError(f"two messages have the tag {tag!r}")
         assert issubclass(made, Message)
         made.tag = tag
-        MESSAGES[tag] = made
+        table[tag] = made
         return made
 
     return enter
@@ -314,7 +314,11 @@ class Announce(Message):
 
 @record
 class NodeCard:
-    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline"."""
+    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline".
+
+    `since` is the wall time in seconds from which on it has been so; 0 where the gateway is of an older version. A node that is
+    offline is listed with what it announced last.
+    """
 
     id: PeerId
     name: str
@@ -323,6 +327,7 @@ class NodeCard:
     address: str
     card: bytes
     datasets: tuple[DatasetCard, ...]
+    since: float = 0.0
 
 
 @message("list-nodes")
@@ -339,20 +344,24 @@ class NodeList(Message):
 
 @message("search")
 class Search(Message):
-    """Client -> gateway: datasets of online nodes that have every tag. Reply: Found."""
+    """Client -> gateway: datasets of online nodes that have every tag; with `offline` of known ones that have gone, too.
+    Reply: Found."""
 
     tags: tuple[str, ...]
     offset: int = 0
     limit: int = 1000
+    offline: bool = False
 
 
 @record
 class FoundDataset:
-    """A dataset and the node that has it."""
+    """A dataset and the node that has it, with the node's `state` and `since` as in NodeCard."""
 
     node: PeerId
     node_name: str
     dataset: DatasetCard
+    state: str = "online"
+    since: float = 0.0
 
 
 @message("found")
@@ -445,11 +454,14 @@ class Commands(Message):
 
     What fails leaves its outputs failed: any later use of them, `GetObject` included, gives that error. An in-place
     operation that fails leaves its target failed. The node also sends `CommandFailed` at once.
+
+    `frees`: for each command in order, the objects that are not needed after it; the rest of them may be left out.
     """
 
     first: int
     commands: tuple[Command, ...]
     tensors: tuple[TensorFrame, ...] = ()
+    frees: tuple[tuple[ObjectId, ...], ...] = ()
 
 
 @message("command-failed")

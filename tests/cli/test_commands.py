@@ -36,7 +36,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(cli_serve, "run_gateway", note)
     monkeypatch.setattr(cli_serve, "run_node", note)
-    monkeypatch.setattr(cli_serve, "serve", lambda service, as_json: service(None))
+    monkeypatch.setattr(cli_serve, "serve", lambda service, log, as_json: service(None))
     return found
 
 
