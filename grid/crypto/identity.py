@@ -141,6 +141,14 @@ class LocalIdentity:
         me.card_for(clock)
         return me
 
+    @classmethod
+    def load(cls, folder: Path) -> LocalIdentity:
+        """The identity kept in `folder`, as it is. Raises `InvalidRequest` where there is none."""
+        me = cls._load(folder / FILE_NAME)
+        if me is None:
+            raise InvalidRequest(f"{folder}: no node has kept its keys here; say --state DIR as the node was started with")
+        return me
+
     @property
     def id(self) -> PeerId:
         return self.key.id
