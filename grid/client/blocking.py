@@ -163,9 +163,12 @@ class Client:
         """The node of this name. Raises `NotFound`."""
         return self.nodes[name]
 
-    def search(self, *tags: str) -> list[Dataset]:
-        """Datasets of nodes that are online, which have every one of these tags; all of them without tags."""
-        return self._thread.run(self._inner.search(*tags))
+    def search(self, *tags: str, text: str = "") -> list[Dataset]:
+        """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
+
+        With `text`, those in whose name, node's name, tags or description each of its words occurs, whatever the case.
+        """
+        return self._thread.run(self._inner.search(*tags, text=text))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""

@@ -21,6 +21,9 @@ from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.events import Event, EventLog
+from grid.gateway.feed import Feed
+from grid.gateway.index import words_of
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
@@ -86,6 +89,9 @@ class Gateway:
         self._registry = Registry(max_datasets=settings.max_datasets_per_node)
         self._router = Router(max_links_per_peer=settings.max_links_per_peer, buffer_bytes=settings.link_buffer_bytes)
         self._meter = TrafficMeter()
+        self._told_links = (0, 0)
+        self.feed = Feed()
+        self.events = EventLog(clock.wall, self._tell_event)
         self._handlers = self._table()
         self._open = contextlib.AsyncExitStack()
         self.views = Views(
@@ -95,6 +101,7 @@ class Gateway:
             registry=self._registry,
             router=self._router,
             meter=self._meter,
+            events=self.events,
         )
 
     async def __aenter__(self) -> Self:
@@ -132,6 +139,7 @@ class Gateway:
         if reason is not None:
             self.metrics.count("grid_connections_refused_total", reason=reason)
             self._complain("a connection was refused: %s", reason)
+            self.events.add("refused", f"a connection: {refusal(reason).message}")
             await refuse(transport, self._greeting(), self._limits, self.clock, refusal(reason))
             return
         if verdict.evict is not None:
@@ -175,6 +183,7 @@ class Gateway:
         self._strangers.discard(oldest)
         self.metrics.count("grid_connections_refused_total", reason="unauthenticated")
         self._complain("connection %s has to go: too many have not joined", oldest)
+        self.events.add("refused", f"a connection: {refusal('unauthenticated').message}")
         self._connections[oldest].close_soon(refusal("unauthenticated"))
 
     @property
@@ -234,7 +243,9 @@ class Gateway:
             return
         tagged(log, peer=card.name, role=card.role).info("left: %s", printable(why))
         self._perform(self._router.leave(connection.id, f"{card.role} {card.name} is gone: {why[:200]}"))
-        self._registry.leave(connection.id, card.id, self.clock.wall())
+        if self._registry.leave(connection.id, card.id, self.clock.wall()):
+            self._note("left", card, why)
+            self._tell_presence(card, "offline")
         self._changed()
 
     # ------------------------------------------------------------ what peers ask for
@@ -273,6 +284,8 @@ class Gateway:
                 return step(connection, message)
             except GridError as error:
                 self.metrics.count("grid_failures_total", code=error.code)
+                if connection.card is not None:
+                    self._note("error", connection.card, f"{error.code}: {error.message}")
                 raise
 
         return counted
@@ -296,6 +309,7 @@ class Gateway:
         except GridError as error:
             self.metrics.count("grid_connections_refused_total", reason=error.code)
             self._complain("connection %s may not join: %s", connection.id, printable(error.message))
+            self.events.add("refused", error.message)
             connection.close_soon(error)  # Signatures are dear to check, and whoever has a good one needs one attempt.
             raise
         connection.card = card
@@ -305,6 +319,8 @@ class Gateway:
         if older is not None:
             self._replace(self._connections[older], card)
         tagged(log, peer=card.name, role=card.role).info("joined as %s", card.id)
+        self._note("joined", card, "")
+        self._tell_presence(card, "online")
         self._changed()
         statement = welcome_statement(connection.greeting, message.nonce, card.id)
         return Welcome(peer=card.id, signature=self._me.sign(statement), revocations=self.trust.revocations)
@@ -318,7 +334,10 @@ class Gateway:
     def _announce(self, connection: Connection, message: Announce) -> Ok:
         if not connection.announcements.take(self.clock.monotonic()):
             raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
-        self._registry.announce(_card(connection).id, message)
+        card, number = _card(connection), len(message.datasets)
+        self._registry.announce(card.id, message)
+        self._note("announced", card, f"{number} dataset{'' if number == 1 else 's'}")
+        self.feed.publish("datasets", {"id": card.id, "name": card.name, "datasets": number})
         self._changed()
         return Ok()
 
@@ -327,7 +346,7 @@ class Gateway:
 
     def _search(self, connection: Connection, message: Search) -> Awaitable[Message]:
         def found() -> Found:
-            page, total = self._registry.search(message.tags, message.offset, message.limit)
+            page, total = self._registry.search(message.tags, message.offset, message.limit, words_of(message.text))
             return Found(datasets=tuple(page), total=total)
 
         return self._answer(connection, found)
@@ -384,17 +403,50 @@ class Gateway:
                 error = AuthenticationFailed(f"{connection.card} was revoked by the grid's root")
                 self._perform(self._router.leave(connection.id, error.message))
                 self._registry.forget(connection.card.id)
+                self._note("revoked", connection.card, "its identity was taken back by the grid's root")
+                self._tell_presence(connection.card, "revoked")
                 connection.close_soon(error)
         self._changed()
+
+    # ------------------------------------------------------------ what watchers hear
 
     def _changed(self) -> None:
         self.changes.mark()
 
+    def _note(self, kind: str, card: Card, text: str) -> None:
+        self.events.add(kind, text, peer=card.id, name=card.name, role=card.role)
+
+    def _tell_event(self, event: Event) -> None:
+        self.feed.publish("log", {"number": event.number, "kind": event.kind})
+        self._changed()
+
+    def _tell_presence(self, card: Card, state: str) -> None:
+        if card.role == "node":
+            self.feed.publish("nodes", {"id": card.id, "name": card.name, "state": state})
+        else:
+            self._tell_sessions()
+
+    def _tell_sessions(self) -> None:
+        self._told_links = (self._router.opened, len(self._router))
+        self.feed.publish("sessions", {"links": len(self._router), "clients": self._registry.online("client")})
+
     async def _sample(self) -> None:
+        """Once a second: traffic, and links that opened or closed; many of them are one notice."""
         while True:
             before = self._meter.version
-            self._meter.sample(self.clock.monotonic(), self._router.moved_bytes, self._router.views())
+            self._meter.sample(
+                self.clock.monotonic(),
+                wall=self.clock.wall(),
+                moved=self._router.moved_bytes,
+                frames=self._router.moved_frames,
+                connections=len(self._connections),
+                links=self._router.views(),
+            )
             if self._meter.version != before:
+                self.feed.publish("traffic", self._meter.now())
+                self._changed()
+            if self._told_links != (self._router.opened, len(self._router)):
+                self._tell_sessions()
                 self._changed()
             await self.clock.sleep(SAMPLE_S)
 

@@ -13,11 +13,12 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NewType
 
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.gateway.announcements import MAX_TAGS, check_announcement
+from grid.gateway.index import Index
 from grid.ids import PeerId
 from grid.telemetry import printable
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
@@ -74,11 +75,12 @@ class Entry:
             address=self.address,
             card=self.card,
             datasets=self.datasets if described else (),
+            dataset_count=len(self.datasets),
         )
 
 
 class Registry:
-    """Peers by id, nodes by name, datasets by tag."""
+    """Peers by id, nodes by name, datasets by tags and words."""
 
     def __init__(self, *, max_datasets: int = 1000, max_offline: int = 1000) -> None:
         self.version = 0
@@ -86,7 +88,7 @@ class Registry:
         self._max_offline = max_offline
         self._entries: dict[PeerId, Entry] = {}
         self._node_of: dict[str, PeerId] = {}
-        self._tagged: dict[str, set[PeerId]] = {}
+        self.index = Index()
 
     # ------------------------------------------------------------ presence
 
@@ -162,7 +164,12 @@ class Registry:
 
     def nodes(self) -> list[Entry]:
         """All nodes by name, offline ones too."""
-        return sorted((entry for entry in self._entries.values() if entry.role == "node"), key=_by_name)
+        return self.index.nodes()
+
+    def find_node(self, wanted: str) -> Entry | None:
+        """The node with this id or name."""
+        entry = self._entries.get(PeerId(wanted)) or self._entries.get(self._node_of.get(wanted, PeerId("")))
+        return entry if entry is not None and entry.role == "node" else None
 
     def cards(self) -> tuple[NodeCard, ...]:
         """The nodes by name, for one reply: where not all fit the offline ones go first, then the datasets of the later ones."""
@@ -186,16 +193,13 @@ class Registry:
     def connected(self) -> Iterator[Entry]:
         return (entry for entry in self._entries.values() if entry.online)
 
-    def search(self, tags: tuple[str, ...], offset: int = 0, limit: int = MAX_PAGE) -> tuple[list[FoundDataset], int]:
-        """One page of the datasets of online nodes that have every tag, by node and name, and how many there are in all."""
+    def search(
+        self, tags: tuple[str, ...], offset: int = 0, limit: int = MAX_PAGE, words: Sequence[str] = ()
+    ) -> tuple[list[FoundDataset], int]:
+        """One page of the datasets of online nodes that have every tag and word, by node and name; and how many there are."""
         if len(tags) > MAX_TAGS or offset < 0 or limit < 0:
             raise InvalidRequest(f"a search takes at most {MAX_TAGS} tags, and an offset and limit of 0 or more")
-        found = [
-            (entry, dataset)
-            for entry in self._nodes_with(tags)
-            for dataset in entry.datasets
-            if all(tag in dataset.tags for tag in tags)
-        ]
+        found = self.index.find(tags, words)
         page, room = [], MAX_REPLY
         for entry, dataset in found[offset : offset + min(limit, MAX_PAGE)]:
             room -= entry.sizes[dataset.name] + entry.size
@@ -204,23 +208,7 @@ class Registry:
             page.append(FoundDataset(node=entry.id, node_name=entry.name, dataset=dataset))
         return page, len(found)
 
-    def tags(self) -> dict[str, int]:
-        """Each tag of an online node's datasets, and how many datasets have it; the most used first."""
-        counts: dict[str, int] = {}
-        for entry in self.nodes():
-            if entry.online:
-                for dataset in entry.datasets:
-                    for tag in set(dataset.tags):
-                        counts[tag] = counts.get(tag, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
     # ------------------------------------------------------------ inside
-
-    def _nodes_with(self, tags: tuple[str, ...]) -> list[Entry]:
-        if not tags:
-            return [entry for entry in self.nodes() if entry.online]
-        holders = set.intersection(*(self._tagged.get(tag, set()) for tag in tags))
-        return sorted((self._entries[peer] for peer in holders), key=_by_name)
 
     def _take_name(self, name: str, peer: PeerId) -> None:
         holder = self._node_of.get(name)
@@ -246,19 +234,13 @@ class Registry:
         if entry.role != "node":
             return
         self._node_of[entry.name] = entry.id
-        if entry.online:
-            for tag in _tags(entry):
-                self._tagged.setdefault(tag, set()).add(entry.id)
+        self.index.add(entry)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.id]
         if self._node_of.get(entry.name) == entry.id:
             del self._node_of[entry.name]
-        for tag in _tags(entry):
-            holders = self._tagged.get(tag, set())
-            holders.discard(entry.id)
-            if not holders:
-                self._tagged.pop(tag, None)
+        self.index.remove(entry)
 
 
 def _by_name(entry: Entry) -> tuple[str, PeerId]:
@@ -272,7 +254,3 @@ def _check_another(before: Entry, role: str) -> None:
     if role != "node" and len(before.others) + 1 >= MAX_CONNECTIONS:
         name = printable(before.name)
         raise QuotaExceeded(f"{before.role} {name} has {MAX_CONNECTIONS} connections, as many as one may; close some first")
-
-
-def _tags(entry: Entry) -> set[str]:
-    return {tag for dataset in entry.datasets for tag in dataset.tags}

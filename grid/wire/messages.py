@@ -299,7 +299,10 @@ class Announce(Message):
 
 @record
 class NodeCard:
-    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline"."""
+    """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline".
+
+    `dataset_count` is how many datasets it has; `datasets` may be left out.
+    """
 
     id: PeerId
     name: str
@@ -308,6 +311,7 @@ class NodeCard:
     address: str
     card: bytes
     datasets: tuple[DatasetCard, ...]
+    dataset_count: int = 0
 
 
 @message("list-nodes")
@@ -324,11 +328,15 @@ class NodeList(Message):
 
 @message("search")
 class Search(Message):
-    """Client -> gateway: datasets of online nodes that have every tag. Reply: Found."""
+    """Client -> gateway: datasets of online nodes that have every tag, and every word of `text`. Reply: Found.
+
+    Words are looked for in the dataset's name, its node's name, its tags and its description, whatever their case.
+    """
 
     tags: tuple[str, ...]
     offset: int = 0
     limit: int = 1000
+    text: str = ""
 
 
 @record
