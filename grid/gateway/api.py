@@ -82,7 +82,7 @@ class Api:
 
     async def datasets(self, request: web.Request) -> web.StreamResponse:
         found = self._gateway.views.datasets(tags_of(request), words_of(query_of(request)))
-        return _listed(request, "datasets", found, lambda one: show_dataset(*one))
+        return _listed(request, "datasets", found, lambda one: show_dataset(one.entry, one.card))
 
     async def dataset(self, request: web.Request) -> web.StreamResponse:
         node, name = request.match_info["node"], request.match_info["dataset"]

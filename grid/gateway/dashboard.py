@@ -17,7 +17,7 @@ from grid.gateway.explain import MISSING, WORDS, show_range, show_shape
 from grid.gateway.views import show_time
 from grid.ids import PeerId
 
-SHOWN_TAGS = 40
+SHOWN_TAGS = 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

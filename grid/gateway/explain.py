@@ -54,11 +54,10 @@ def _aggregate(policy: PolicyCard) -> Explained:
         may.append("Its part in a secure sum over several nodes, of which only the total is seen")
     if policy.sinks:
         may.append(f"Values with rows, sealed, to these nodes: {', '.join(policy.sinks[:SHOWN_CATEGORIES])}")
-    may_not = [
-        "Single rows, or a value that follows rows one by one",
-        f"Anything behind which fewer than {rows} can be told apart, together with all that has left before",
-        "Maximum, median, sorted values: they show one row's value",
-    ]
+    may_not = ["Single rows, or a value that follows rows one by one"]
+    if policy.min_rows > 1:
+        may_not.append(f"Anything behind which fewer than {rows} can be told apart, together with all that has left before")
+    may_not.append("Maximum, median, sorted values: they show one row's value")
     if policy.plans != "any":
         may_not.append("Results of other plans and of single commands")
     return Explained(WORDS["aggregate"], sentence, tuple(may), (*may_not, *_stays(policy)))

@@ -26,8 +26,9 @@ MAX_QUERY = 200
 
 
 class Described(NamedTuple):
-    """A dataset and the text in which it is found."""
+    """A dataset, its node, and the text in which it is found."""
 
+    entry: Entry
     card: DatasetCard
     text: str
 
@@ -83,15 +84,16 @@ class Index:
         """The nodes in whose name, organisation, id or address every word occurs, by name."""
         return [listed.entry for listed in self._in_order() if _has(listed.text, words)]
 
-    def find(self, tags: Sequence[str] = (), words: Sequence[str] = ()) -> list[tuple[Entry, DatasetCard]]:
+    def find(self, tags: Sequence[str] = (), words: Sequence[str] = ()) -> list[Described]:
         """The datasets of nodes that are online which have every tag and every word, by node and name.
 
-        Words are looked for in the name, the node's name, the tags and the description.
+        Words are looked for in the name, the node's name, the tags and the description. What is found is as it was indexed:
+        ten thousand new objects for each search would make the garbage collector look at everything there is.
         """
         if any(tag not in self.tags for tag in tags):
             return []
         return [
-            (listed.entry, described.card)
+            described
             for listed in self._in_order()
             for described in listed.datasets
             if _tagged(described.card, tags) and _has(described.text, words)
@@ -117,7 +119,7 @@ def _listed(entry: Entry) -> Listed:
 
 
 def _described(entry: Entry, card: DatasetCard) -> Described:
-    return Described(card, "\n".join((card.name, entry.name, *card.tags, card.description)).casefold())
+    return Described(entry, card, "\n".join((card.name, entry.name, *card.tags, card.description)).casefold())
 
 
 def _has(text: str, words: Sequence[str]) -> bool:

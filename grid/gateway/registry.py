@@ -201,7 +201,7 @@ class Registry:
             raise InvalidRequest(f"a search takes at most {MAX_TAGS} tags, and an offset and limit of 0 or more")
         found = self.index.find(tags, words)
         page, room = [], MAX_REPLY
-        for entry, dataset in found[offset : offset + min(limit, MAX_PAGE)]:
+        for entry, dataset, _ in found[offset : offset + min(limit, MAX_PAGE)]:
             room -= entry.sizes[dataset.name] + entry.size
             if room < 0:
                 break

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from grid.gateway.events import Event, EventLog
+from grid.gateway.index import Described
 from grid.gateway.registry import Entry, Registry
 from grid.gateway.router import LinkView, Router
 from grid.gateway.traffic import Sample, TrafficMeter
@@ -116,7 +117,7 @@ class Views:
         """The node with this id or name."""
         return self.registry.find_node(wanted)
 
-    def datasets(self, tags: Sequence[str], words: Sequence[str]) -> list[tuple[Entry, DatasetCard]]:
+    def datasets(self, tags: Sequence[str], words: Sequence[str]) -> list[Described]:
         """The datasets of connected nodes that have every tag and word, by node and name."""
         return self.registry.index.find(tags, words)
 

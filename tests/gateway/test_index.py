@@ -50,7 +50,7 @@ def test_it_finds_what_reading_everything_finds(
         if set(tags) <= set(card.tags)
         and all(word in f"{card.name} {one.name} {' '.join(card.tags)} {card.description}".casefold() for word in words)
     ]
-    assert index.find(tags, words) == expected
+    assert [(one.entry, one.card) for one in index.find(tags, words)] == expected
     counts = {tag: sum(tag in card.tags for _, card in listed) for tag in TAGS}
     assert dict(index.most_used_tags(9)) == {tag: count for tag, count in counts.items() if count}
 

@@ -63,7 +63,7 @@ def test_tag_filters_add_and_take_away_and_survive_odd_characters() -> None:
 
 
 def test_many_tags_are_cut() -> None:
-    assert len(tag_filters([(f"#{number}", 1) for number in range(100)], [])) == 40
+    assert len(tag_filters([(f"#{number}", 1) for number in range(100)], [])) == 30
 
 
 def test_links_hold_any_name_and_leave_out_what_is_usual() -> None:
