@@ -80,17 +80,18 @@ def nodes(access: Access, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_node_facts(card) for card in found]))
         return
-    rows = [(card.name, card.state, card.organisation, str(len(card.datasets)), card.id) for card in found]
+    rows = [(card.name, card.state, card.organisation, str(card.dataset_count), card.id) for card in found]
     show_table("Nodes", ("name", "state", "organisation", "datasets", "id"), rows, "No node has joined this grid yet.")
 
 
 @click.command("datasets")
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
+@click.option("--search", "text", default="", metavar="WORDS", help="words, all of which name, node, tags or description hold")
 @_access_options
 @JSON_OPTION
-def datasets(tags: Sequence[str], access: Access, as_json: bool) -> None:
+def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> None:
     """List the datasets of nodes that are online: those that have every TAG, or all."""
-    found = with_hop(access, lambda hop: _search(hop, tags))
+    found = with_hop(access, lambda hop: _search(hop, tags, text))
     if as_json:
         click.echo(json.dumps([_dataset_facts(one) for one in found]))
         return
@@ -150,10 +151,10 @@ async def _list_nodes(hop: Hop) -> Sequence[NodeCard]:
     return answer.nodes
 
 
-async def _search(hop: Hop, tags: Sequence[str]) -> Sequence[FoundDataset]:
+async def _search(hop: Hop, tags: Sequence[str], text: str) -> Sequence[FoundDataset]:
     found: list[FoundDataset] = []
     while True:
-        page = await hop.peer.request(Search(tags=tuple(tags), offset=len(found), limit=PAGE))
+        page = await hop.peer.request(Search(tags=tuple(tags), offset=len(found), limit=PAGE, text=text))
         if not isinstance(page, Found):
             raise WireError(f"the gateway answered a search with {page.tag!r}")
         found.extend(page.datasets)
@@ -172,7 +173,7 @@ async def _status(hop: Hop, url: str) -> dict[str, Any]:
         "answer_ms": round((time.monotonic() - started) * 1000, 1),
         "nodes_online": len(online),
         "nodes_offline": len(cards) - len(online),
-        "datasets": sum(len(card.datasets) for card in online),
+        "datasets": sum(card.dataset_count for card in online),
     }
 
 

@@ -18,7 +18,7 @@ RANK = {
     "errors": 1, "ids": 1, "clock": 1,
     "settings": 2, "logs": 2,
     "telemetry": 3, "wire": 3,
-    "crypto": 4, "transport": 4, "tensors": 4,
+    "crypto": 4, "transport": 4, "tensors": 4, "mock": 4,
     "plans": 5, "smpc": 5, "store": 5, "rpc": 5,
     "policy": 6,
     "node": 7, "gateway": 7, "client": 7,

@@ -163,12 +163,13 @@ class Client:
         """The node of this name. Raises `NotFound`."""
         return self.nodes[name]
 
-    def search(self, *tags: str, offline: bool = False) -> Datasets:
+    def search(self, *tags: str, text: str = "", offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
+        With `text`, those in whose name, node's name, tags or description each of its words occurs, whatever the case.
         `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
         """
-        return self._thread.run(self._inner.search(*tags, offline=offline))
+        return self._thread.run(self._inner.search(*tags, text=text, offline=offline))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""
