@@ -35,6 +35,41 @@ T = TypeVar("T")
 STOP_S = 2.0
 
 
+class _Call:
+    """Work for the loop that another thread waits for: what `run_coroutine_threadsafe` does, at a third of its price."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._given_up = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def start(self) -> None:
+        """On the loop's thread."""
+        if self._given_up:
+            self._work.close()
+            return
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(lambda _: self._done.release())
+
+    def result(self) -> Any:
+        """On the other thread: wait for the work. Ctrl-C cancels it."""
+        try:
+            self._done.acquire()
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._cancel)
+            raise
+        assert self._task is not None
+        return self._task.result()
+
+    def _cancel(self) -> None:
+        self._given_up = True
+        if self._task is not None:
+            self._task.cancel()
+
+
 class LoopThread:
     """An event loop that runs in a thread until the process ends."""
 
@@ -56,18 +91,16 @@ class LoopThread:
         if threading.get_ident() == self._thread.ident:
             work.close()
             raise InvalidRequest("a blocking call was made on the loop that it would wait for; use grid.aio there")
+        call = _Call(work, self.loop)
         try:
-            waiting = asyncio.run_coroutine_threadsafe(work, self.loop)
+            self.loop.call_soon_threadsafe(call.start)
         except RuntimeError:
             work.close()
             raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
         try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()
-            raise
+            return call.result()  # type: ignore[no-any-return]
         finally:
-            del waiting  # or an error would keep itself alive: error -> traceback -> this frame -> future -> error
+            del call  # or an error would keep itself alive: error -> traceback -> this frame -> call -> error
 
     def stop(self) -> None:
         """Close clients that were left open, cancel what still runs, and end the thread."""

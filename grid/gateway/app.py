@@ -416,7 +416,18 @@ class Gateway:
             if isinstance(effect, Tell):
                 connection.tell(effect.message)
             else:
-                connection.due.set()
+                self._forward(connection)
+
+    def _forward(self, connection: Connection) -> None:
+        """Hand a receiver what is due to it, as far as it takes that at once; the rest is for `_pump`."""
+        peer = connection.peer
+        while peer is not None and peer.is_drained() and not connection.leaving:
+            message, effects = self._router.take(connection.id)
+            if message is None:
+                return
+            connection.tell(message)
+            self._perform(effects)
+        connection.due.set()
 
     def _spread_revocations(self) -> None:
         """A newer list is in force: tell everybody, and let those go whom it names."""
