@@ -70,9 +70,6 @@ def check_data(folder: Path | None) -> list[Finding]:
     except OSError as error:
         why, do = "the node cannot read its data", f"check who may read {folder}, and what is in it"
         return [wrong("data", f"{folder}: {error.strerror}", why=why, do=do)]
-    if not datasets:
-        do = "put NAME.toml beside each data file: a description and a policy"
-        return [warning("data", f"no dataset is described in {folder}", why="the node offers none", do=do)]
     return [ok("data", ", ".join(f"{one.name} ({one.rows} rows)" for one in datasets))]
 
 
