@@ -61,7 +61,7 @@ class Access:
     tls_ca: Path | None
 
 
-def _access_options(function: Callable[..., None]) -> Callable[..., None]:
+def access_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Access`, as its argument `access`."""
 
     @functools.wraps(function)
@@ -72,7 +72,7 @@ def _access_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("ls")
-@_access_options
+@access_options
 @JSON_OPTION
 def nodes(access: Access, as_json: bool) -> None:
     """List the nodes of a grid: who is there, and how many datasets each has."""
@@ -87,7 +87,7 @@ def nodes(access: Access, as_json: bool) -> None:
 @click.command("datasets")
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
 @click.option("--search", "text", default="", metavar="WORDS", help="words, all of which name, node, tags or description hold")
-@_access_options
+@access_options
 @JSON_OPTION
 def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> None:
     """List the datasets of nodes that are online: those that have every TAG, or all."""
@@ -101,7 +101,7 @@ def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> N
 
 
 @click.command("status")
-@_access_options
+@access_options
 @JSON_OPTION
 def status(access: Access, as_json: bool) -> None:
     """Say whether a gateway answers, which grid it serves, and how much is there."""

@@ -22,7 +22,7 @@ RANK = {
     "plans": 5, "smpc": 5, "store": 5, "rpc": 5,
     "policy": 6,
     "node": 7, "gateway": 7, "client": 7,
-    "testing": 8, "demo": 8,
+    "testing": 8, "demo": 8, "doctor": 8,
     "cli": 9,
     "__init__": 10, "__main__": 10,
 }  # fmt: skip
