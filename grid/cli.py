@@ -1,4 +1,4 @@
-"""The command line: `grid gateway | node | data | demo | ls | datasets | status | health | doctor | root init | enroll | revoke`.
+"""The command line: `grid gateway | node | data | demo | ls | datasets | jobs | status | health | doctor | root | enroll | ...`.
 
 Each command's work is imported when it runs, so that `--help` is quick. Results go to stdout, progress and errors to
 stderr; with `--json` each line of stdout is one JSON object or list. What the exit codes mean stands in `EXIT_CODES`.

@@ -113,7 +113,7 @@ def _print(findings: Sequence[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from grid.telemetry import printable
+    from grid.display import printable
 
     console = Console()
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""`grid ls`, `grid datasets`, `grid status`: what there is in a grid, as any member may see it.
+"""`grid ls`, `grid datasets`, `grid jobs`, `grid status`: what there is in a grid, as any member may see it.
 
 They join the gateway as a client does, without loading torch: under the identity of this user's `grid.connect`, which a
 `--token` makes and which is kept, or under a passing one where the grid is `--dev`.
@@ -25,7 +25,7 @@ from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, WireError
 from grid.rpc.hop import Hop, greeting_of, join_gateway
 from grid.settings import SessionLimits
-from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, Search
+from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, PolicyCard, Search
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> N
         click.echo(json.dumps([_dataset_facts(one) for one in found]))
         return
     rows = [_dataset_row(one) for one in found]
-    columns = ("node", "dataset", "rows", "tags", "release", "description")
+    columns = ("node", "dataset", "rows", "tags", "may leave", "description")
     show_table("Datasets", columns, rows, "No node that is online has such a dataset.")
 
 
@@ -115,7 +115,23 @@ def status(access: Access, as_json: bool) -> None:
     click.echo(f"datasets  {facts['datasets']}")
 
 
-COMMANDS: tuple[click.Command, ...] = (nodes, datasets, status)
+NO_JOBS = """\
+No jobs run in this grid: rounds of federated training are not part of this version.
+What there is meanwhile: grid.sum adds what nodes compute, so that only the sum is known; training by summed gradients is a
+loop of your own, as in docs/tutorial/4-several-owners.md.\
+"""
+
+
+@click.command("jobs")
+@access_options
+@JSON_OPTION
+def jobs(access: Access, as_json: bool) -> None:
+    """List the training jobs of a grid. This version knows none: the list is always empty, and says what there is instead."""
+    with_hop(access, _list_nodes)  # a gateway that is not there is an error here as in the other commands
+    click.echo("[]" if as_json else NO_JOBS)
+
+
+COMMANDS: tuple[click.Command, ...] = (nodes, datasets, jobs, status)
 
 
 def with_hop(access: Access, work: Callable[[Hop], Awaitable[T]]) -> T:
@@ -206,4 +222,8 @@ def _dataset_facts(one: FoundDataset) -> dict[str, Any]:
 
 def _dataset_row(one: FoundDataset) -> tuple[str, ...]:
     dataset = one.dataset
-    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), dataset.policy.summary, dataset.description
+    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), _release(dataset.policy), dataset.description
+
+
+def _release(policy: PolicyCard) -> str:
+    return policy.release if policy.release != "aggregate" else f">= {policy.min_rows} rows"

@@ -30,6 +30,7 @@ from grid.cli_support import (
     settings_from,
     settings_options,
     text_or_file,
+    working,
 )
 from grid.clock import SystemClock
 from grid.crypto.files import only_process
@@ -216,7 +217,8 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
         check_dev_node(settings, url)
         dial = dial_with(url, settings.tls_ca)
         files = DatasetFiles(settings.state, settings.dataset_memory_bytes)
-        datasets = load_datasets(settings.data, files) if settings.data else []
+        with working(f"reading the datasets of {settings.data}"):
+            datasets = load_datasets(settings.data, files) if settings.data else []
         store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
         node = Node(
             settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address
@@ -226,7 +228,8 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
 
 async def _run_node(node: Any, url: str, ready: Ready) -> None:
     async with node, _answering_probes(node), _listening(node, node.settings) as address:
-        await node.ready()
+        with working(f"joining the grid at {url}"):
+            await node.ready()
         names = list(node.datasets)
         event = {"event": "ready", "name": node.name, "id": node.id, "gateway": url, "datasets": names, "address": address}
         where = f"\n  direct links at {address}" if address else ""

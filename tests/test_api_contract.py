@@ -22,7 +22,6 @@ import torch
 
 import grid
 from grid.demo_processes import processes
-from grid.node.datasets import Dataset
 
 ROWS = 80
 TAGS = ("#breast-cancer", "#train")
@@ -99,8 +98,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module", params=["local", pytest.param("processes", marks=pytest.mark.process)])
 def g(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if request.param == "local":
-        nodes = {name: {"patients": Dataset.from_file(folder / "patients.toml")} for name, folder in folders.items()}
-        with grid.testing.LocalGrid(nodes=nodes) as local:
+        with grid.testing.LocalGrid(nodes=folders) as local:
             yield local.client()
         return
     with processes(tmp_path_factory.mktemp("logs")) as running:

@@ -23,6 +23,7 @@ from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
+from grid.client.progress import Traffic, watch
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
@@ -54,15 +55,23 @@ class _Call:
         self._task = self._loop.create_task(self._work)
         self._task.add_done_callback(lambda _: self._done.release())
 
-    def result(self) -> Any:
-        """On the other thread: wait for the work. Ctrl-C cancels it."""
+    def result(self, traffic: Traffic) -> Any:
+        """On the other thread: wait for the work, and show that it takes long. Ctrl-C cancels it."""
         try:
+            watch(self._is_done, traffic)
             self._done.acquire()
         except BaseException:
             self._loop.call_soon_threadsafe(self._cancel)
             raise
         assert self._task is not None
         return self._task.result()
+
+    def _is_done(self, seconds: float) -> bool:
+        """Whether the work is done before so much time has passed."""
+        done = self._done.acquire(timeout=seconds)
+        if done:
+            self._done.release()
+        return done
 
     def _cancel(self) -> None:
         self._given_up = True
@@ -98,9 +107,13 @@ class LoopThread:
             work.close()
             raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
         try:
-            return call.result()  # type: ignore[no-any-return]
+            return call.result(self._traffic)  # type: ignore[no-any-return]
         finally:
             del call  # or an error would keep itself alive: error -> traceback -> this frame -> call -> error
+
+    def _traffic(self) -> tuple[int, int]:
+        clients = list(self.clients)
+        return sum(one.bytes_sent for one in clients), sum(one.bytes_received for one in clients)
 
     def stop(self) -> None:
         """Close clients that were left open, cancel what still runs, and end the thread."""
@@ -218,6 +231,7 @@ class Client:
 
     @property
     def settings(self) -> ClientSettings:
+        """What it was made with."""
         return self._inner.settings
 
     @property

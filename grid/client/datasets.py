@@ -51,10 +51,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
+        """The name that its owner gave it, unique at its node."""
         return self.card.name
 
     @property
     def rows(self) -> int:
+        """Number of rows; all of them count, whatever may be asked about them."""
         if self.blocks is None:
             return self.card.rows
         return sum(self._block_rows(block) for block in self.blocks)
@@ -66,10 +68,12 @@ class Dataset:
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """What `g.search` finds it by."""
         return self.card.tags
 
     @property
     def description(self) -> str:
+        """What its owner says of it."""
         return self.card.description
 
     @property

@@ -68,10 +68,12 @@ class Node(Site):
 
     @property
     def name(self) -> str:
+        """Its name, unique in the grid."""
         return self._first.name
 
     @property
     def id(self) -> str:
+        """What its key makes of it: the same name under another key is another node."""
         return self._first.id
 
     @property
@@ -81,6 +83,7 @@ class Node(Site):
 
     @property
     def organisation(self) -> str:
+        """Whose node it is, as its enrolment says."""
         return self.card.organisation
 
     @property

@@ -9,6 +9,7 @@ from grid.client.home import Credentials
 from grid.clock import Clock
 from grid.crypto.cards import NODE, describe_date
 from grid.crypto.identity import Expected, LocalIdentity, Trust
+from grid.display import printable
 from grid.doctor.findings import Finding, ok, unknown, warning, wrong
 from grid.doctor.machine import check_versions
 from grid.doctor.reach import LIMITS, Way
@@ -16,7 +17,6 @@ from grid.errors import GridError
 from grid.ids import PeerId
 from grid.rpc.channel import open_channel
 from grid.rpc.hop import Hop
-from grid.telemetry import printable
 from grid.transport.base import Transport
 from grid.transport.websocket import dial_websocket
 from grid.wire.address import format_address, parse_address

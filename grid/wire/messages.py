@@ -6,7 +6,7 @@ Two kinds of session speak these. A *hop* joins a node or client to the gateway:
 
 Fields are plain: bool, int, float, str, bytes, None, tuples and dicts of these, other `record`s, `TensorFrame`, and `Arg`,
 the argument tree of commands and plans. Raw tensor data is never inside the header: the codec carries it beside it.
-`docs/protocol.md` is generated from this table.
+`docs/reference/protocol.md` is generated from this table.
 """
 
 from __future__ import annotations
