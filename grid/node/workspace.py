@@ -316,7 +316,14 @@ class Workspace:
         inputs = [self._input(arg, inline) for arg in message.inputs]
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
-        check_limits(plan, tensors, max_elements=self._settings.max_op_elements, max_bytes=room)
+        check_limits(
+            plan,
+            tensors,
+            max_elements=self._settings.max_op_elements,
+            max_bytes=room,
+            max_flops=self._settings.max_plan_flops,
+            max_steps=self._settings.max_plan_steps,
+        )
         lineages = plan_results(plan.id, inputs, len(plan.outputs))
         results = interpret.run(plan, tensors, self._apply, loaded.constants)
         for object_id, result, lineage in zip(message.outputs, results, lineages, strict=True):
