@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from grid.clock import Clock
-from grid.errors import GridError, LocalProtocolError, NodeUnavailable
+from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
 from grid.ids import RequestId
 from grid.logs import REQUEST, tag_from_now, tags
 from grid.rpc.dispatch import Handlers, Result, public_error
@@ -406,6 +406,9 @@ class Peer:
 
     def _answer(self, request_id: RequestId | None, message: Message, answer: Result) -> None:
         if request_id is None:
+            return
+        if answer is None:  # the peer's mistake, and not one that should fill a log
+            self._refuse(request_id, message, InvalidRequest(f"a {message.tag!r} message has no answer: send it one way"))
             return
         try:
             if not isinstance(answer, Message):
