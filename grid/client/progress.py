@@ -28,11 +28,12 @@ def watch(is_done: Callable[[float], bool], traffic: Traffic) -> None:
     if is_done(QUIET_S):
         return
     from rich.console import Console  # takes a while to load, and most calls never come here
+    from rich.live import Live
 
-    with Console(stderr=True).status("", spinner="line") as line:
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as line:
         while not is_done(STEP_S):
             sent, received = (now - then for now, then in zip(traffic(), before, strict=True))
-            line.update(waiting_line(sent, received, time.monotonic() - since))
+            line.update(waiting_line(sent, received, time.monotonic() - since), refresh=True)
 
 
 def waiting_line(sent: int, received: int, seconds: float) -> str:
