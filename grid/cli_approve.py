@@ -94,7 +94,9 @@ def _opened(state: Path) -> Iterator[tuple[Approvals, LocalIdentity]]:
     from grid.policy.approvals import Approvals
     from grid.store.sqlite import SqliteStore
 
-    me = LocalIdentity.load(state)
+    me = LocalIdentity.read(state)
+    if me is None:
+        raise InvalidRequest(f"{state}: no node has kept its keys here; say --state DIR as the node was started with")
     if not (state / STORE_FILE).is_file():
         raise InvalidRequest(f"{state}: no node has kept anything here yet; start it with --state {state}")
     with contextlib.closing(SqliteStore(state / STORE_FILE)) as store:

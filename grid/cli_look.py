@@ -61,7 +61,7 @@ class Access:
     tls_ca: Path | None
 
 
-def _access_options(function: Callable[..., None]) -> Callable[..., None]:
+def access_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Access`, as its argument `access`."""
 
     @functools.wraps(function)
@@ -72,7 +72,7 @@ def _access_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("ls")
-@_access_options
+@access_options
 @JSON_OPTION
 def nodes(access: Access, as_json: bool) -> None:
     """List the nodes of a grid: who is there, and how many datasets each has."""
@@ -80,17 +80,18 @@ def nodes(access: Access, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_node_facts(card) for card in found]))
         return
-    rows = [(card.name, card.state, card.organisation, str(len(card.datasets)), card.id) for card in found]
+    rows = [(card.name, card.state, card.organisation, str(card.dataset_count), card.id) for card in found]
     show_table("Nodes", ("name", "state", "organisation", "datasets", "id"), rows, "No node has joined this grid yet.")
 
 
 @click.command("datasets")
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
-@_access_options
+@click.option("--search", "text", default="", metavar="WORDS", help="words, all of which name, node, tags or description hold")
+@access_options
 @JSON_OPTION
-def datasets(tags: Sequence[str], access: Access, as_json: bool) -> None:
+def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> None:
     """List the datasets of nodes that are online: those that have every TAG, or all."""
-    found = with_hop(access, lambda hop: _search(hop, tags))
+    found = with_hop(access, lambda hop: _search(hop, tags, text))
     if as_json:
         click.echo(json.dumps([_dataset_facts(one) for one in found]))
         return
@@ -100,7 +101,7 @@ def datasets(tags: Sequence[str], access: Access, as_json: bool) -> None:
 
 
 @click.command("status")
-@_access_options
+@access_options
 @JSON_OPTION
 def status(access: Access, as_json: bool) -> None:
     """Say whether a gateway answers, which grid it serves, and how much is there."""
@@ -122,7 +123,7 @@ loop of your own, as in docs/tutorial/4-several-owners.md.\
 
 
 @click.command("jobs")
-@_access_options
+@access_options
 @JSON_OPTION
 def jobs(access: Access, as_json: bool) -> None:
     """List the training jobs of a grid. This version knows none: the list is always empty, and says what there is instead."""
@@ -166,10 +167,10 @@ async def _list_nodes(hop: Hop) -> Sequence[NodeCard]:
     return answer.nodes
 
 
-async def _search(hop: Hop, tags: Sequence[str]) -> Sequence[FoundDataset]:
+async def _search(hop: Hop, tags: Sequence[str], text: str) -> Sequence[FoundDataset]:
     found: list[FoundDataset] = []
     while True:
-        page = await hop.peer.request(Search(tags=tuple(tags), offset=len(found), limit=PAGE))
+        page = await hop.peer.request(Search(tags=tuple(tags), offset=len(found), limit=PAGE, text=text))
         if not isinstance(page, Found):
             raise WireError(f"the gateway answered a search with {page.tag!r}")
         found.extend(page.datasets)
@@ -188,7 +189,7 @@ async def _status(hop: Hop, url: str) -> dict[str, Any]:
         "answer_ms": round((time.monotonic() - started) * 1000, 1),
         "nodes_online": len(online),
         "nodes_offline": len(cards) - len(online),
-        "datasets": sum(len(card.datasets) for card in online),
+        "datasets": sum(card.dataset_count for card in online),
     }
 
 

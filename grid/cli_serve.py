@@ -144,7 +144,7 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
     from grid.gateway.app import Gateway
     from grid.gateway.http import HttpServer
 
-    _check_gateway(settings)
+    check_gateway_settings(settings)
     token = _dashboard_token()
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
@@ -182,7 +182,7 @@ def _dashboard_token() -> str:
     return token or secrets.token_urlsafe(TOKEN_BYTES)
 
 
-def _check_gateway(settings: GatewaySettings) -> None:
+def check_gateway_settings(settings: GatewaySettings) -> None:
     """Refuse what is no safe way to run a gateway."""
     if settings.dev and settings.root:
         raise InvalidRequest("--dev and --root exclude each other: a grid has a root key, or trusts on first use")

@@ -25,6 +25,7 @@ EXIT_CODES: Mapping[int, str] = {
     3: "gateway or node not reachable, or no answer in time",
     4: "an identity, token or key does not hold",
     5: "`demo`: the result is not as good as it should be",
+    6: "`doctor`: something is wrong",
     130: "interrupted by Ctrl-C",
 }
 """What the command's exit code says to a script."""

@@ -94,6 +94,8 @@ class NodeSettings:
     max_bytes_per_client: int = setting(2 << 30, "bytes of objects that one client may keep here", 1)
     max_queued_per_client: int = setting(100_000, "commands of one client that may wait here", 1)
     max_plan_bytes: int = setting(64 << 20, "largest plan accepted", 1)
+    max_plan_steps: int = setting(20_000, "steps that one plan may have", 1)
+    max_plan_flops: int = setting(10**13, "operations that one run of a plan may need, as counted before it runs", 1)
     max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
     max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")

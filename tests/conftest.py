@@ -1,4 +1,4 @@
-"""What every test gets: the browser tests only when asked for, and nothing may be left running."""
+"""What every test gets: browser and container tests only when asked for, and nothing may be left running."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seed", type=int, default=2026, help="the seed that they are made from")
 
 
+    parser.addoption("--containers", action="store_true", help="run the tests that drive a container engine, and need one")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--browser-tests"):
-        return
-    browser = [item for item in items if item.get_closest_marker("browser")]
-    if browser:
-        config.hook.pytest_deselected(items=browser)
-        items[:] = [item for item in items if item not in browser]
+    for marker, option in (("browser", "--browser-tests"), ("containers", "--containers")):
+        unasked = [] if config.getoption(option) else [item for item in items if item.get_closest_marker(marker)]
+        if unasked:
+            config.hook.pytest_deselected(items=unasked)
+            items[:] = [item for item in items if item not in unasked]
 
 
 @pytest.fixture(autouse=True)

@@ -159,16 +159,17 @@ class Client:
         self._refreshed_at = self._clock.monotonic()
         self._roster.update(reply.nodes)
 
-    async def search(self, *tags: str, offline: bool = False) -> Datasets:
+    async def search(self, *tags: str, text: str = "", offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
+        With `text`, those in whose name, node's name, tags or description each of its words occurs, whatever the case.
         `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
         """
-        if not all(isinstance(tag, str) for tag in tags):
+        if not all(isinstance(tag, str) for tag in (*tags, text)):
             raise InvalidRequest('search takes tags, such as g.search("#train", "#digits")')
         found: list[FoundDataset] = []
         while True:
-            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE, offline=offline))
+            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE, offline=offline, text=text))
             if not isinstance(page, Found):
                 raise WireError("the gateway answered a search with something else")
             found.extend(page.datasets)

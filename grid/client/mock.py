@@ -1,13 +1,6 @@
-"""Made-up data of a dataset's schema, from its card alone: what the owner wrote, never anything that was computed from rows.
-
-Numbers are uniform between the owner's bounds, or standard normal without them; categories are drawn evenly. The same
-dataset gives the same values each time, so that a failing experiment fails again.
-"""
+"""Made-up data of a dataset's schema as a table and tensors; `grid.mock` draws the cells."""
 
 from __future__ import annotations
-
-import zlib
-from typing import Any
 
 import numpy
 import pandas
@@ -15,11 +8,9 @@ import torch
 
 from grid.display import printable
 from grid.errors import InvalidRequest
+from grid.mock import MAX_ROWS, draw_cells, generator
 from grid.tensors.buffers import torch_dtype
 from grid.wire.messages import ColumnCard, DatasetCard
-
-MAX_ROWS = 1000
-"""Mock data of a larger dataset has this many rows."""
 
 MISSING = "(missing)"
 """The feature of cells without a category, where the owner lets them be one: the nodes' name for it."""
@@ -56,23 +47,13 @@ NOTE = "Made-up rows: what the owner wrote of the columns, nothing of the data."
 def make_mock(card: DatasetCard, rows: int) -> Mock:
     """A table of `rows` rows, at most `MAX_ROWS`."""
     rows = min(rows, MAX_ROWS)
-    rng = numpy.random.default_rng(zlib.crc32(card.name.encode()))
-    frame = Mock({column.name: _cells(column, rows, rng) for column in card.columns})
+    rng = generator(card)
+    frame = Mock(draw_cells(card.columns, rows, rng))
     features, targets = _features(card, frame, rows, rng), _targets(card, frame, rows, rng)
     # Past pandas' own attribute rules, which would warn that a tensor makes no column.
     object.__setattr__(frame, "features", features)
     object.__setattr__(frame, "targets", targets)
     return frame
-
-
-def _cells(column: ColumnCard, rows: int, rng: numpy.random.Generator) -> Any:
-    if column.kind == "category":
-        return rng.choice(numpy.array(column.categories, dtype=object), rows)
-    if column.kind == "text":
-        return numpy.array([f"{column.name} {number}" for number in range(rows)], dtype=object)
-    if column.minimum is not None and column.maximum is not None:
-        return rng.uniform(column.minimum, column.maximum, rows).astype(numpy.float32)
-    return rng.standard_normal(rows).astype(numpy.float32)
 
 
 def _features(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Generator) -> torch.Tensor:

@@ -142,12 +142,9 @@ class LocalIdentity:
         return me
 
     @classmethod
-    def load(cls, folder: Path) -> LocalIdentity:
-        """The identity kept in `folder`, as it is. Raises `InvalidRequest` where there is none."""
-        me = cls._load(folder / FILE_NAME)
-        if me is None:
-            raise InvalidRequest(f"{folder}: no node has kept its keys here; say --state DIR as the node was started with")
-        return me
+    def read(cls, folder: Path) -> LocalIdentity | None:
+        """The identity kept in `folder` as it is, nothing renewed or written; None where there is none."""
+        return cls._load(folder / FILE_NAME)
 
     @property
     def id(self) -> PeerId:

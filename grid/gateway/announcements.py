@@ -84,6 +84,8 @@ def _check_dataset(dataset: DatasetCard) -> None:
     _bounded("dataset name", dataset.name, MAX_NAME)
     if not dataset.name or not dataset.name.isprintable():
         raise InvalidRequest(f"a dataset's name must be printable text, and {printable(dataset.name)!r} is not")
+    if dataset.name in (".", ".."):  # No address of a page can end in these.
+        raise InvalidRequest(f"a dataset cannot be named {dataset.name!r}; rename its file")
     _bounded("description", dataset.description, MAX_DESCRIPTION)
     _count("tags", dataset, len(dataset.tags), MAX_TAGS)
     for tag in dataset.tags:

@@ -1,31 +1,32 @@
-"""The JSON API under `/api/v1`, `/healthz` and `/metrics`: handlers alone; `http.py` has checked who asks before they run."""
+"""The JSON API under `/api/v1`, `/healthz` and `/metrics`: handlers alone; `http.py` has checked who asks before they run.
+
+Lists come in pages: `page` counts from 1, `size` is at most `MAX_SIZE`, `q` holds words to look for (docs/http-api.md).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import dataclasses
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from grid.display import printable
-from grid.errors import InvalidRequest, NotFound, QuotaExceeded
+from grid.errors import NotFound
 from grid.gateway.app import Gateway
-from grid.gateway.guard import secure
+from grid.gateway.events import KINDS
+from grid.gateway.index import words_of
 from grid.gateway.protocol import read_body
-from grid.gateway.registry import MAX_PAGE
-from grid.gateway.views import show_node
+from grid.gateway.queries import choice_of, number_of, page_number, query_of, tags_of
+from grid.gateway.views import SORTS, Page, show_dataset, show_event, show_node, show_sample, show_session
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
-MAX_STREAMS = 64
-"""Event streams at once."""
-
-STREAM_PAUSE_S = 0.25
-"""Pause between two events of one stream, so that a burst of changes is one event."""
-
-STREAM_SILENCE_S = 15.0
+SIZE = 100
+MAX_SIZE = 200
+"""Items of a page; a description has up to 10,000 characters."""
 
 
 class Api:
@@ -33,7 +34,6 @@ class Api:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._streams = 0
 
     def routes(self) -> list[web.RouteDef]:
         """All addresses of the API."""
@@ -44,6 +44,7 @@ class Api:
             "/api/v1/nodes": self.nodes,
             "/api/v1/nodes/{node}": self.node,
             "/api/v1/datasets": self.datasets,
+            "/api/v1/datasets/{node}/{dataset:[^/]+}": self.dataset,
             "/api/v1/tags": self.tags,
             "/api/v1/links": self.links,
             "/api/v1/traffic": self.traffic,
@@ -65,82 +66,63 @@ class Api:
         return json_response(self._gateway.views.status(self._gateway.clock.wall()))
 
     async def nodes(self, request: web.Request) -> web.StreamResponse:
-        nodes, total = self._gateway.views.nodes(*_page_of(request))
-        return json_response({"nodes": nodes, "total": total})
+        found = self._gateway.views.nodes(
+            words_of(query_of(request)),
+            state=choice_of(request, "state", ("online", "offline")),
+            sort=choice_of(request, "sort", SORTS) or "state",
+        )
+        return _listed(request, "nodes", found, show_node)
 
     async def node(self, request: web.Request) -> web.StreamResponse:
         wanted = request.match_info["node"]
         entry = self._gateway.views.find_node(wanted)
         if entry is None:
             raise NotFound(f"this grid has no node with the id or name {printable(wanted)!r}")
-        return json_response(show_node(entry, whole=True))
+        return json_response({**show_node(entry), "datasets": [dataclasses.asdict(card) for card in entry.datasets]})
 
     async def datasets(self, request: web.Request) -> web.StreamResponse:
-        datasets, total = self._gateway.views.datasets(tuple(chosen_tags(request)), *_page_of(request))
-        return json_response({"datasets": datasets, "total": total})
+        found = self._gateway.views.datasets(tags_of(request), words_of(query_of(request)))
+        return _listed(request, "datasets", found, lambda one: show_dataset(one.entry, one.card))
+
+    async def dataset(self, request: web.Request) -> web.StreamResponse:
+        node, name = request.match_info["node"], request.match_info["dataset"]
+        found = self._gateway.views.find_dataset(node, name)
+        if found is None:
+            raise NotFound(f"no node {printable(node)!r} lists a dataset {printable(name)!r} now")
+        entry, card = found
+        return json_response({"node": {"id": entry.id, "name": entry.name}, **dataclasses.asdict(card)})
 
     async def tags(self, request: web.Request) -> web.StreamResponse:
-        return json_response({"tags": self._gateway.views.tags()})
+        return json_response({"tags": self._gateway.views.tags(number_of(request, "size", SIZE, MAX_SIZE))})
 
     async def links(self, request: web.Request) -> web.StreamResponse:
-        links, total = self._gateway.views.links(*_page_of(request))
-        return json_response({"links": links, "total": total})
+        return _listed(request, "links", self._gateway.views.sessions(words_of(query_of(request))), show_session)
 
     async def traffic(self, request: web.Request) -> web.StreamResponse:
-        return json_response(self._gateway.views.traffic())
+        """Totals and the last minute; with `over`, samples of ten minutes or of a day."""
+        meter, over = self._gateway.views.meter, choice_of(request, "over", ("10m", "day"))
+        answer = self._gateway.views.traffic()
+        if over:
+            samples = meter.minutes if over == "day" else meter.seconds
+            answer = {**answer, "samples": [show_sample(sample) for sample in samples]}
+        return json_response(answer)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        kind = choice_of(request, "kind", KINDS)
+        found = self._gateway.events.find(kinds=(kind,) if kind else (), words=words_of(query_of(request)))
+        return _listed(request, "events", found, show_event)
 
     async def revocations(self, request: web.Request) -> web.StreamResponse:
         """Take over a newer list. Its signature by the root is what counts; the token alone revokes nobody."""
         accepted = self._gateway.trust.merge_revocations(await read_body(request))
         return json_response({"accepted": accepted, "serial": self._gateway.trust.revocation_serial})
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        """A stream of `versions` events: a number for each part of the dashboard that rises when the part has changed."""
-        if self._streams >= MAX_STREAMS:
-            raise QuotaExceeded(f"{MAX_STREAMS} event streams are open, as many as this gateway serves; close some pages")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
-        secure(response)
-        await response.prepare(request)
-        self._streams += 1
-        try:
-            with contextlib.suppress(ConnectionError):  # The reader has gone, which is how streams end.
-                await self._stream(response)
-        finally:
-            self._streams -= 1
-        return response
 
-    async def _stream(self, response: web.StreamResponse) -> None:
-        gateway = self._gateway
-        await response.write(b"retry: 500\n\n")
-        sent: dict[str, int] = {}
-        while not gateway.stopping:
-            changed = gateway.changes.next
-            versions = gateway.views.versions()
-            if versions != sent:
-                await response.write(b"event: versions\ndata: " + json.dumps(versions).encode() + b"\n\n")
-                sent = versions
-                await asyncio.sleep(STREAM_PAUSE_S)
-            try:
-                async with asyncio.timeout(STREAM_SILENCE_S):
-                    await changed.wait()
-            except TimeoutError:
-                await response.write(b": still here\n\n")
-
-
-def chosen_tags(request: web.Request) -> list[str]:
-    """The tags by which the reader filters."""
-    return request.query.getall("tag", [])[:64]
-
-
-def _page_of(request: web.Request) -> tuple[int, int]:
-    """`offset` and `limit` of a list; raises `InvalidRequest` for what is no number of 0 or more."""
-    numbers = []
-    for name, default in (("offset", 0), ("limit", 100)):
-        text = request.query.get(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) <= 9):
-            raise InvalidRequest(f"{name} is a number of 0 or more, not {printable(text[:40])!r}")
-        numbers.append(int(text))
-    return numbers[0], min(numbers[1], MAX_PAGE)
+def _listed(request: web.Request, name: str, found: Sequence[T], show: Callable[[T], Any]) -> web.StreamResponse:
+    """One page of a list."""
+    page = Page.of(found, page_number(request), number_of(request, "size", SIZE, MAX_SIZE))
+    shown = [show(item) for item in page.items]
+    return json_response({name: shown, "total": page.total, "page": page.number, "pages": page.pages, "size": page.size})
 
 
 def json_response(value: object, status: int = 200) -> web.Response:

@@ -22,6 +22,9 @@ from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_stat
 from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.events import Event, EventLog
+from grid.gateway.feed import Feed
+from grid.gateway.index import words_of
 from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
@@ -96,6 +99,9 @@ class Gateway:
         self._keeper = Keeper(store)
         self._registry.restore(self._keeper.restore(trust, max_datasets=settings.max_datasets_per_node, now=clock.wall()))
         self._meter = TrafficMeter()
+        self._told_links = (0, 0)
+        self.feed = Feed()
+        self.events = EventLog(clock.wall, self._tell_event)
         self._handlers = self._table()
         self._open = contextlib.AsyncExitStack()
         self.views = Views(
@@ -105,6 +111,7 @@ class Gateway:
             registry=self._registry,
             router=self._router,
             meter=self._meter,
+            events=self.events,
         )
 
     async def __aenter__(self) -> Self:
@@ -143,6 +150,7 @@ class Gateway:
         if reason is not None:
             self.metrics.count("grid_connections_refused_total", reason=reason)
             self._complain("a connection was refused: %s", reason)
+            self.events.add("refused", f"a connection: {refusal(reason).message}")
             await refuse(transport, self._greeting(), self._limits, self.clock, refusal(reason))
             return
         if verdict.evict is not None:
@@ -191,6 +199,7 @@ class Gateway:
         self._strangers.discard(oldest)
         self.metrics.count("grid_connections_refused_total", reason="unauthenticated")
         self._complain("connection %s has to go: too many have not joined", oldest)
+        self.events.add("refused", f"a connection: {refusal('unauthenticated').message}")
         self._connections[oldest].close_soon(refusal("unauthenticated"))
 
     @property
@@ -251,7 +260,9 @@ class Gateway:
         with tags(peer=card.name, peer_id=card.id):
             log.info("%s left: %s", card.role, printable(why))
         self._perform(self._router.leave(connection.id, f"{card.role} {card.name} is gone: {why[:200]}"))
-        self._registry.leave(connection.id, card.id, self.clock.wall())
+        if self._registry.leave(connection.id, card.id, self.clock.wall()):
+            self._note("left", card, why)
+            self._tell_presence(card, "offline")
         self._changed()
 
     # ------------------------------------------------------------ what peers ask for
@@ -290,6 +301,8 @@ class Gateway:
                 return step(connection, message)
             except GridError as error:
                 self.metrics.count("grid_failures_total", code=error.code)
+                if connection.card is not None:
+                    self._note("error", connection.card, f"{error.code}: {error.message}")
                 raise
 
         return counted
@@ -313,6 +326,7 @@ class Gateway:
         except GridError as error:
             self.metrics.count("grid_connections_refused_total", reason=error.code)
             self._complain("the peer may not join: %s", printable(error.message))
+            self.events.add("refused", error.message)
             connection.close_soon(error)  # Signatures are dear to check, and whoever has a good one needs one attempt.
             raise
         connection.card = card
@@ -324,6 +338,8 @@ class Gateway:
         assert connection.peer is not None
         connection.peer.tag(peer=card.name, peer_id=card.id)
         log.info("%s joined", card.role)
+        self._note("joined", card, "")
+        self._tell_presence(card, "online")
         self._changed()
         statement = welcome_statement(connection.greeting, message.nonce, card.id)
         return Welcome(peer=card.id, signature=self._me.sign(statement), revocations=self.trust.revocations)
@@ -337,8 +353,12 @@ class Gateway:
     def _announce(self, connection: Connection, message: Announce) -> Awaitable[Message]:
         if not connection.announcements.take(self.clock.monotonic()):
             raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
-        self._registry.announce(_card(connection).id, message)
-        return self._acknowledge(self._changed())
+        card, number = _card(connection), len(message.datasets)
+        self._registry.announce(card.id, message)
+        kept = self._changed()
+        self._note("announced", card, f"{number} dataset{'' if number == 1 else 's'}")
+        self.feed.publish("datasets", {"id": card.id, "name": card.name, "datasets": number})
+        return self._acknowledge(kept)
 
     async def _acknowledge(self, kept: asyncio.Future[None]) -> Ok:
         await asyncio.shield(kept)  # others wait for the same write
@@ -349,7 +369,9 @@ class Gateway:
 
     def _search(self, connection: Connection, message: Search) -> Awaitable[Message]:
         def found() -> Found:
-            page, total = self._registry.search(message.tags, message.offset, message.limit, offline=message.offline)
+            page, total = self._registry.search(
+                message.tags, message.offset, message.limit, words_of(message.text), offline=message.offline
+            )
             return Found(datasets=tuple(page), total=total)
 
         return self._answer(connection, found)
@@ -394,7 +416,18 @@ class Gateway:
             if isinstance(effect, Tell):
                 connection.tell(effect.message)
             else:
-                connection.due.set()
+                self._forward(connection)
+
+    def _forward(self, connection: Connection) -> None:
+        """Hand a receiver what is due to it, as far as it takes that at once; the rest is for `_pump`."""
+        peer = connection.peer
+        while peer is not None and peer.is_drained() and not connection.leaving:
+            message, effects = self._router.take(connection.id)
+            if message is None:
+                return
+            connection.tell(message)
+            self._perform(effects)
+        connection.due.set()
 
     def _spread_revocations(self) -> None:
         """A newer list is in force: tell everybody, and let those go whom it names."""
@@ -407,19 +440,52 @@ class Gateway:
                 error = AuthenticationFailed(f"{connection.card} was revoked by the grid's root")
                 self._perform(self._router.leave(connection.id, error.message))
                 self._registry.forget(connection.card.id)
+                self._note("revoked", connection.card, "its identity was taken back by the grid's root")
+                self._tell_presence(connection.card, "revoked")
                 connection.close_soon(error)
         self._changed()
+
+    # ------------------------------------------------------------ what watchers hear
 
     def _changed(self) -> asyncio.Future[None]:
         """Something has changed: readers hear of it at once, and the result is done when it is on disk."""
         self.changes.mark()
         return self._keeper.keep(self._registry.take_changes())
 
+    def _note(self, kind: str, card: Card, text: str) -> None:
+        self.events.add(kind, text, peer=card.id, name=card.name, role=card.role)
+
+    def _tell_event(self, event: Event) -> None:
+        self.feed.publish("log", {"number": event.number, "kind": event.kind})
+        self.changes.mark()
+
+    def _tell_presence(self, card: Card, state: str) -> None:
+        if card.role == "node":
+            self.feed.publish("nodes", {"id": card.id, "name": card.name, "state": state})
+        else:
+            self._tell_sessions()
+
+    def _tell_sessions(self) -> None:
+        self._told_links = (self._router.opened, len(self._router))
+        self.feed.publish("sessions", {"links": len(self._router), "clients": self._registry.online("client")})
+
     async def _sample(self) -> None:
+        """Once a second: traffic, and links that opened or closed; many of them are one notice."""
         while True:
             before = self._meter.version
-            self._meter.sample(self.clock.monotonic(), self._router.moved_bytes, self._router.views())
+            self._meter.sample(
+                self.clock.monotonic(),
+                wall=self.clock.wall(),
+                moved=self._router.moved_bytes,
+                frames=self._router.moved_frames,
+                connections=len(self._connections),
+                links=self._router.views(),
+            )
             if self._meter.version != before:
+                self.feed.publish("traffic", self._meter.now())
+                self._changed()
+            if self._told_links != (self._router.opened, len(self._router)):
+                self._tell_sessions()
                 self._changed()
             await self.clock.sleep(SAMPLE_S)
 

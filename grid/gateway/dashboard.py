@@ -1,6 +1,6 @@
-"""The dashboard's pages, rendered from what the gateway knows. No I/O beyond reading the templates once.
+"""The dashboard's pages, rendered from facts that `pages.py` collects. No I/O beyond reading the templates once.
 
-Every text of a peer is hostile: templates escape everything (there is no `safe` in them), ids in links are percent-encoded,
+Every text of a peer is hostile: templates escape everything (there is no `safe` in them), names in links are percent-encoded,
 and class names come from fixed tables.
 """
 
@@ -9,29 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import jinja2
 
-from grid.wire.messages import ColumnCard
+from grid.gateway.explain import MISSING, WORDS, show_range, show_shape
+from grid.gateway.views import show_time
+from grid.ids import PeerId
 
-PARTS = ("summary", "nodes", "datasets", "traffic")
-"""Sections of the page, each a template of its own that can be fetched alone."""
-
-SHOWN_NODES = 200
-SHOWN_DATASETS = 200
-SHOWN_TAGS = 60
-SHOWN_LINKS = 50
-
-SPARK_WIDTH = 590
-SPARK_HEIGHT = 80
-
-RELEASE_MEANINGS: Mapping[str, str] = {
-    "deny": "nothing leaves the node",
-    "aggregate": "only aggregates over enough rows leave the node",
-    "approve": "the owner approves each release",
-    "open": "public data: everything may leave the node",
-}
+SHOWN_TAGS = 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +31,7 @@ class Tag:
 
 
 class Dashboard:
-    """Renders the page, its parts, the token form and messages."""
+    """Renders pages, the token form and messages."""
 
     def __init__(self) -> None:
         self._templates = jinja2.Environment(
@@ -55,29 +41,34 @@ class Dashboard:
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
+            cache_size=-1,
         )
         self._templates.filters.update(
             {
                 "bytes": show_bytes,
-                "clock": lambda iso: f"{iso[11:19]} UTC",
-                "kind": show_column,
-                "meaning": lambda mode: RELEASE_MEANINGS.get(mode, "a mode that this gateway does not know"),
-                "mode": lambda mode: mode if mode in RELEASE_MEANINGS else "",
-                "number": lambda number: f"{number:,}".replace(",", "\u202f"),
-                "only": lambda tag: f"/?{urlencode([('tag', tag)])}",
+                "rate": show_rate,
+                "number": show_number,
                 "plural": lambda number: "" if number == 1 else "s",
                 "short": lambda text: text[:8],
                 "shortened": shortened,
+                "grouped": grouped,
+                "utc": show_time,
+                "exact": lambda wall: show_time(wall).replace("T", " ").replace("Z", " UTC"),
+                "span": show_span,
+                "mode": lambda mode: mode if mode in WORDS else "",
+                "word": lambda mode: WORDS.get(mode, "unknown"),
+                "missing": lambda way: MISSING.get(way, ""),
+                "range": show_range,
+                "shape": show_shape,
+                "cell": show_cell,
             }
         )
+        self._templates.globals.update(
+            node_link=node_link, dataset_link=dataset_link, list_link=list_link, show_bytes=show_bytes, show_rate=show_rate
+        )
 
-    def page(self, facts: Mapping[str, Any]) -> str:
-        """The whole page. `facts` are those of `views.page_facts`."""
-        return self._templates.get_template("dashboard.html").render(facts)
-
-    def part(self, name: str, facts: Mapping[str, Any]) -> str:
-        """One section, a name of `PARTS`."""
-        assert name in PARTS
+    def page(self, name: str, facts: Mapping[str, Any]) -> str:
+        """The page that `templates/NAME.html` describes."""
         return self._templates.get_template(f"{name}.html").render(facts)
 
     def token_form(self, *, wrong: bool) -> str:
@@ -87,27 +78,40 @@ class Dashboard:
         return self._templates.get_template("message.html").render(title=title, text=text)
 
 
-def tag_filters(counts: Mapping[str, int], chosen: Sequence[str]) -> tuple[list[Tag], int]:
-    """The filter bar: chosen tags first, then the most used ones; and how many are left out."""
-    names = [*chosen, *(name for name in counts if name not in chosen)]
-    shown = names[: max(SHOWN_TAGS, len(chosen))]
+# ---------------------------------------------------------------- links
+
+
+def node_link(node: str) -> str:
+    """The page of a node, by name or id."""
+    return f"/nodes/{quote(node, safe='')}"
+
+
+def dataset_link(node: str, dataset: str) -> str:
+    """The page of a dataset."""
+    return f"/datasets/{quote(node, safe='')}/{quote(dataset, safe='')}"
+
+
+def list_link(path: str, **choices: Any) -> str:
+    """A list with these choices; those that are empty, and page 1, are left out."""
+    told = [(key, value) for key, value in choices.items() if value and (key, value) != ("page", 1)]
+    pairs = [(key, one) for key, value in told for one in (value if isinstance(value, list) else [value])]
+    return f"{path}?{urlencode(pairs)}" if pairs else path
+
+
+def tag_filters(counts: Sequence[tuple[str, int]], chosen: Sequence[str], query: str = "") -> list[Tag]:
+    """The filter bar: chosen tags first, then the most used ones. `query` is what the reader has typed beside it."""
+    datasets = dict(counts)
+    names = [*chosen, *(name for name, _ in counts if name not in chosen)]
     tags = []
-    for name in shown:
+    for name in names[: max(SHOWN_TAGS, len(chosen))]:
         others = [tag for tag in chosen if tag != name]
         after = others if name in chosen else [*others, name]
-        link = "/?" + urlencode([("tag", tag) for tag in after]) if after else "/"
-        tags.append(Tag(name=name, datasets=counts.get(name, 0), chosen=name in chosen, link=link))
-    return tags, len(names) - len(shown)
+        link = list_link("/datasets", q=query, tag=after)
+        tags.append(Tag(name=name, datasets=datasets.get(name, 0), chosen=name in chosen, link=link))
+    return tags
 
 
-def sparkline(history: Sequence[float]) -> dict[str, str]:
-    """SVG paths for a minute of rates: the line, and the area below it, in a box of 590 by 80."""
-    top = max(*history, 1.0)
-    step = SPARK_WIDTH / (len(history) - 1)
-    scale = (SPARK_HEIGHT - 8) / top
-    points = [f"{index * step:.0f} {SPARK_HEIGHT - 2 - value * scale:.1f}" for index, value in enumerate(history)]
-    line = "M" + "L".join(points)
-    return {"line": line, "area": f"{line}L{SPARK_WIDTH} {SPARK_HEIGHT}L0 {SPARK_HEIGHT}Z"}
+# ---------------------------------------------------------------- words and figures
 
 
 def show_bytes(amount: float) -> str:
@@ -121,18 +125,38 @@ def show_bytes(amount: float) -> str:
     return f"{amount:.1f}\u00a0{unit}" if amount >= 9.995 else f"{amount:.2f}\u00a0{unit}"
 
 
-def show_column(column: ColumnCard) -> str:
-    """What the owner says of a column, in a few words."""
-    words = [column.kind if column.kind in ("number", "category", "text") else "?"]
-    if column.minimum is not None and column.maximum is not None:
-        words.append(f"{column.minimum:g} to {column.maximum:g}")
-    if column.categories:
-        words.append(f"{len(column.categories)} values")
-    if column.role == "target":
-        words.append("target")
-    return ", ".join(words)
+def show_rate(per_s: float) -> str:
+    """A number of things a second: "0", "0.25", "3.1", "1 200"."""
+    if per_s >= 99.5 or per_s == round(per_s):
+        return show_number(round(per_s))
+    return f"{per_s:.1f}" if per_s >= 0.95 else f"{per_s:.2f}"
+
+
+def show_number(number: int) -> str:
+    """With thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def show_span(seconds: float) -> str:
+    """A stretch of time in its largest unit: "8 s", "3 min", "2 h", "5 d". The pages' script says the same."""
+    seconds = max(0, int(seconds))
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size}\u00a0{unit}"
+    return f"{seconds}\u00a0s"
+
+
+def show_cell(value: str | float) -> str:
+    """A made-up value: four digits of a number, a short piece of a text."""
+    return f"{value:.4g}" if isinstance(value, float) else shortened(str(value), 40)
 
 
 def shortened(text: str, most: int) -> str:
     """`text`, cut to `most` characters with a sign that it was."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def grouped(peer: PeerId) -> list[str]:
+    """An id in groups of five letters, as people compare them; the last of six, as ids have 26."""
+    groups = [peer[start : start + 5] for start in range(0, len(peer), 5)]
+    return [*groups[:-2], "".join(groups[-2:])] if len(groups) > 1 and len(groups[-1]) == 1 else groups

@@ -1,4 +1,4 @@
-"""One port: the grid's WebSocket at `/grid`, the dashboard at `/`, `/api/v1`, `/metrics` and `/healthz`.
+"""One port: the grid's WebSocket at `/grid`, the dashboard's pages from `/` on, `/api/v1`, `/metrics` and `/healthz`.
 
 `/healthz`, `/static/` and `/grid` need no token: a peer proves who it is inside its session. Everything else does. All errors
 of the API have one shape: `{"error": {"code", "message", "details"}}`, with the codes of `grid/errors.py`.
@@ -11,7 +11,7 @@ import importlib.resources
 import logging
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from aiohttp import web
 
@@ -24,10 +24,12 @@ from grid.errors import (
     NotFound,
     QuotaExceeded,
 )
-from grid.gateway.api import Api, Handler, chosen_tags, json_response
+from grid.gateway.api import Api, Handler, json_response
 from grid.gateway.app import Gateway
-from grid.gateway.dashboard import PARTS, Dashboard
+from grid.gateway.dashboard import Dashboard
 from grid.gateway.guard import Guard, secure
+from grid.gateway.live import Live
+from grid.gateway.pages import Pages
 from grid.gateway.protocol import allow_files, protocol_factory, read_token
 from grid.gateway.socket import SocketTransport, new_socket
 from grid.gateway.tls import certificate_names, tls_context
@@ -64,6 +66,8 @@ class HttpServer:
         self._tls = tls_context(gateway.settings)
         self._guard = Guard(gateway.settings, gateway.token, certificate_names(gateway.settings))
         self._dashboard = Dashboard()
+        self._pages = Pages(gateway, self._dashboard)
+        self._live = Live(gateway)
         self._static = {name: (importlib.resources.files("grid.gateway") / "static" / name).read_bytes() for name in STATIC}
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
@@ -105,6 +109,7 @@ class HttpServer:
             raise
         self._runner = runner
         self._port = self._listener.sockets[0].getsockname()[1]
+        self._pages.address = self.socket_url
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -117,13 +122,12 @@ class HttpServer:
         application = web.Application(middlewares=[self._outermost, self._guarded], client_max_size=MAX_BODY_BYTES)
         application.on_shutdown.append(self._shutdown)
         get: Mapping[str, Handler] = {
-            "/": self._page,
-            "/fragments/{part}": self._fragment,
+            "/events/stream": self._live.stream,
             "/static/{name}": self._static_file,
             "/grid": self._socket,
         }
         application.add_routes([web.get(path, handler) for path, handler in get.items()])
-        application.add_routes([web.post("/login", self._login), *Api(self._gateway).routes()])
+        application.add_routes([web.post("/login", self._login), *self._pages.routes(), *Api(self._gateway).routes()])
         return application
 
     async def _shutdown(self, application: web.Application) -> None:
@@ -203,18 +207,6 @@ class HttpServer:
     async def _login(self, request: web.Request) -> web.StreamResponse:
         return self._enter(request, await read_token(request))
 
-    async def _page(self, request: web.Request) -> web.StreamResponse:
-        return _html(self._dashboard.page(self._facts(request)))
-
-    async def _fragment(self, request: web.Request) -> web.StreamResponse:
-        part = request.match_info["part"]
-        if part not in PARTS:
-            raise NotFound(f"the dashboard has no part {printable(part)!r}")
-        return _html(self._dashboard.part(part, self._facts(request)))
-
-    def _facts(self, request: web.Request) -> Mapping[str, Any]:
-        return self._gateway.views.page_facts(self._gateway.clock.wall(), chosen_tags(request), self.socket_url)
-
     async def _static_file(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         if name not in STATIC:
@@ -258,7 +250,7 @@ def _is_page(request: web.Request) -> bool:
 
 
 def _is_data(path: str) -> bool:
-    return path.startswith(("/api/", "/fragments/", "/metrics", "/healthz", "/grid", "/static/"))
+    return path.startswith(("/api/", "/events/", "/metrics", "/healthz", "/grid", "/static/"))
 
 
 def _html(text: str, status: int = 200) -> web.Response:

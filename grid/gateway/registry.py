@@ -14,12 +14,13 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
 from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.gateway.announcements import MAX_TAGS, check_announcement
+from grid.gateway.index import Index
 from grid.ids import PeerId
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
 
@@ -79,11 +80,12 @@ class Entry:
             card=self.card,
             since=self.since,
             datasets=self.datasets if described else (),
+            dataset_count=len(self.datasets),
         )
 
 
 class Registry:
-    """Peers by id, nodes by name, datasets by tag."""
+    """Peers by id, nodes by name, datasets by tags and words."""
 
     def __init__(self, *, max_datasets: int = 1000, max_offline: int = 1000) -> None:
         self.version = 0
@@ -91,8 +93,8 @@ class Registry:
         self._max_offline = max_offline
         self._entries: dict[PeerId, Entry] = {}
         self._node_of: dict[str, PeerId] = {}
-        self._tagged: dict[str, set[PeerId]] = {}
         self._changed: set[PeerId] = set()
+        self.index = Index()
 
     # ------------------------------------------------------------ presence
 
@@ -179,7 +181,12 @@ class Registry:
 
     def nodes(self) -> list[Entry]:
         """All nodes by name, offline ones too."""
-        return sorted((entry for entry in self._entries.values() if entry.role == "node"), key=_by_name)
+        return self.index.nodes()
+
+    def find_node(self, wanted: str) -> Entry | None:
+        """The node with this id or name."""
+        entry = self._entries.get(PeerId(wanted)) or self._entries.get(self._node_of.get(wanted, PeerId("")))
+        return entry if entry is not None and entry.role == "node" else None
 
     def cards(self) -> tuple[NodeCard, ...]:
         """The nodes by name, for one reply: where not all fit the offline ones go first, then datasets, in the same order."""
@@ -207,22 +214,23 @@ class Registry:
         return (entry for entry in self._entries.values() if entry.online)
 
     def search(
-        self, tags: tuple[str, ...], offset: int = 0, limit: int = MAX_PAGE, *, offline: bool = False
+        self,
+        tags: tuple[str, ...],
+        offset: int = 0,
+        limit: int = MAX_PAGE,
+        words: Sequence[str] = (),
+        *,
+        offline: bool = False,
     ) -> tuple[list[FoundDataset], int]:
-        """One page of the datasets that have every tag, by node and name, and how many there are in all.
+        """One page of the datasets that have every tag and word, by node and name, and how many there are in all.
 
         Those of online nodes; with `offline` those of nodes that have gone, too, as they were announced last.
         """
         if len(tags) > MAX_TAGS or offset < 0 or limit < 0:
             raise InvalidRequest(f"a search takes at most {MAX_TAGS} tags, and an offset and limit of 0 or more")
-        found = [
-            (entry, dataset)
-            for entry in self._nodes_with(tags, offline)
-            for dataset in entry.datasets
-            if all(tag in dataset.tags for tag in tags)
-        ]
+        found = self.index.find(tags, words, offline=offline)
         page, room = [], MAX_REPLY
-        for entry, dataset in found[offset : offset + min(limit, MAX_PAGE)]:
+        for entry, dataset, _ in found[offset : offset + min(limit, MAX_PAGE)]:
             room -= entry.sizes[dataset.name] + entry.size
             if room < 0:
                 break
@@ -230,25 +238,7 @@ class Registry:
             page.append(FoundDataset(node=entry.id, node_name=entry.name, dataset=dataset, state=state, since=entry.since))
         return page, len(found)
 
-    def tags(self) -> dict[str, int]:
-        """Each tag of an online node's datasets, and how many datasets have it; the most used first."""
-        counts: dict[str, int] = {}
-        for entry in self.nodes():
-            if entry.online:
-                for dataset in entry.datasets:
-                    for tag in set(dataset.tags):
-                        counts[tag] = counts.get(tag, 0) + 1
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
     # ------------------------------------------------------------ inside
-
-    def _nodes_with(self, tags: tuple[str, ...], offline: bool) -> list[Entry]:
-        if offline:
-            return self.nodes()
-        if not tags:
-            return [entry for entry in self.nodes() if entry.online]
-        holders = set.intersection(*(self._tagged.get(tag, set()) for tag in tags))
-        return sorted((self._entries[peer] for peer in holders), key=_by_name)
 
     def _take_name(self, name: str, peer: PeerId) -> None:
         holder = self._node_of.get(name)
@@ -269,8 +259,9 @@ class Registry:
         described = [entry for entry in offline if entry.sizes]
         if sum(sum(entry.sizes.values()) for entry in described) > MAX_OFFLINE_BYTES:
             oldest = min(described, key=lambda entry: entry.since)
+            self._remove(oldest)
             oldest.datasets, oldest.sizes = (), {}
-            self._changed.add(oldest.id)
+            self._add(oldest)
 
     def _add(self, entry: Entry) -> None:
         """Every change goes through here and `_remove`, so the indexes cannot disagree with the entries."""
@@ -280,9 +271,7 @@ class Registry:
             return
         self._changed.add(entry.id)
         self._node_of[entry.name] = entry.id
-        if entry.online:
-            for tag in _tags(entry):
-                self._tagged.setdefault(tag, set()).add(entry.id)
+        self.index.add(entry)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.id]
@@ -290,11 +279,7 @@ class Registry:
             self._changed.add(entry.id)
         if self._node_of.get(entry.name) == entry.id:
             del self._node_of[entry.name]
-        for tag in _tags(entry):
-            holders = self._tagged.get(tag, set())
-            holders.discard(entry.id)
-            if not holders:
-                self._tagged.pop(tag, None)
+        self.index.remove(entry)
 
 
 def _by_name(entry: Entry) -> tuple[str, PeerId]:
@@ -308,7 +293,3 @@ def _check_another(before: Entry, role: str) -> None:
     if role != "node" and len(before.others) + 1 >= MAX_CONNECTIONS:
         name = printable(before.name)
         raise QuotaExceeded(f"{before.role} {name} has {MAX_CONNECTIONS} connections, as many as one may; close some first")
-
-
-def _tags(entry: Entry) -> set[str]:
-    return {tag for dataset in entry.datasets for tag in dataset.tags}

@@ -66,7 +66,10 @@ Effect = Tell | Wake
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Way:
-    """One direction of a link. `given` is what the source may still send, `credit` what the target still takes."""
+    """One direction of a link. `given` is what the source may still send, `credit` what the target still takes.
+
+    `moved` counts the bytes of frames that reached the target.
+    """
 
     source: Port
     target: Port
@@ -80,6 +83,7 @@ class Way:
     closing: CloseLink | None = None
     listed: bool = False
     dead: bool = False
+    moved: int = 0
 
     @property
     def back(self) -> Way:
@@ -92,18 +96,20 @@ class Way:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Link:
-    """A relayed link. `moved` counts the bytes of frames that reached their targets."""
+    """A relayed link. The first way leads from its opener."""
 
     number: int
     opener: Port
     since: float
     ways: list[Way] = dataclasses.field(default_factory=list)
-    moved: int = 0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Port:
-    """A connection. `links` are its outgoing ways by its own link number; `turns` the sources with something for it."""
+    """A connection. `links` are its outgoing ways by its own link number; `turns` the sources with something for it.
+
+    `sent` and `received` are bytes of frames that reached their targets since it joined.
+    """
 
     connection: ConnectionId
     peer: PeerId
@@ -113,6 +119,8 @@ class Port:
     opened: int = 0
     next_offer: int = 2
     held: int = 0
+    sent: int = 0
+    received: int = 0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -124,14 +132,19 @@ class Turn:
 
 
 class LinkView(NamedTuple):
-    """What the dashboard may know of a link."""
+    """What the dashboard may know of a link. `sent` are bytes from the opener, `received` bytes to it."""
 
     number: int
     opener: PeerId
     target: PeerId
     since: float
-    moved: int
+    sent: int
+    received: int
     held: int
+
+    @property
+    def moved(self) -> int:
+        return self.sent + self.received
 
 
 class Router:
@@ -280,7 +293,9 @@ class Router:
         way.credit -= cost
         way.target.held -= cost
         way.target.turns[way.source.peer].left -= cost
-        way.link.moved += len(frame)
+        way.moved += len(frame)
+        way.source.sent += len(frame)
+        way.target.received += len(frame)
         self.moved_bytes += len(frame)
         self.moved_frames += 1
         return frame
@@ -309,9 +324,18 @@ class Router:
 
     def views(self) -> Iterator[LinkView]:
         """The open links, oldest first."""
-        for link in self._links.values():
-            way, back = link.ways
-            yield LinkView(link.number, way.source.peer, way.target.peer, link.since, link.moved, way.queued + back.queued)
+        return map(_view, self._links.values())
+
+    def views_of(self, connection: ConnectionId) -> list[LinkView]:
+        """The open links of one connection, oldest first."""
+        port = self._ports.get(connection)
+        links = {way.link.number: way.link for way in port.links.values()} if port is not None else {}
+        return [_view(links[number]) for number in sorted(links)]
+
+    def totals(self, connection: ConnectionId) -> tuple[int, int]:
+        """Bytes that one connection has sent and received over links since it joined."""
+        port = self._ports.get(connection)
+        return (port.sent, port.received) if port is not None else (0, 0)
 
     def __len__(self) -> int:
         return len(self._links)
@@ -387,3 +411,16 @@ def _less(counts: dict[PeerId, int], peer: PeerId) -> None:
     counts[peer] -= 1
     if not counts[peer]:
         del counts[peer]
+
+
+def _view(link: Link) -> LinkView:
+    way, back = link.ways
+    return LinkView(
+        number=link.number,
+        opener=way.source.peer,
+        target=way.target.peer,
+        since=link.since,
+        sent=way.moved,
+        received=back.moved,
+        held=way.queued + back.queued,
+    )

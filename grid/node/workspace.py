@@ -330,7 +330,14 @@ class Workspace:
         inputs = [self._input(arg, inline) for arg in message.inputs]
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
-        check_limits(plan, tensors, max_elements=self._settings.max_op_elements, max_bytes=room)
+        check_limits(
+            plan,
+            tensors,
+            max_elements=self._settings.max_op_elements,
+            max_bytes=room,
+            max_flops=self._settings.max_plan_flops,
+            max_steps=self._settings.max_plan_steps,
+        )
 
         def content(number: int) -> bytes:
             arg = message.inputs[number]

@@ -103,7 +103,7 @@ def capture(function: Callable[..., Any], build: Callable[[Sequence[Tensor]], Se
             return results
 
         with fake, watch.grads_kept(), errors_explained(), _quiet(), enable_python_dispatcher():
-            module = make_fx(recorded, tracing_mode="real")(*inputs)
+            module = make_fx(recorded, _TAKEN_APART, tracing_mode="real")(*inputs)
             module.graph.eliminate_dead_code()
             if any(_is_mutable(node) for node in module.graph.nodes):
                 module = _without_writes(module, [tensor.detach() for tensor in inputs])
@@ -255,6 +255,16 @@ def _batch_norm(args: Any) -> Any:
     running_mean.copy_(new_mean)
     running_var.copy_(new_var)
     return tuple(results)
+
+
+def _index_fill(self: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
+    part = aten.index_select.default(self, dim, index)
+    result: Tensor = aten.index_copy.default(self, dim, index, aten.expand.default(value, part.shape))
+    return result
+
+
+_TAKEN_APART = {aten.index_fill.int_Tensor: _index_fill}
+"""Operations that only gradients use, in terms of others."""
 
 
 def is_recording() -> bool:

@@ -4,7 +4,7 @@
 - Dropout of whole channels and alpha dropout are made from it.
 - Recurrent layers are recorded operation by operation: an LSTM would be one call into a library, and dropout between layers is
   lost where PyTorch takes them apart itself.
-- Covariances ask for a value, to warn; here they do not.
+- `grid.plans.functions` has what is no layer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from grid.errors import PlanRejected
+from grid.plans.functions import FUNCTIONS
 
 SELU_FLOOR = -1.7580993408473766
 """What SELU gives for a large negative number: -scale * alpha of Klambauer et al., 2017."""
@@ -104,10 +104,6 @@ def _recurrent(func: Callable[..., Any], input: Tensor, *rest: Any) -> Any:
     return input, *[torch.cat(parts) for parts in zip(*finals, strict=True)]
 
 
-def _no_packing(*args: Any, **kwargs: Any) -> Tensor:
-    raise PlanRejected("packed sequences have a shape that depends on values; use padded ones, and torch.where for the padding")
-
-
 @contextmanager
 def _without_library() -> Iterator[None]:
     """Keep oneDNN from taking an LSTM as a whole. (`torch.backends.mkldnn.flags` does the same, and warns about GPUs.)"""
@@ -119,28 +115,6 @@ def _without_library() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-# ---------------------------------------------------------------- statistics
-
-
-def _cov(input: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
-    """Covariances of the rows of `(variables, observations)`."""
-    if fweights is not None or aweights is not None:
-        raise PlanRejected("torch.cov with weights; write (w * (x - mean)) @ (x - mean).T / w.sum()")
-    data = input.reshape(1, -1) if input.dim() < 2 else input
-    centred = data - data.mean(1, keepdim=True)
-    result = centred @ centred.T / (data.shape[1] - correction)
-    return result.reshape(()) if input.dim() < 2 else result
-
-
-def _corrcoef(input: Tensor) -> Tensor:
-    """Correlations of the rows of `(variables, observations)`."""
-    if input.dim() < 2:
-        return torch.ones_like(input.sum())
-    covariance = _cov(input)
-    spread = covariance.diagonal().sqrt()
-    return (covariance / spread[:, None] / spread[None, :]).clamp(-1, 1)
-
-
 _RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
 _REPLACED: Mapping[Any, Callable[..., Tensor]] = {
@@ -148,7 +122,5 @@ _REPLACED: Mapping[Any, Callable[..., Tensor]] = {
     **{func: _feature_dropout for func in (F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, torch.feature_dropout_)},
     **{func: _alpha_dropout for func in (F.alpha_dropout, torch.alpha_dropout)},
     **{func: _feature_alpha_dropout for func in (F.feature_alpha_dropout, torch.feature_alpha_dropout)},
-    torch._pack_padded_sequence: _no_packing,
-    **{func: _cov for func in (torch.cov, Tensor.cov)},
-    **{func: _corrcoef for func in (torch.corrcoef, Tensor.corrcoef)},
+    **FUNCTIONS,
 }

@@ -4,14 +4,11 @@ The program is run on meta tensors, which have shapes and no memory. For each st
 floating-point operations; for the whole, the shapes of the results and the largest memory in use at one time. A node asks
 before it runs a plan, and refuses one that is too large as a whole, instead of half way.
 
-Estimates: bytes count each new tensor once and views not at all, plus the unfolded input that a convolution in other than
-32 bits makes. Operations count 2 for each multiplication with addition of products and convolutions, and 1 for each
-element read or written by anything else.
+Bytes count each new tensor once and views not at all, and what a step needs on the way; `grid.plans.flops` counts operations.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,14 +17,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grid.errors import GridError, PlanRejected
 from grid.plans.checks import Shaped, check_inputs, compute_size, resolve
+from grid.plans.flops import flops, workspace
 from grid.plans.program import SYM_OPS, Program, Step
 from grid.tensors.bounds import measure
 from grid.tensors.buffers import torch_dtype
-from grid.tensors.ops import Bound, Meta, bind, lookup
+from grid.tensors.ops import Meta, bind, lookup
 from grid.wire.dtypes import tensor_bytes
 
 LARGEST_RESULT = 1 << 50
@@ -129,12 +126,20 @@ def output_metas(plan: Program, inputs: Sequence[Shaped]) -> list[Meta]:
 
 
 def check_limits(
-    plan: Program, inputs: Sequence[Shaped], *, max_elements: int, max_bytes: int, max_flops: int | None = None
+    plan: Program,
+    inputs: Sequence[Shaped],
+    *,
+    max_elements: int,
+    max_bytes: int,
+    max_flops: int | None = None,
+    max_steps: int | None = None,
 ) -> DryRun:
     """Raise `PlanRejected` if any step gives more than `max_elements`, or the plan needs more than the other limits in all.
 
     Returns the dry run. Errors otherwise as `DryRuns.of`.
     """
+    if max_steps is not None and len(plan.steps) > max_steps:
+        raise PlanRejected(f"the plan has {len(plan.steps)} steps; at most {max_steps} are allowed")
     run = _runs(plan).of(inputs)
     if run.largest > max_elements:
         for index, (step, cost) in enumerate(zip(plan.steps, run.steps, strict=True)):
@@ -219,35 +224,6 @@ def _step(step: Step, env: dict[int, Any], memory: _Memory) -> StepCost:
         else:
             memory.allocate(output, size)
             fresh += size
-    workspace = _workspace(bound, results)
-    memory.spend(workspace)
-    return StepCost(sum(result.numel() for result in results), fresh + workspace, _flops(bound, results, aliases))
-
-
-def _flops(bound: Bound, results: Sequence[Tensor], view: bool) -> int:
-    name = bound.op.base
-    if view:
-        return 0
-    if name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"):
-        left = next(tensor for tensor in list(bound.tensors())[-2:])
-        return 2 * results[0].numel() * (left.shape[-1] if left.dim() else 1)
-    if name == "convolution":
-        weight = bound["weight"]
-        per_output = weight.numel() // max(1, weight.shape[1 if bound["transposed"] else 0])
-        return 2 * int((bound["input"] if bound["transposed"] else results[0]).numel()) * int(per_output)
-    if name == "convolution_backward":
-        weight = bound["weight"]
-        per_output = weight.numel() // max(1, weight.shape[1 if bound["transposed"] else 0])
-        gradient = bound["input"] if bound["transposed"] else bound["grad_output"]
-        return 4 * int(gradient.numel()) * int(per_output)
-    return sum(tensor.numel() for tensor in bound.tensors()) + sum(result.numel() for result in results)
-
-
-def _workspace(bound: Bound, results: Sequence[Tensor]) -> int:
-    """Bytes of the unfolded input that convolutions make on the way, where they do."""
-    name = bound.op.base
-    if name not in ("convolution", "convolution_backward") or bound["input"].dtype is torch.float32:
-        return 0
-    weight, source = bound["weight"], bound["input"]
-    spatial = results[0].shape[2:] if name == "convolution" else bound["grad_output"].shape[2:]
-    return int(source.shape[0] * math.prod(weight.shape[1:]) * math.prod(spatial) * source.element_size())
+    extra = workspace(bound, results)
+    memory.spend(extra)
+    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if aliases else flops(bound, results))

@@ -2,7 +2,8 @@
 
 Four tasks, all owned by the `Peer` and gone when its `async with` ends: one reads, one writes, one keeps time, one waits for
 the end and clears up. Handlers' awaitables run beside them in the same group. The read loop never waits for a handler, and
-the write loop takes as many frames as the transport has room for each time it wakes.
+the write loop takes as many frames as the transport has room for each time it wakes. While the writer has nothing to do and the
+transport has room, whoever has something to say sends it without the writer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from grid.clock import Clock
-from grid.errors import GridError, LocalProtocolError, NodeUnavailable
+from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
 from grid.ids import RequestId
 from grid.logs import REQUEST, tag_from_now, tags
 from grid.rpc.dispatch import Handlers, Result, public_error
@@ -86,6 +87,7 @@ class Peer:
         self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._wake = asyncio.Event()
+        self._writer_waits = False
         self._room = asyncio.Event()
         self._tick_due = 0.0
         self._talkative = log.isEnabledFor(logging.DEBUG)  # asked once: a session passes many thousand messages a second
@@ -181,13 +183,17 @@ class Peer:
             self._debug(request_id, "asks for %r", message.tag)
         if deadline < self._tick_due:
             self._run(next(self._errands), self._tick_at(deadline))
-        self._wake.set()
+        self._push()
         return future
 
     def notify(self, message: Message) -> None:
         """Send a one-way message, in order with requests. Raises `NodeUnavailable` after the end, `QuotaExceeded`."""
         self._session.notify(message, self._clock.monotonic())
-        self._wake.set()
+        self._push()
+
+    def is_drained(self) -> bool:
+        """Whether little waits to be sent, and the session is not over."""
+        return self._session.queued_bytes <= self._drain_bytes and not self.closed
 
     async def drained(self) -> None:
         """Return once little waits to be sent, or the session is over."""
@@ -212,7 +218,7 @@ class Peer:
                 if effects:
                     self._perform(effects)
                 if not session.flushed:
-                    self._wake.set()
+                    self._push()
         except GridError as error:
             self._lost(error)
         except Exception:
@@ -233,7 +239,9 @@ class Peer:
                 else:
                     self._room.set()
                     self._wake.clear()
+                    self._writer_waits = True
                     await self._wake.wait()
+                    self._writer_waits = False
         except GridError as error:
             if isinstance(error, NodeUnavailable):
                 await self._last_words()
@@ -241,6 +249,20 @@ class Peer:
         except Exception:
             log.exception("writing failed")
             self._lost(GridError(_INTERNAL))
+
+    def _push(self) -> None:
+        """Send what waits: here and now if that is possible, or else by the writer."""
+        transport, session = self._transport, self._session
+        while self._writer_waits and not self._wake.is_set() and not self.closed and transport.can_send_now():
+            frame = session.next_frame(self._clock.monotonic())
+            if frame is None:
+                self._room.set()
+                return
+            try:
+                transport.send_now(*frame)
+            except GridError as error:
+                self._lost(error)
+        self._wake.set()
 
     async def _last_words(self) -> None:
         """The peer takes no more. What it sent before can still be read, and may end with its goodbye: leave time for that."""
@@ -281,7 +303,7 @@ class Peer:
         """Perform effects and let the writer look for frames."""
         if effects:
             self._perform(effects)
-        self._wake.set()
+        self._push()
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -380,10 +402,13 @@ class Peer:
         finally:
             if held:
                 self._session.consumed(held)
-                self._wake.set()
+                self._push()
 
     def _answer(self, request_id: RequestId | None, message: Message, answer: Result) -> None:
         if request_id is None:
+            return
+        if answer is None:  # the peer's mistake, and not one that should fill a log
+            self._refuse(request_id, message, InvalidRequest(f"a {message.tag!r} message has no answer: send it one way"))
             return
         try:
             if not isinstance(answer, Message):

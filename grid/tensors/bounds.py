@@ -7,6 +7,7 @@ traps on. What it finds may tell something about rows; the caller decides what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -90,8 +91,8 @@ def _class_values(bound: Bound) -> None:
 
 def _gradient_values(bound: Bound) -> None:
     if bound.get("indices") is not None:
-        own = bound["self"].shape
-        _within(bound["indices"], 0, own[-1] * own[-2])
+        inner = 3 if "3d" in bound.op.base else 2
+        _within(bound["indices"], 0, math.prod(bound["self"].shape[-inner:]))
 
 
 def _pivot_values(bound: Bound) -> None:

@@ -317,7 +317,7 @@ class NodeCard:
     """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline".
 
     `since` is the wall time in seconds from which on it has been so; 0 where the gateway is of an older version. A node that is
-    offline is listed with what it announced last.
+    offline is listed with what it announced last. `dataset_count` is how many datasets it has; `datasets` may be left out.
     """
 
     id: PeerId
@@ -328,6 +328,7 @@ class NodeCard:
     card: bytes
     datasets: tuple[DatasetCard, ...]
     since: float = 0.0
+    dataset_count: int = 0
 
 
 @message("list-nodes")
@@ -344,13 +345,17 @@ class NodeList(Message):
 
 @message("search")
 class Search(Message):
-    """Client -> gateway: datasets of online nodes that have every tag; with `offline` of known ones that have gone, too.
-    Reply: Found."""
+    """Client -> gateway: datasets of online nodes that have every tag, and every word of `text`; with `offline` of known nodes
+    that have gone, too. Reply: Found.
+
+    Words are looked for in the dataset's name, its node's name, its tags and its description, whatever their case.
+    """
 
     tags: tuple[str, ...]
     offset: int = 0
     limit: int = 1000
     offline: bool = False
+    text: str = ""
 
 
 @record

@@ -132,7 +132,8 @@ class SmallNode(Site):
                 yield client
         finally:
             await asyncio.wait([entering])
-            await node.__aexit__(None, None, None)
+            if entering.exception() is None:  # else it has left already
+                await node.__aexit__(None, None, None)
 
     def cut(self) -> None:
         """Lose the session."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pandas
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from local_executor import LocalExecutor, Spot
 
 from grid.client.datasets import Dataset
-from grid.client.mock import MAX_ROWS, make_mock
+from grid.client.mock import make_mock
 from grid.client.tensors import RemoteTensor, adopt
 from grid.errors import InvalidRequest, NotFound
+from grid.mock import MAX_ROWS, first_rows
 from grid.tensors.buffers import torch_dtype
 from grid.wire.messages import ColumnCard, DatasetCard, PolicyCard
 
@@ -157,6 +159,26 @@ def test_mock_data_has_the_schema_and_comes_from_the_card_alone(owner: Owner) ->
     assert mock.targets.tolist() == [int(cell == "yes") for cell in mock["malignant"]]
     assert abs(mock["pressure"].mean()) < 0.5 and 0.7 < mock["pressure"].std() < 1.3
     assert ds.mock is mock and mock.equals(make_mock(card(), 105)) and type(mock.head()) is pandas.DataFrame
+
+
+def test_the_first_rows_are_those_of_the_mock_data() -> None:
+    rows = first_rows(card(), columns=3, rows=5)
+    mock = make_mock(card(), 105)
+    assert [list(row) for row in rows] == mock.iloc[:5, :3].to_numpy(dtype=object).tolist()
+
+
+def test_a_card_that_makes_no_sense_still_gives_mock_data() -> None:
+    odd = (
+        ColumnCard(name="turned", kind="number", role="other", minimum=5.0, maximum=1.0),
+        ColumnCard(name="huge", kind="number", role="other", minimum=-1.7e308, maximum=1.7e308),
+        ColumnCard(name="empty", kind="category", role="other"),
+    )
+    rows = first_rows(card(rows=3, columns=odd), columns=9, rows=9)
+    assert len(rows) == 3
+    for turned, huge, empty in rows:
+        assert 1 <= float(turned) <= 5 and math.isfinite(float(huge)) and empty == ""
+    assert first_rows(card(rows=0), columns=9, rows=9) == []
+    assert first_rows(card(columns=()), columns=9, rows=9) == []
 
 
 def test_mock_data_of_other_forms() -> None:

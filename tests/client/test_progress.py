@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import io
 import sys
-from typing import Any
+import threading
 
 import pytest
 
@@ -31,32 +30,34 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-def call_that_ends_after(looks: int) -> tuple[concurrent.futures.Future[Any], Any]:
+class Call:
     """A call that is done once its traffic was looked at so often."""
-    waiting: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    seen = [0]
 
-    def traffic() -> tuple[int, int]:
-        seen[0] += 1
-        if seen[0] == looks:
-            waiting.set_result(None)
-        return 3_200_000 * seen[0], 100_000 * seen[0]
+    def __init__(self, looks: int) -> None:
+        self.done = threading.Event()
+        self._looks = looks
+        self._seen = 0
 
-    return waiting, traffic
+    def traffic(self) -> tuple[int, int]:
+        self._seen += 1
+        if self._seen == self._looks:
+            self.done.set()
+        return 3_200_000 * self._seen, 100_000 * self._seen
 
 
 def test_a_long_call_shows_its_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(is_terminal=True)
     monkeypatch.setattr(sys, "stderr", screen)
-    waiting, traffic = call_that_ends_after(4)
-    watch(waiting, traffic)
-    assert waiting.done() and "MB sent" in screen.getvalue()
+    call = Call(looks=4)
+    watch(call.done.wait, call.traffic)
+    assert call.done.is_set() and "MB sent" in screen.getvalue()
 
 
 def test_nothing_shows_where_no_terminal_is_or_nothing_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     for screen, looks in ((Screen(is_terminal=False), 4), (Screen(is_terminal=True), 1)):
         monkeypatch.setattr(sys, "stderr", screen)
-        watch(*call_that_ends_after(looks))
+        call = Call(looks)
+        watch(call.done.wait, call.traffic)
         assert screen.getvalue() == ""
 
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import threading
 from types import TracebackType
 from typing import Self
 
@@ -47,7 +46,7 @@ class Watch(logging.Handler):
         self._asked = logging.getLogger("asyncio")
         self._asked.addHandler(self)
         await self.settle()
-        self._tasks, self._files, self._threads = self._counts()
+        self._tasks, self._files = asyncio.all_tasks(), open_files()
         self._resident = resident()
         return self
 
@@ -57,8 +56,14 @@ class Watch(logging.Handler):
         if error is None:
             await self.check()
 
-    def _counts(self) -> tuple[int, list[str], int]:
-        return len(asyncio.all_tasks()), open_files(), threading.active_count()
+    def _left(self) -> tuple[list[str], list[str]]:
+        """Tasks and open files, sockets among them, that were not there at the start; of standing tasks as many as then."""
+        tasks = asyncio.all_tasks() - self._tasks
+        more = len(asyncio.all_tasks()) > len(self._tasks)
+        before, files = list(self._files), []
+        for name in open_files():
+            before.remove(name) if name in before else files.append(name)
+        return sorted(str(task.get_coro()) for task in tasks) if more else [], files
 
     async def settle(self) -> None:
         """Let what has ended be tidied up."""
@@ -69,9 +74,12 @@ class Watch(logging.Handler):
     async def check(self) -> None:
         """Nothing is left, nothing went wrong inside, and memory is as it was."""
         assert not self.internal, f"{self._what}: {len(self.internal)} errors inside, the first: {self.internal[0]}"
-        async with asyncio.timeout(20):
-            while (now := self._counts())[0] > self._tasks or now[1] != self._files:
-                await asyncio.sleep(0.01)  # what ends by itself, such as a thread that closes its file
+        for look in range(1000):
+            if self._left() == ([], []):
+                break
+            await asyncio.sleep(0.01)  # what ends by itself, such as a wait for a transfer that has run into its deadline
+            if look % 100 == 0:
                 gc.collect()
+        assert self._left() == ([], []), f"{self._what}: left are {self._left()}"
         grown = resident() - self._resident
         assert grown < MAX_GROWTH, f"{self._what}: the process grew by {grown >> 20} MiB"

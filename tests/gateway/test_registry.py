@@ -41,7 +41,7 @@ def test_a_node_comes_goes_and_comes_back() -> None:
     assert registry.version > seen
     (entry,) = registry.nodes()
     assert (entry.online, entry.since, [one.name for one in entry.datasets]) == (False, 20.0, ["patients"])
-    assert found(registry) == found(registry, "#demo") == [] and registry.tags() == {}
+    assert found(registry) == found(registry, "#demo") == [] and dict(registry.index.tags) == {}
     ((gone,), total) = registry.search(("#demo",), offline=True)
     assert (gone.node_name, gone.state, gone.since, total) == ("alice", "offline", 20.0, 1)
     assert (registry.cards()[0].state, registry.cards()[0].since) == ("offline", 20.0)
@@ -130,7 +130,7 @@ def test_search_needs_every_tag_in_one_dataset() -> None:
     assert found(registry) == ["alice/p", "alice/q", "bob/x", "bob/y"]
     assert found(registry, "#a", offset=1, limit=1) == ["bob/x"]
     assert registry.search(("#a",), 1, 1)[1] == 3
-    assert registry.tags() == {"#a": 3, "#b": 2}
+    assert registry.index.most_used_tags(9) == [("#a", 3), ("#b", 2)]
 
 
 def test_a_new_announcement_replaces_the_old_one() -> None:
@@ -147,6 +147,7 @@ def test_a_new_announcement_replaces_the_old_one() -> None:
         {"name": ""},
         {"name": "x" * 201},
         {"name": "a\u202eb"},
+        {"name": ".."},
         {"description": "x" * 10_001},
         {"tags": ("#t" * 60,)},
         {"tags": ("",)},
@@ -259,11 +260,11 @@ def test_a_forgotten_peer_is_gone_from_every_index() -> None:
     enter(registry, 1, "id-a", "alice")
     announce(registry, "id-a", make_dataset())
     registry.forget(PeerId("id-a"))
-    assert registry.nodes() == [] and found(registry, "#demo") == [] and registry.tags() == {}
+    assert registry.nodes() == [] and found(registry, "#demo") == [] and dict(registry.index.tags) == {}
     assert not registry.leave(ConnectionId(1), PeerId("id-a"), 1.0)
     enter(registry, 2, "id-b", "alice")
     announce(registry, "id-b", make_dataset("p", ["#other"]))
-    assert set(registry._tagged) == {"#other"}
+    assert set(registry.index.tags) == {"#other"}
 
 
 def test_one_dataset_always_fits_a_page() -> None:
