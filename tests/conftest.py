@@ -35,9 +35,11 @@ def nothing_left_running() -> Iterator[None]:
     threads = set(threading.enumerate())
     processes = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
-    left = [thread.name for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
-    left = [name for name in left if not name.startswith(LASTING_THREADS)]
-    assert not left, f"threads left running: {left}"
+    left = [thread for thread in threading.enumerate() if thread not in threads and not thread.name.startswith(LASTING_THREADS)]
+    for thread in left:  # one that was told to stop may need a moment, as those of rich do
+        thread.join(1.0)
+    left = [thread for thread in left if thread.is_alive()]
+    assert not left, f"threads left running: {[thread.name for thread in left]}"
     found = [process for process in psutil.Process().children(recursive=True) if process.pid not in processes]
     children = [process for process in found if not _belongs_to(process, processes)]
     assert not children, f"processes left running: {children}"
