@@ -123,6 +123,7 @@ class Pages:
             state = "lists no dataset of that name now" if entry.online else "is offline, and its datasets with it"
             raise NotFound(f"{printable(name)!r} is not here: node {entry.name} {state}")
         _, card = found
+        listed = self._views.registry.lists_datasets_of(entry)
         facts = {
             "node": entry,
             "dataset": card,
@@ -130,7 +131,7 @@ class Pages:
             "policy": explain(card),
             "mock_columns": card.columns[:MOCK_COLUMNS],
             "mock": await asyncio.to_thread(_mock, card),
-            "snippet": snippet(card, entry.name, self.address, dev=self._views.dev),
+            "snippet": snippet(card, entry.name, self.address, dev=self._views.dev, listed=listed),
         }
         return self._page("dataset", facts)
 

@@ -186,6 +186,10 @@ class Registry:
             cards.append(entry.to_card(described=room >= 0))
         return tuple(cards)
 
+    def lists_datasets_of(self, entry: Entry) -> bool:
+        """Whether `cards` has room for the datasets of this node; in a large grid only a search finds those of later nodes."""
+        return any(card.id == entry.id and card.datasets for card in self.cards())
+
     def online(self, role: str) -> int:
         """How many peers of a role are connected."""
         return sum(entry.online and entry.role == role for entry in self._entries.values())

@@ -126,6 +126,7 @@ def test_search_needs_every_tag_in_one_dataset() -> None:
     assert found(registry, "#a", "#none") == []
     assert found(registry) == ["alice/p", "alice/q", "bob/x", "bob/y"]
     assert found(registry, "#a", offset=1, limit=1) == ["bob/x"]
+    assert [one.dataset.name for one in registry.search(("#a",), words=("bob",))[0]] == ["x", "y"]
     assert registry.search(("#a",), 1, 1)[1] == 3
     assert registry.index.most_used_tags(9) == [("#a", 3), ("#b", 2)]
 
@@ -227,6 +228,8 @@ def test_replies_fit_a_message_whatever_nodes_announce() -> None:
         announce(registry, f"id-{number:02}", *huge)
     cards = registry.cards()
     assert len(cards) == 12 and cards[0].datasets and not cards[-1].datasets
+    assert {card.dataset_count for card in cards} == {24}
+    assert [registry.lists_datasets_of(entry) for entry in registry.nodes()] == [bool(card.datasets) for card in cards]
     encode(NodeList(nodes=cards))
     seen: list[str] = []
     while True:
