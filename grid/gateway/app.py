@@ -319,7 +319,9 @@ class Gateway:
         if older is not None:
             self._replace(self._connections[older], card)
         tagged(log, peer=card.name, role=card.role).info("joined as %s", card.id)
-        self._note("joined", card, "")
+        entry = self._registry.get(card.id)
+        if entry is not None and not entry.others:  # Of several programs of one person the first has joined.
+            self._note("joined", card, "")
         self._tell_presence(card, "online")
         self._changed()
         statement = welcome_statement(connection.greeting, message.nonce, card.id)

@@ -118,7 +118,7 @@ def snippet(card: DatasetCard, node: str, address: str, *, dev: bool, listed: bo
         "",
         "print(ds.mock.head())          # made-up rows of the same schema",
     ]
-    if card.policy.release in ("aggregate", "open"):
+    if card.policy.release == "open" or (card.policy.release, card.policy.plans) == ("aggregate", "any"):
         lines.append("mean = ds.features.mean(0)     # computed at the node")
         lines.append("print(mean.get())              # leaves if the policy allows")
     return "\n".join(lines)

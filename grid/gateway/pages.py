@@ -153,7 +153,7 @@ class Pages:
             "bytes": self._chart(over, "bytes_per_s"),
             "frames": self._chart(over, "frames_per_s"),
             "connections": self._chart(over, "connections"),
-            "rows": condensed(samples, row_s)[::-1],
+            "rows": [(sample.wall // row_s * row_s, sample) for sample in condensed(samples, row_s)][::-1],
         }
         return self._page("traffic", facts)
 
