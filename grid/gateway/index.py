@@ -35,7 +35,7 @@ class Described(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Listed:
-    """A node and the text in which it is found, with its datasets while it is online."""
+    """A node and the text in which it is found, with its datasets. `online` is as it was when it was indexed."""
 
     entry: Entry
     text: str
@@ -44,7 +44,10 @@ class Listed:
 
 
 class Index:
-    """Follows the registry: `add` and `remove` are called with each change of a node, and cost what that node has."""
+    """Follows the registry: `add` and `remove` are called with each change of a node, and cost what that node has.
+
+    `online`, `datasets` and `tags` count what nodes that are online have.
+    """
 
     def __init__(self) -> None:
         self.online = 0
@@ -58,10 +61,11 @@ class Index:
         listed = _listed(entry)
         self._listed[entry.id] = listed
         bisect.insort(self._order, (entry.name, entry.id))
-        self.online += listed.online
-        self.datasets += len(listed.datasets)
-        for described in listed.datasets:
-            self.tags.update(set(described.card.tags))
+        if listed.online:
+            self.online += 1
+            self.datasets += len(listed.datasets)
+            for described in listed.datasets:
+                self.tags.update(set(described.card.tags))
 
     def remove(self, entry: Entry) -> None:
         """The node of this id is no longer as it was when it was added; it may not be there at all."""
@@ -69,7 +73,9 @@ class Index:
         if listed is None:
             return
         del self._order[bisect.bisect_left(self._order, (listed.entry.name, entry.id))]
-        self.online -= listed.online
+        if not listed.online:
+            return
+        self.online -= 1
         self.datasets -= len(listed.datasets)
         for described in listed.datasets:
             for tag in set(described.card.tags):
@@ -84,17 +90,19 @@ class Index:
         """The nodes in whose name, organisation, id or address every word occurs, by name."""
         return [listed.entry for listed in self._in_order() if _has(listed.text, words)]
 
-    def find(self, tags: Sequence[str] = (), words: Sequence[str] = ()) -> list[Described]:
+    def find(self, tags: Sequence[str] = (), words: Sequence[str] = (), *, offline: bool = False) -> list[Described]:
         """The datasets of nodes that are online which have every tag and every word, by node and name.
 
+        With `offline` those of nodes that have gone as well, as far as their entries have any.
         Words are looked for in the name, the node's name, the tags and the description. What is found is as it was indexed:
         ten thousand new objects for each search would make the garbage collector look at everything there is.
         """
-        if any(tag not in self.tags for tag in tags):
+        if not offline and any(tag not in self.tags for tag in tags):
             return []
         return [
             described
             for listed in self._in_order()
+            if listed.online or offline
             for described in listed.datasets
             if _tagged(described.card, tags) and _has(described.text, words)
         ]
@@ -114,7 +122,7 @@ def words_of(query: str) -> tuple[str, ...]:
 
 def _listed(entry: Entry) -> Listed:
     text = "\n".join((entry.name, entry.organisation, entry.id, entry.address)).casefold()
-    described = tuple(_described(entry, card) for card in entry.datasets) if entry.online else ()
+    described = tuple(_described(entry, card) for card in entry.datasets)
     return Listed(entry=entry, text=text, datasets=described, online=entry.online)
 
 
