@@ -420,7 +420,7 @@ class Gateway:
 
     def _tell_event(self, event: Event) -> None:
         self.feed.publish("log", {"number": event.number, "kind": event.kind})
-        self._changed()
+        self.changes.mark()
 
     def _tell_presence(self, card: Card, state: str) -> None:
         if card.role == "node":
