@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test browser-test check docs bench clean
+.PHONY: install demo test browser-test containers-test compose-secrets check docs bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -32,6 +32,16 @@ test: $(STAMP)
 browser-test: $(STAMP)
 	$(BIN)/python -m pytest tests/browser --browser-tests $(PYTEST_ARGS)
 
+# Builds nothing: the images that compose.yaml names must be there (docs/how-to/deploy-with-compose.md).
+containers-test: $(STAMP)
+	$(BIN)/python -m pytest tests/containers --containers $(PYTEST_ARGS)
+
+# Secret files for compose.yaml's profile `enrolled`, under the root key that `grid root init` made before.
+ROOT ?= root.key
+HOST ?= localhost
+compose-secrets: $(STAMP)
+	deploy/compose-secrets.sh $(ROOT) secrets $(HOST)
+
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
@@ -41,7 +51,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.grid
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Time of a plan's call over the same call in eager PyTorch, on this machine. One JSON line for each case.
 
-    OMP_NUM_THREADS=1 python benchmarks/plans.py
+    OMP_NUM_THREADS=1 python -m benchmarks.plans
 
 `ratio` is plan over eager, the smaller the better; each is the best of several rounds, one thread. A forward pass is
 compared without gradients recorded, a step with `torch.autograd.grad`.

@@ -3,7 +3,7 @@
 * `pointer_op_client`: microseconds of this side for one operation, against an outbox that only takes the commands;
 * `pointer_op_end_to_end`: commands a second through a whole grid in this process: gateway, sealed channel, node, labels.
 
-    python benchmarks/pointers.py [--operations 20000] [--repeats 5]
+    python -m benchmarks.pointers [--operations 20000] [--repeats 5]
 """
 
 from __future__ import annotations

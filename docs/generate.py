@@ -1,35 +1,69 @@
-"""Write the documents that are made from the code. `make docs` runs this; tests/test_docs.py compares."""
+"""Write the documents that are made: those in `docs/reference/` from the code, `docs/index.md` from all others.
+
+`make docs` runs this; tests/docs compares. Each file of `docs/pages/` makes the page of its name: its function `page` gives
+the text. Every page has a file of its own, and a new page is a new file there.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from collections.abc import Callable
 from pathlib import Path
-
-from grid.settings import KIND_NAMES, TABLES, describe
-from grid.wire.docs import protocol_page
 
 DOCS = Path(__file__).parent
 
+HEAD = """\
+# Documents
 
-def settings_page() -> str:
-    """`docs/settings.md`: every setting of every kind of process."""
-    lines = [
-        "# Settings",
-        "",
-        "Made from `grid/settings.py` by `make docs`. A setting comes from its flag; else from its environment variable; else",
-        "from the settings file that `--config` names, a TOML file with the tables below; else it has its default. Lists are",
-        "separated by commas in the environment. The limits of a session stand in a table of their own: `[node.session]`.",
-    ]
-    for table, cls in TABLES.items():
-        kind = "Given in Python; there are no flags." if table == "client" else f"Flags of `grid {table}`."
-        lines += ["", f"## `[{table}]`", "", kind, "", "| setting | environment | value | default | |", "|---|---|---|---|---|"]
-        for one in describe(cls):
-            name = f"`{one.path}`" if table == "client" else f"`{one.path}` `{one.flag}`"
-            default = "" if one.default in (None, "", ()) else f"`{str(one.default).lower()}`"
-            lines.append(f"| {name} | `{one.variable}` | {KIND_NAMES[one.kind]} | {default} | {one.help} |")
-    return "\n".join(lines) + "\n"
+Made from the pages themselves by `make docs`. Where to begin: [the README](../README.md) has a five-minute start,
+[ARCHITECTURE.md](../ARCHITECTURE.md) says how it is built, [SECURITY.md](../SECURITY.md) whom to trust with what.
+"""
+
+SECTIONS = {
+    "tutorial": "Tutorials: read in order; every block of code runs as it stands",
+    "how-to": "How to",
+    "": "About",
+    "reference": "Reference, made from the code",
+    "adr": "Decisions",
+}
+"""Folder -> heading, in order."""
 
 
-PAGES = {"settings.md": settings_page, "protocol.md": protocol_page}
+def _maker(path: Path) -> Callable[[], str]:
+    spec = importlib.util.spec_from_file_location(f"docs_page_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make: Callable[[], str] = module.page
+    return make
+
+
+def index_page() -> str:
+    """`docs/index.md`: every other page with its title and first sentence."""
+    parts = [HEAD]
+    for folder, heading in SECTIONS.items():
+        pages = sorted(path for path in (DOCS / folder).glob("*.md") if path != DOCS / "index.md")
+        if pages:
+            parts.append(f"## {heading}\n\n" + "\n".join(map(_line, pages)) + "\n")
+    return "\n".join(parts)
+
+
+def _line(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    title = re.search(r"^# +(.+)$", text, re.MULTILINE)
+    assert title is not None, f"{page} has no title"
+    link = f"- [{title[1]}]({page.relative_to(DOCS)})"
+    body = text[title.end() :].strip().split("\n\n")[0]
+    if page.parent.name in ("reference", "adr") or not body[:1].isalpha():
+        return link
+    return f"{link}: {re.split(r'(?<=[.:]) ', ' '.join(body.split()), maxsplit=1)[0]}"
+
+
+PAGES = {
+    **{f"reference/{path.stem}.md": _maker(path) for path in sorted((DOCS / "pages").glob("*.py"))},
+    "index.md": index_page,  # the last, for it lists the others
+}
 """File name in `docs/` -> the function that makes its text."""
 
 

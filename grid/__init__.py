@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from grid.client.blocking import connect as connect
     from grid.client.sums import sum as sum
     from grid.plans.ir import Plan as Plan
+    from grid.plans.optimizers import SGD as SGD
+    from grid.plans.optimizers import Adam as Adam
+    from grid.plans.optimizers import AdamW as AdamW
     from grid.plans.trace import plan as plan
     from grid.plans.trace import trace as trace
 
@@ -44,10 +47,13 @@ ERRORS = (
 
 EXPORTS: dict[str, tuple[str, str]] = {
     **{name: ("grid.errors", name) for name in ERRORS},
+    "Adam": ("grid.plans.optimizers", "Adam"),
+    "AdamW": ("grid.plans.optimizers", "AdamW"),
     "aio": ("grid.client.api", ""),
     "connect": ("grid.client.blocking", "connect"),
     "plan": ("grid.plans.trace", "plan"),
     "Plan": ("grid.plans.ir", "Plan"),
+    "SGD": ("grid.plans.optimizers", "SGD"),
     "sum": ("grid.client.sums", "sum"),
     "testing": ("grid.testing", ""),
     "trace": ("grid.plans.trace", "trace"),

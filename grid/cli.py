@@ -1,4 +1,4 @@
-"""The command line: `grid gateway | node | demo | ls | datasets | status | root init | enroll | revoke`.
+"""The command line: `grid gateway | node | data | demo | ls | datasets | jobs | status | health | doctor | root | enroll | ...`.
 
 Each command's work is imported when it runs, so that `--help` is quick. Results go to stdout, progress and errors to
 stderr; with `--json` each line of stdout is one JSON object or list. What the exit codes mean stands in `EXIT_CODES`.
@@ -6,16 +6,14 @@ stderr; with `--json` each line of stdout is one JSON object or list. What the e
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from grid import cli_look, cli_root, cli_serve
-from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup
+from grid import cli_data, cli_doctor, cli_health, cli_look, cli_root, cli_serve, logs
+from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup, say
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
 
@@ -35,21 +33,32 @@ def grid(verbose: int, with_parent: bool) -> None:
     To run your own: `grid gateway --dev` in one terminal, `grid node alice --data DIR --dev` in another, then
     `grid ls` and `grid datasets`; in Python, `grid.connect("ws://127.0.0.1:8080")`.
     """
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(("warning", "info", "debug")[min(verbose, 2)])
 
 
 @grid.command()
 @JSON_OPTION
 @click.option("--steps", default=40, show_default=True, type=click.IntRange(1, 200), help="steps of gradient descent")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="keep the nodes' data and logs in this folder")
+@click.option(
+    "--write-data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="only write the owners' data as folders alice, bob, carol in this one, and start nothing; what is there already stays",
+)
 @click.pass_context
-def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None) -> None:
+def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None, write_data: Path | None) -> None:
     """Three data owners, one model, nothing in plaintext: all on this machine.
 
     Writes the breast-cancer data of scikit-learn as three owners' CSV folders, starts a gateway and three nodes, and
     trains a logistic regression on them. No row and no single node's gradient leaves its node: only sums over all three.
     """
+    if write_data is not None:
+        from grid.demo_data import fill_folders
+
+        written = fill_folders(write_data)
+        said = "\n".join(written) or "nothing was written: the folders hold data already"
+        say({"event": "data", "written": written}, said, as_json=as_json)
+        return
     started = time.monotonic()  # what follows loads torch, which takes its time, too
     from grid.demo import run
 
@@ -57,7 +66,14 @@ def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None) -
         context.exit(5)
 
 
-for command in (*cli_serve.COMMANDS, *cli_look.COMMANDS, *cli_root.COMMANDS):
+for command in (
+    *cli_serve.COMMANDS,
+    *cli_data.COMMANDS,
+    *cli_look.COMMANDS,
+    *cli_health.COMMANDS,
+    *cli_doctor.COMMANDS,
+    *cli_root.COMMANDS,
+):
     grid.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`grid ls`, `grid datasets`, `grid status`: what there is in a grid, as any member may see it.
+"""`grid ls`, `grid datasets`, `grid jobs`, `grid status`: what there is in a grid, as any member may see it.
 
 They join the gateway as a client does, without loading torch: under the identity of this user's `grid.connect`, which a
 `--token` makes and which is kept, or under a passing one where the grid is `--dev`.
@@ -25,7 +25,7 @@ from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, WireError
 from grid.rpc.hop import Hop, greeting_of, join_gateway
 from grid.settings import SessionLimits
-from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, Search
+from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, PolicyCard, Search
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Access:
     tls_ca: Path | None
 
 
-def _access_options(function: Callable[..., None]) -> Callable[..., None]:
+def access_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Access`, as its argument `access`."""
 
     @functools.wraps(function)
@@ -72,7 +72,7 @@ def _access_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("ls")
-@_access_options
+@access_options
 @JSON_OPTION
 def nodes(access: Access, as_json: bool) -> None:
     """List the nodes of a grid: who is there, and how many datasets each has."""
@@ -87,7 +87,7 @@ def nodes(access: Access, as_json: bool) -> None:
 @click.command("datasets")
 @click.argument("tags", nargs=-1, metavar="[TAG]...")
 @click.option("--search", "text", default="", metavar="WORDS", help="words, all of which name, node, tags or description hold")
-@_access_options
+@access_options
 @JSON_OPTION
 def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> None:
     """List the datasets of nodes that are online: those that have every TAG, or all."""
@@ -96,12 +96,12 @@ def datasets(tags: Sequence[str], text: str, access: Access, as_json: bool) -> N
         click.echo(json.dumps([_dataset_facts(one) for one in found]))
         return
     rows = [_dataset_row(one) for one in found]
-    columns = ("node", "dataset", "rows", "tags", "release", "description")
+    columns = ("node", "dataset", "rows", "tags", "may leave", "description")
     show_table("Datasets", columns, rows, "No node that is online has such a dataset.")
 
 
 @click.command("status")
-@_access_options
+@access_options
 @JSON_OPTION
 def status(access: Access, as_json: bool) -> None:
     """Say whether a gateway answers, which grid it serves, and how much is there."""
@@ -115,7 +115,23 @@ def status(access: Access, as_json: bool) -> None:
     click.echo(f"datasets  {facts['datasets']}")
 
 
-COMMANDS: tuple[click.Command, ...] = (nodes, datasets, status)
+NO_JOBS = """\
+No jobs run in this grid: rounds of federated training are not part of this version.
+What there is meanwhile: grid.sum adds what nodes compute, so that only the sum is known; training by summed gradients is a
+loop of your own, as in docs/tutorial/4-several-owners.md.\
+"""
+
+
+@click.command("jobs")
+@access_options
+@JSON_OPTION
+def jobs(access: Access, as_json: bool) -> None:
+    """List the training jobs of a grid. This version knows none: the list is always empty, and says what there is instead."""
+    with_hop(access, _list_nodes)  # a gateway that is not there is an error here as in the other commands
+    click.echo("[]" if as_json else NO_JOBS)
+
+
+COMMANDS: tuple[click.Command, ...] = (nodes, datasets, jobs, status)
 
 
 def with_hop(access: Access, work: Callable[[Hop], Awaitable[T]]) -> T:
@@ -207,9 +223,8 @@ def _dataset_facts(one: FoundDataset) -> dict[str, Any]:
 
 def _dataset_row(one: FoundDataset) -> tuple[str, ...]:
     dataset = one.dataset
-    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), _policy(one), dataset.description
+    return one.node_name, dataset.name, str(dataset.rows), " ".join(dataset.tags), _release(dataset.policy), dataset.description
 
 
-def _policy(one: FoundDataset) -> str:
-    policy = one.dataset.policy
-    return policy.release if policy.release != "aggregate" else f"aggregate of {policy.min_rows} rows or more"
+def _release(policy: PolicyCard) -> str:
+    return policy.release if policy.release != "aggregate" else f">= {policy.min_rows} rows"

@@ -48,6 +48,15 @@ def init(root: Path, as_json: bool) -> None:
     say(event, f"{text}\nStart the gateway with:  grid gateway --root {made.text} --state DIR", as_json=as_json)
 
 
+@root.command("show")
+@ROOT_OPTION
+@JSON_OPTION
+def show(root: Path, as_json: bool) -> None:
+    """Print the public half of a root key again, which `grid gateway --root` takes as it is or in a file."""
+    kept = RootKey.load(root)
+    say({"event": "root", "file": str(root), "grid": kept.grid, "root": kept.text}, kept.text, as_json=as_json)
+
+
 @click.command()
 @click.argument("name")
 @click.option("--role", type=click.Choice(["node", "client"]), required=True, help="what NAME will be")

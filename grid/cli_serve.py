@@ -13,19 +13,30 @@ import os
 import secrets
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from grid import logs
 from grid.cli_places import announced_address, check_dev_node, check_listen, dial_with, find_gateway
-from grid.cli_support import CONFIG_OPTION, JSON_OPTION, SettingsCommand, say, settings_from, settings_options, text_or_file
+from grid.cli_support import (
+    CONFIG_OPTION,
+    JSON_ASKED,
+    JSON_OPTION,
+    SettingsCommand,
+    say,
+    settings_from,
+    settings_options,
+    text_or_file,
+    working,
+)
 from grid.clock import SystemClock
 from grid.crypto.files import only_process
 from grid.crypto.identity import LocalIdentity, Token, Trust, parse_root
 from grid.errors import InvalidRequest
-from grid.settings import GatewaySettings, NodeSettings
+from grid.settings import GatewaySettings, LogSettings, NodeSettings
 from grid.store.base import Store
 from grid.store.memory import MemoryStore
 from grid.store.sqlite import SqliteStore
@@ -49,7 +60,8 @@ def gateway(listen: str | None, config: Path | None, as_json: bool, **flags: Any
     """Run a gateway: nodes and clients meet here.
 
     It keeps a list of nodes and their datasets, relays sealed connections that it cannot read, and shows a dashboard. The
-    line that it prints when it is ready holds the dashboard's address with a token; GRID_TOKEN sets that token.
+    line that it prints when it is ready holds the dashboard's address with a token. GRID_TOKEN sets that token, or names a
+    file that holds it; then it is not printed.
 
     \b
         grid gateway --dev                        # to try things out on this machine
@@ -58,7 +70,7 @@ def gateway(listen: str | None, config: Path | None, as_json: bool, **flags: Any
     if listen is not None:
         flags["host"], flags["port"] = parse_address(listen, listening=True)
     settings = settings_from(GatewaySettings, "gateway", config, flags)
-    serve(lambda ready: run_gateway(settings, ready), as_json=as_json)
+    serve(lambda ready: run_gateway(settings, ready), settings.log, as_json=as_json)
 
 
 @click.command("node", cls=SettingsCommand, params=settings_options(NodeSettings, without=frozenset({"name"})))
@@ -77,17 +89,20 @@ def node(name: str, join: str | None, config: Path | None, as_json: bool, **flag
         grid node alice --data DIR --state DIR --join TOKEN
     """
     settings = settings_from(NodeSettings, "node", config, {**flags, "name": name})
-    serve(lambda ready: run_node(settings, join, ready), as_json=as_json)
+    serve(lambda ready: run_node(settings, join, ready), settings.log, as_json=as_json)
 
 
-def serve(service: Callable[[Ready], Coroutine[Any, Any, None]], *, as_json: bool) -> None:
+def serve(service: Callable[[Ready], Coroutine[Any, Any, None]], log: LogSettings, *, as_json: bool) -> None:
     """Run a service on the fastest loop there is until SIGTERM or SIGINT; a second signal does not wait for a clean end."""
+    top = click.get_current_context().find_root()
+    logs.configure(("info", "debug")[min(top.params["verbose"], 2) - 1] if top.params["verbose"] else log.level, log.format)
+    top.meta[JSON_ASKED] = as_json or log.format == "json"  # the error that it may end with is one more line of the log
     loop_factory = None
     if importlib.util.find_spec("uvloop") is not None:
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-    with_parent = bool(click.get_current_context().find_root().params["with_parent"])
+    with_parent = bool(top.params["with_parent"])
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         work = service(lambda event, text: say(event, text, as_json=as_json))
         runner.run(_until_signal(work, with_parent=with_parent))
@@ -112,6 +127,7 @@ async def _until_signal(service: Coroutine[Any, Any, None], *, with_parent: bool
             stop("the parent is gone")
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.loop_errors)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     if with_parent:
@@ -128,28 +144,36 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
     from grid.gateway.app import Gateway
     from grid.gateway.http import HttpServer
 
-    _check_gateway(settings)
+    check_gateway_settings(settings)
     token = _dashboard_token()
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         if settings.state is not None:
             stack.enter_context(only_process(settings.state))
         me = LocalIdentity.load_or_create(settings.state, name="gateway", role="gateway", clock=clock)
-        trust = Trust.dev() if settings.dev else Trust.rooted(parse_root(settings.root), settings.state)
-        running = await stack.enter_async_context(Gateway(settings, me=me, trust=trust, clock=clock, token=token))
+        trust = Trust.dev() if settings.dev else Trust.rooted(parse_root(text_or_file(settings.root)), settings.state)
+        store = None
+        if settings.state is not None:
+            store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
+        gateway = Gateway(settings, me=me, trust=trust, clock=clock, token=token, store=store)
+        running = await stack.enter_async_context(gateway)
         try:
             server = await stack.enter_async_context(HttpServer(running))
         except OSError as error:
             raise InvalidRequest(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-        url, dashboard = server.socket_url, f"{server.url}?token={token}"
-        event = {"event": "ready", "url": url, "dashboard": dashboard, "token": token, "id": me.id, "dev": settings.dev}
+        url, event = server.socket_url, {"event": "ready", "url": server.socket_url, "id": me.id, "dev": settings.dev}
+        dashboard = server.url
+        if "GRID_TOKEN" not in os.environ:  # whoever set it knows it, and what is printed is often kept
+            dashboard = f"{server.url}?token={token}"
+            event["token"] = token
+        event["dashboard"] = dashboard
         ready(event, f"grid gateway ready at {url}\n  dashboard: {dashboard}\n  identity:  {me.id}")
         await asyncio.Event().wait()
 
 
 def _dashboard_token() -> str:
-    """The token of GRID_TOKEN, or a new one. Whoever guesses it reads the dashboard, so a word will not do."""
-    token = os.environ.get("GRID_TOKEN", "")
+    """The token of GRID_TOKEN, or of the file that it names, or a new one. Whoever guesses it reads the dashboard."""
+    token = text_or_file(os.environ.get("GRID_TOKEN", "")).strip()
     if token and (len(token) < MIN_TOKEN_LETTERS or not token.isascii() or not token.isprintable() or " " in token):
         raise InvalidRequest(
             f"GRID_TOKEN must have at least {MIN_TOKEN_LETTERS} letters and digits, so that nobody guesses it;"
@@ -158,7 +182,7 @@ def _dashboard_token() -> str:
     return token or secrets.token_urlsafe(TOKEN_BYTES)
 
 
-def _check_gateway(settings: GatewaySettings) -> None:
+def check_gateway_settings(settings: GatewaySettings) -> None:
     """Refuse what is no safe way to run a gateway."""
     if settings.dev and settings.root:
         raise InvalidRequest("--dev and --root exclude each other: a grid has a root key, or trusts on first use")
@@ -174,6 +198,7 @@ def _check_gateway(settings: GatewaySettings) -> None:
 async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> None:
     """A node until it is cancelled, or until its gateway will not have it any more; ready once that has registered it."""
     from grid.node.app import Node
+    from grid.node.dataset_files import DatasetFiles
     from grid.node.datasets import load_datasets
 
     if settings.dev and join:
@@ -191,7 +216,9 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
         url = find_gateway(settings, token)
         check_dev_node(settings, url)
         dial = dial_with(url, settings.tls_ca)
-        datasets = load_datasets(settings.data) if settings.data else []
+        files = DatasetFiles(settings.state, settings.dataset_memory_bytes)
+        with working(f"reading the datasets of {settings.data}"):
+            datasets = load_datasets(settings.data, files) if settings.data else []
         store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
         node = Node(
             settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address
@@ -200,8 +227,9 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
 
 
 async def _run_node(node: Any, url: str, ready: Ready) -> None:
-    async with node, _listening(node, node.settings) as address:
-        await node.ready()
+    async with node, _answering_probes(node), _listening(node, node.settings) as address:
+        with working(f"joining the grid at {url}"):
+            await node.ready()
         names = list(node.datasets)
         event = {"event": "ready", "name": node.name, "id": node.id, "gateway": url, "datasets": names, "address": address}
         where = f"\n  direct links at {address}" if address else ""
@@ -234,6 +262,27 @@ async def _listening(node: Any, settings: NodeSettings) -> AsyncIterator[str]:
         address = announced_address(settings, server.port)
         await node.announce_at(address)
         yield address
+
+
+@contextlib.asynccontextmanager
+async def _answering_probes(node: Any) -> AsyncIterator[None]:
+    """Answer at `--health` where the settings say so, from before the gateway is reached."""
+    if not node.settings.health:
+        yield
+        return
+    from grid.node.health import serve_health
+
+    host, port = parse_address(node.settings.health, listening=True)
+
+    def facts() -> Mapping[str, str | bool]:
+        return {"name": node.name, "id": node.id, "connected": node.connected}
+
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(serve_health(host, port, facts))
+        except OSError as error:
+            raise InvalidRequest(f"cannot listen on {node.settings.health}: {error.strerror}") from None
+        yield
 
 
 async def _dial_address(address: str) -> Transport:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from grid.display import printable
 from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, InvalidRequest, NodeUnavailable
 from grid.settings import Setting, describe, load, read_table
-from grid.telemetry import printable
 
 S = TypeVar("S")
 
@@ -24,6 +25,7 @@ EXIT_CODES: Mapping[int, str] = {
     3: "gateway or node not reachable, or no answer in time",
     4: "an identity, token or key does not hold",
     5: "`demo`: the result is not as good as it should be",
+    6: "`doctor`: something is wrong",
     130: "interrupted by Ctrl-C",
 }
 """What the command's exit code says to a script."""
@@ -89,8 +91,19 @@ def text_or_file(text: str) -> str:
         raise InvalidRequest(f"{path}: cannot be read as text ({type(error).__name__})") from None
 
 
+CUT, LEAST_CUT, PADDING = "description", 16, 3
+"""The column that gets the room that the others leave, and no second line; --json has all of it."""
+
+WRAPPED = frozenset({"organisation", "tags", CUT})
+"""Columns whose cells may go over several lines. Names and ids stay whole, so that they can be copied."""
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A table on stdout; `empty` where there are no rows. What peers wrote is shown without control characters or markup."""
+    """A table on stdout; `empty` where there are no rows. What peers wrote is shown without control characters or markup.
+
+    A column in which nothing stands is left out. Fits into 80 columns where names and ids do.
+    """
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -98,12 +111,35 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     if not rows:
         click.echo(empty)
         return
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    kept = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    cells = [[printable(row[index]) for index in kept] for row in rows]
+    names = [columns[index] for index in kept]
+    if CUT in names:
+        at = names.index(CUT)
+        widths = [max(map(len, column)) + PADDING for column in zip(names, *cells, strict=True)]
+        room = max(LEAST_CUT, console.width - sum(widths) + widths[at] - PADDING)
+        cells = [[*row[:at], printable(row[at], room), *row[at + 1 :]] for row in cells]
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name, column in zip(names, zip(*cells, strict=True), strict=True):
+        numbers = all(cell.isdigit() for cell in column)
+        table.add_column(name, overflow="fold", no_wrap=name not in WRAPPED, justify="right" if numbers else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal that something takes its time; nothing where stderr is none."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(text), spinner="line"):
+        yield
 
 
 class SettingsCommand(click.Command):

@@ -100,13 +100,37 @@ def write_folders(folder: Path, data: Split) -> dict[str, Path]:
             folders[owner].mkdir(parents=True)
         except FileExistsError:
             raise InvalidRequest(f"{folders[owner]} exists; the demo writes into fresh folders alone") from None
-        for what, samples in (("train", data.train[owner]), ("test", data.test[owner])):
-            frame = pandas.DataFrame(samples.features.numpy(), columns=list(data.columns))
-            frame[TARGET] = [CLASSES[target] for target in samples.targets.tolist()]
-            frame.to_csv(folders[owner] / f"{what}.csv", index=False)
-            text = _description(owner, what, len(frame), data.columns)
-            (folders[owner] / f"{what}.toml").write_text(text, encoding="utf-8")
+        _write_folder(folders[owner], owner, data)
     return folders
+
+
+def fill_folders(folder: Path) -> list[str]:
+    """The same in folders that may exist, such as mounted ones: those that hold anything stay as they are.
+
+    Returns the paths of the files that were written. Raises `InvalidRequest` where nothing can be written.
+    """
+    data, written = split(), []
+    for owner in OWNERS:
+        mine = folder / owner
+        try:
+            mine.mkdir(parents=True, exist_ok=True)
+            if not any(mine.iterdir()):
+                written += _write_folder(mine, owner, data)
+        except OSError as error:
+            raise InvalidRequest(f"{mine}: cannot be written: {error.strerror}") from error
+    return [str(path) for path in written]
+
+
+def _write_folder(folder: Path, owner: str, data: Split) -> list[Path]:
+    written = []
+    for what, samples in (("train", data.train[owner]), ("test", data.test[owner])):
+        table, told = folder / f"{what}.csv", folder / f"{what}.toml"
+        frame = pandas.DataFrame(samples.features.numpy(), columns=list(data.columns))
+        frame[TARGET] = [CLASSES[target] for target in samples.targets.tolist()]
+        frame.to_csv(table, index=False)
+        told.write_text(_description(owner, what, len(frame), data.columns), encoding="utf-8")
+        written += [table, told]
+    return written
 
 
 def _description(owner: str, what: str, rows: int, columns: tuple[str, ...]) -> str:

@@ -34,13 +34,13 @@ class Processes:
         self._folder = folder
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start `grid ARGUMENTS --json`; `ready` waits for it."""
+    def start(self, name: str, arguments: Sequence[str], *, prefix: Sequence[str] = ()) -> None:
+        """Start `grid ARGUMENTS --json`; `ready` waits for it. `prefix` runs it, such as `ip netns exec NAME`."""
         log = self._folder / f"{name}.log"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with log.open("wb") as errors:
+        with log.open("ab") as errors:
             self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "grid", "--with-parent", *arguments, "--json"],
+                [*prefix, sys.executable, "-m", "grid", "--with-parent", *arguments, "--json"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -62,6 +62,12 @@ class Processes:
 
     def __getitem__(self, name: str) -> subprocess.Popen[bytes]:
         return self._running[name]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a crash or a power cut would end it. Its name may be used again."""
+        process = self._running.pop(name)
+        _signal(process, signal.SIGKILL)
+        _end(process, time.monotonic())
 
     def stop(self) -> None:
         """SIGTERM to all but the first, then to that one, which the others need; SIGKILL to what has not ended in `STOP_S`."""

@@ -20,9 +20,9 @@ from grid.errors import InvalidRequest
 S = TypeVar("S")
 
 
-def setting(default: Any, text: str, least: float = 0) -> Any:
-    """A field with its default, the help text that the command line and the documentation show, and a number's lower bound."""
-    return dataclasses.field(default=default, metadata={"help": text, "least": least})
+def setting(default: Any, text: str, least: float = 0, choices: tuple[str, ...] = ()) -> Any:
+    """A field with its default, the help text that the command line and the documentation show, and what bounds its values."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,16 @@ class SessionLimits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What a service says on standard error."""
+
+    level: str = setting(
+        "warning", "least level of log lines: debug, info, warning or error", choices=("debug", "info", "warning", "error")
+    )
+    format: str = setting("text", "text, or json: one object a line", choices=("text", "json"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
     """A gateway."""
 
@@ -50,7 +60,7 @@ class GatewaySettings:
     allow_remote_dev: bool = setting(False, "let --dev listen on addresses that other machines reach")
     tls_cert: Path | None = setting(None, "certificate chain (PEM) for https and wss")
     tls_key: Path | None = setting(None, "private key (PEM) for https and wss")
-    root: str = setting("", "the root's public key (from `grid root init`); required without --dev")
+    root: str = setting("", "the root's public key (from `grid root init`), or a file with it; required without --dev")
     allowed_hosts: tuple[str, ...] = setting((), "further host names under which the dashboard may be asked for")
     max_connections: int = setting(10_000, "connections at once", 1)
     max_unauthenticated: int = setting(64, "connections at once that have not proved who they are", 1)
@@ -59,6 +69,7 @@ class GatewaySettings:
         8 << 20, "bytes that may wait for one receiver, shared by all senders; at 4 times as many the fullest link ends", 1 << 20
     )
     max_datasets_per_node: int = setting(1000, "datasets that one node may announce")
+    log: LogSettings = dataclasses.field(default_factory=LogSettings)
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 
@@ -70,8 +81,12 @@ class NodeSettings:
     gateway: str = setting("", "URL of the gateway; without it the one in the token, else ws://127.0.0.1:8080")
     data: Path | None = setting(None, "folder of datasets: NAME.toml beside its file")
     state: Path | None = setting(None, "folder for keys and state; without it everything is forgotten at the end")
+    dataset_memory_bytes: int = setting(
+        256 << 20, "largest dataset that is kept in memory; a larger one becomes files in the state folder, or a temporary one"
+    )
     listen: str = setting("", "HOST:PORT for direct links; without it all links are relayed")
     announce: str = setting("", "HOST:PORT at which others reach --listen; needed where that is 0.0.0.0 or behind a proxy")
+    health: str = setting("", "HOST:PORT at which `grid health` and other probes ask whether this node works; none without it")
     tls_ca: Path | None = setting(None, "certificates (PEM) to trust for wss, in place of the system's")
     dev: bool = setting(False, "trust on first use, for trying things out on one machine")
     allow_remote_dev: bool = setting(False, "let --dev listen on addresses and use gateways that other machines reach")
@@ -79,11 +94,24 @@ class NodeSettings:
     max_bytes_per_client: int = setting(2 << 30, "bytes of objects that one client may keep here", 1)
     max_queued_per_client: int = setting(100_000, "commands of one client that may wait here", 1)
     max_plan_bytes: int = setting(64 << 20, "largest plan accepted", 1)
+    max_plan_steps: int = setting(20_000, "steps that one plan may have", 1)
+    max_plan_flops: int = setting(10**13, "operations that one run of a plan may need, as counted before it runs", 1)
     max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
     max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
     max_private_errors: int = setting(5, "errors that depend on private values before a client's session ends")
-    compute_threads: int = setting(2, "threads that run commands and plans", 1)
+    processes: bool = setting(True, "run each client's session in a process of its own, which the limits below can end")
+    max_processes: int = setting(64, "processes of clients' sessions at once", 1)
+    max_process_bytes: int = setting(
+        4 << 30, "memory of one session's process, beside datasets; should be more than max_bytes_per_client", 64 << 20
+    )
+    max_plan_s: float = setting(300.0, "time that one run of a plan may take", 0.01)
+    max_command_s: float = setting(60.0, "time that one operation outside a plan may take", 0.01)
+    kill_grace_s: float = setting(5.0, "time over a limit after which a process that has not stopped by itself is ended", 0.01)
+    process_threads: int = setting(1, "threads with which one process computes", 1)
+    niceness: int = setting(5, "by how much the processes of sessions stand back for the node itself, from 0 to 19")
+    compute_threads: int = setting(2, "threads that decide releases, and without processes run commands and plans", 1)
+    log: LogSettings = dataclasses.field(default_factory=LogSettings)
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 
@@ -93,11 +121,12 @@ class ClientSettings:
 
     timeout_s: float = setting(60.0, "default deadline of a blocking call")
     direct: bool = setting(True, "dial nodes directly where they listen")
+    reconnect_s: float = setting(10.0, "time for which a call waits for a lost gateway, and for its nodes to come back")
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 
 TABLES: Mapping[str, type] = {"gateway": GatewaySettings, "node": NodeSettings, "client": ClientSettings}
-"""Table of a TOML file -> the class that it fills. Fields of `session` stand in a table of their own, `[node.session]`."""
+"""Table of a TOML file -> the class that it fills. Fields of `log` and `session` stand in tables of their own, `[node.log]`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +138,7 @@ class Setting:
     default: Any
     help: str
     least: float = 0
+    choices: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
@@ -130,7 +160,7 @@ def describe(cls: type, prefix: str = "") -> Iterator[Setting]:
             yield from describe(typing.cast(type, kind), f"{prefix}{field.name}.")
         else:
             told = field.metadata
-            yield Setting(path=prefix + field.name, kind=kind, default=field.default, help=told["help"], least=told["least"])
+            yield Setting(path=prefix + field.name, kind=kind, default=field.default, **told)
 
 
 def load(
@@ -244,4 +274,6 @@ def _checked(one: Setting, value: Any, place: str) -> Any:
         raise InvalidRequest(f"{place} must be finite and not negative, not {value}")
     if number and value < one.least:
         raise InvalidRequest(f"{place} must be at least {one.least:g}, not {value}")
+    if one.choices and value not in one.choices:
+        raise InvalidRequest(f"{place} must be one of {', '.join(one.choices)}, not {value!r}")
     return value

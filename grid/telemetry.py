@@ -1,15 +1,13 @@
-"""What a running process tells its operator: metrics and log lines.
+"""What a running process tells its operator in numbers: metrics. Its log lines are in `grid.logs`.
 
 `Metrics` is an object that is passed in; nothing is registered globally. Every metric is declared once, in `METRICS`, with
-its kind, help text and label names; the documentation lists that table. `tagged` gives a logger whose lines carry `peer=...`
-and the like. Neither is ever given data values, keys or tokens.
+its kind, help text and label names; the documentation lists that table. It is never given data values, keys or tokens.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, MutableMapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -76,29 +74,3 @@ class Metrics:
     def _child(self, name: str, labels: dict[str, str]) -> Counter | Gauge:
         made = self._made[name]
         return made.labels(**labels) if labels else made
-
-
-def printable(value: object) -> str:
-    """Text from a peer, fit for one log line: control characters escaped, at most 200 characters."""
-    text = str(value)
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text[:200])
-    return text if len(text) <= 200 else text[:199] + "…"
-
-
-class TaggedLogger(logging.LoggerAdapter[logging.Logger]):
-    """A logger whose lines end in `key=value` for each of its tags; the tags are attributes of the record as well."""
-
-    def __init__(self, logger: logging.Logger, tags: Mapping[str, object]) -> None:
-        super().__init__(logger, {f"grid_{key}": value for key, value in tags.items()})
-        # Logging fills in `%s` only where there are arguments, so a bare percent sign in a tag would read in two ways.
-        self._suffix = "".join(f" {key}={printable(value)}" for key, value in tags.items()).replace("%", r"\x25")
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return f"{msg}{self._suffix}", kwargs
-
-
-def tagged(logger: logging.Logger, **tags: object) -> TaggedLogger:
-    """`logger` with tags, such as `tagged(log, peer=card.name, connection=7)`."""
-    return TaggedLogger(logger, tags)

@@ -1,4 +1,4 @@
-"""What every test gets: the browser tests only when asked for, and nothing may be left running."""
+"""What every test gets: browser and container tests only when asked for, and nothing may be left running."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ LASTING_THREADS = ("grid", "asyncio_", "asyncio-waitpid", "ThreadPoolExecutor", 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--browser-tests", action="store_true", help="run the tests that drive a real browser, and need one")
+    parser.addoption("--fuzz-frames", type=int, default=8000, help="mutated frames that tests/fuzz sends in all")
+    parser.addoption("--fuzz-seed", type=int, default=2026, help="the seed that they are made from")
+
+
+    parser.addoption("--containers", action="store_true", help="run the tests that drive a container engine, and need one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--browser-tests"):
-        return
-    browser = [item for item in items if item.get_closest_marker("browser")]
-    if browser:
-        config.hook.pytest_deselected(items=browser)
-        items[:] = [item for item in items if item not in browser]
+    for marker, option in (("browser", "--browser-tests"), ("containers", "--containers")):
+        unasked = [] if config.getoption(option) else [item for item in items if item.get_closest_marker(marker)]
+        if unasked:
+            config.hook.pytest_deselected(items=unasked)
+            items[:] = [item for item in items if item not in unasked]
 
 
 @pytest.fixture(autouse=True)
@@ -34,5 +38,14 @@ def nothing_left_running() -> Iterator[None]:
     left = [thread.name for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
     left = [name for name in left if not name.startswith(LASTING_THREADS)]
     assert not left, f"threads left running: {left}"
-    children = [process for process in psutil.Process().children(recursive=True) if process.pid not in processes]
+    found = [process for process in psutil.Process().children(recursive=True) if process.pid not in processes]
+    children = [process for process in found if not _belongs_to(process, processes)]
     assert not children, f"processes left running: {children}"
+
+
+def _belongs_to(process: psutil.Process, others: set[int]) -> bool:
+    """Whether one of the others started it, as a node that several tests share starts workers; so does one that is gone."""
+    try:
+        return any(parent.pid in others for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return True

@@ -14,14 +14,15 @@ ROOT = Path(__file__).parent.parent
 GRID = ROOT / "grid"
 
 RANK = {
+    "display": 0,
     "errors": 1, "ids": 1, "clock": 1,
-    "settings": 2, "telemetry": 2,
-    "wire": 3,
+    "settings": 2, "logs": 2,
+    "telemetry": 3, "wire": 3,
     "crypto": 4, "transport": 4, "tensors": 4, "mock": 4,
     "plans": 5, "smpc": 5, "store": 5, "rpc": 5,
     "policy": 6,
     "node": 7, "gateway": 7, "client": 7,
-    "testing": 8, "demo": 8,
+    "testing": 8, "demo": 8, "doctor": 8,
     "cli": 9,
     "__init__": 10, "__main__": 10,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +20,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from grid.client.connection import NodeConnection
-from grid.client.datasets import Dataset
+from grid.client.datasets import Dataset, Datasets
 from grid.client.flow import Home
 from grid.client.home import Credentials, gateway_url
-from grid.client.nodes import Node, Nodes, Roster
+from grid.client.nodes import NODE_COLUMNS, Node, Nodes, Roster
 from grid.client.paths import DialDirect, Paths
 from grid.client.shapes import Shapes
 from grid.client.sums import sum as sum
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, Trust
+from grid.display import counted, html
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
 from grid.ids import GridId, PeerId
 from grid.rpc.hop import dial_gateway, greeting_of
@@ -157,16 +159,17 @@ class Client:
         self._refreshed_at = self._clock.monotonic()
         self._roster.update(reply.nodes)
 
-    async def search(self, *tags: str, text: str = "") -> list[Dataset]:
+    async def search(self, *tags: str, text: str = "", offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
         With `text`, those in whose name, node's name, tags or description each of its words occurs, whatever the case.
+        `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
         """
         if not all(isinstance(tag, str) for tag in (*tags, text)):
             raise InvalidRequest('search takes tags, such as g.search("#train", "#digits")')
         found: list[FoundDataset] = []
         while True:
-            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE, text=text))
+            page = await self._request(Search(tags=tags, offset=len(found), limit=PAGE, offline=offline, text=text))
             if not isinstance(page, Found):
                 raise WireError("the gateway answered a search with something else")
             found.extend(page.datasets)
@@ -177,7 +180,7 @@ class Client:
         await self.refresh()
         nodes = {one.node: self._roster.by_id(one.node) for one in found}
         # A node that left between the two answers has no datasets any more.
-        return [Dataset(node, one.dataset) for one in found if (node := nodes[one.node]) is not None]
+        return Datasets(Dataset(node, one.dataset) for one in found if (node := nodes[one.node]) is not None)
 
     def _touch(self) -> None:
         """Ask for a newer list of nodes in the background, if the last one is not fresh."""
@@ -248,7 +251,18 @@ class Client:
         return self._paths.meter.received
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.me.name}: {len(self._roster.names())} nodes>"
+        ended = ", closed" if self._closed else ""
+        return f"<{type(self).__name__} {self.me.name}: {counted(len(self._roster.names()), 'node')}{ended}>"
+
+    def _repr_html_(self) -> str:
+        shown = Nodes(self._roster, self._touch)
+        return html(
+            self.me.name,
+            "client, closed" if self._closed else "client",
+            facts=[("grid", self.grid_id or "--dev: trust on first use"), ("id", self.me.id)],
+            columns=NODE_COLUMNS,
+            rows=shown._rows(),
+        )
 
 
 async def connect(
@@ -316,4 +330,4 @@ def _with_timeout(settings: ClientSettings, timeout: float | None) -> ClientSett
         return settings
     if not timeout > 0:
         raise InvalidRequest(f"timeout is {timeout}; it must be a number of seconds above 0")
-    return ClientSettings(timeout_s=timeout, direct=settings.direct, session=settings.session)
+    return dataclasses.replace(settings, timeout_s=timeout)

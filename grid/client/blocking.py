@@ -19,10 +19,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grid.client import api
-from grid.client.datasets import Dataset
+from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
+from grid.client.progress import Traffic, watch
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
@@ -33,6 +34,49 @@ from grid.transport.base import Dial
 T = TypeVar("T")
 
 STOP_S = 2.0
+
+
+class _Call:
+    """Work for the loop that another thread waits for: what `run_coroutine_threadsafe` does, at a third of its price."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self._task: asyncio.Task[Any] | None = None
+        self._given_up = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def start(self) -> None:
+        """On the loop's thread."""
+        if self._given_up:
+            self._work.close()
+            return
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(lambda _: self._done.release())
+
+    def result(self, traffic: Traffic) -> Any:
+        """On the other thread: wait for the work, and show that it takes long. Ctrl-C cancels it."""
+        try:
+            watch(self._is_done, traffic)
+            self._done.acquire()
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._cancel)
+            raise
+        assert self._task is not None
+        return self._task.result()
+
+    def _is_done(self, seconds: float) -> bool:
+        """Whether the work is done before so much time has passed."""
+        done = self._done.acquire(timeout=seconds)
+        if done:
+            self._done.release()
+        return done
+
+    def _cancel(self) -> None:
+        self._given_up = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 class LoopThread:
@@ -56,18 +100,20 @@ class LoopThread:
         if threading.get_ident() == self._thread.ident:
             work.close()
             raise InvalidRequest("a blocking call was made on the loop that it would wait for; use grid.aio there")
+        call = _Call(work, self.loop)
         try:
-            waiting = asyncio.run_coroutine_threadsafe(work, self.loop)
+            self.loop.call_soon_threadsafe(call.start)
         except RuntimeError:
             work.close()
             raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
         try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()
-            raise
+            return call.result(self._traffic)  # type: ignore[no-any-return]
         finally:
-            del waiting  # or an error would keep itself alive: error -> traceback -> this frame -> future -> error
+            del call  # or an error would keep itself alive: error -> traceback -> this frame -> call -> error
+
+    def _traffic(self) -> tuple[int, int]:
+        clients = list(self.clients)
+        return sum(one.bytes_sent for one in clients), sum(one.bytes_received for one in clients)
 
     def stop(self) -> None:
         """Close clients that were left open, cancel what still runs, and end the thread."""
@@ -163,12 +209,13 @@ class Client:
         """The node of this name. Raises `NotFound`."""
         return self.nodes[name]
 
-    def search(self, *tags: str, text: str = "") -> list[Dataset]:
+    def search(self, *tags: str, text: str = "", offline: bool = False) -> Datasets:
         """Datasets of nodes that are online, which have every one of these tags; all of them without tags.
 
         With `text`, those in whose name, node's name, tags or description each of its words occurs, whatever the case.
+        `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
         """
-        return self._thread.run(self._inner.search(*tags, text=text))
+        return self._thread.run(self._inner.search(*tags, text=text, offline=offline))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""
@@ -184,6 +231,7 @@ class Client:
 
     @property
     def settings(self) -> ClientSettings:
+        """What it was made with."""
         return self._inner.settings
 
     @property
@@ -203,6 +251,9 @@ class Client:
 
     def __repr__(self) -> str:
         return repr(self._inner)
+
+    def _repr_html_(self) -> str:
+        return self._inner._repr_html_()
 
 
 def connect(

@@ -147,6 +147,7 @@ class NodeConnection:
     ) -> RemoteTensor:
         """A remote tensor that stands for a part of a dataset."""
         made = adopt(self, self.new_id(), shape, torch_dtype(dtype))
+        made._source = f"{dataset}.{column or part}"
         object_id = self._object(made)
 
         def message(number: int) -> Message:

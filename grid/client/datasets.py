@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from grid.client.dispatch import Place
 from grid.client.tensors import RemoteTensor
+from grid.display import counted, html, printable, text_table
 from grid.errors import InvalidRequest, NotFound
 from grid.wire.messages import ColumnCard, DatasetCard, PolicyCard
 
@@ -50,10 +51,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
+        """The name that its owner gave it, unique at its node."""
         return self.card.name
 
     @property
     def rows(self) -> int:
+        """Number of rows; all of them count, whatever may be asked about them."""
         if self.blocks is None:
             return self.card.rows
         return sum(self._block_rows(block) for block in self.blocks)
@@ -65,10 +68,12 @@ class Dataset:
 
     @property
     def tags(self) -> tuple[str, ...]:
+        """What `g.search` finds it by."""
         return self.card.tags
 
     @property
     def description(self) -> str:
+        """What its owner says of it."""
         return self.card.description
 
     @property
@@ -106,7 +111,7 @@ class Dataset:
         if card.kind == "category":
             dtype = "i8"
         else:
-            dtype = self.card.feature_dtype if card.role == "feature" else self.card.target_dtype or "f4"
+            dtype = {"feature": self.card.feature_dtype, "target": self.card.target_dtype}.get(card.role, "f4")
         return self._open("column", (), dtype, self.blocks, column)
 
     def batches(
@@ -186,8 +191,53 @@ class Dataset:
         raise NotFound(f"the dataset {self.name!r} has no column {name!r}; it has {_listed(self.columns)}")
 
     def __repr__(self) -> str:
-        tags = " ".join(self.tags)
-        return f"<Dataset {self.name} at {self.node.name}: {self.rows} rows, {len(self.columns)} columns {tags}>"
+        name, tags = printable(self.name), "".join(f" {printable(tag)}" for tag in self.tags)
+        part = f" (part of {self.card.rows})" if self.blocks is not None else ""
+        size = f"{counted(self.rows, 'row')}{part}, {counted(len(self.columns), 'column')}"
+        return f"<Dataset {name} at {printable(self.node.name)}: {size}{tags}>"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("description", self.description),
+            ("rows", self.rows if self.blocks is None else f"{self.rows} of {self.card.rows}"),
+            ("tags", " ".join(self.tags)),
+            ("target", next((column.name for column in self.card.columns if column.role == "target"), "")),
+            ("may leave", self.policy.summary),
+        ]
+        columns = ("column", "role", "kind", "range or categories", "missing cells")
+        rows = [
+            (column.name, column.role, column.kind, _range(column), column.missing.replace("error", ""))
+            for column in self.card.columns
+        ]
+        return html(self.name, f"dataset at {self.node.name}", facts=facts, columns=columns, rows=rows)
+
+
+def _range(column: ColumnCard) -> str:
+    if column.categories:
+        return ", ".join(column.categories[:10]) + (" ..." if len(column.categories) > 10 else "")
+    if column.minimum is None and column.maximum is None:
+        return ""
+    least = "" if column.minimum is None else f"{column.minimum:g}"
+    return f"{least} to {'' if column.maximum is None else f'{column.maximum:g}'}"
+
+
+COLUMNS = ("node", "dataset", "rows", "columns", "tags", "may leave", "description")
+
+
+def row_of(dataset: Dataset) -> tuple[str, ...]:
+    """One line of a table of datasets, by `COLUMNS`."""
+    rows, columns, tags = str(dataset.rows), str(len(dataset.columns)), " ".join(dataset.tags)
+    return dataset.node.name, dataset.name, rows, columns, tags, dataset.policy.summary, dataset.description
+
+
+class Datasets(list[Dataset]):
+    """What a search found: a list that shows as a table."""
+
+    def __repr__(self) -> str:
+        return text_table(counted(len(self), "dataset"), COLUMNS, [row_of(one) for one in self])
+
+    def _repr_html_(self) -> str:
+        return html(counted(len(self), "dataset"), columns=COLUMNS, rows=[row_of(one) for one in self])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -214,4 +264,7 @@ class ByName(Mapping[str, Dataset]):
         return len(self._datasets)
 
     def __repr__(self) -> str:
-        return repr(list(self._datasets.values()))
+        return repr(Datasets(self._datasets.values()))
+
+    def _repr_html_(self) -> str:
+        return Datasets(self._datasets.values())._repr_html_()

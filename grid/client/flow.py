@@ -27,16 +27,25 @@ from grid.wire.messages import Command, CommandFailed, Message, TensorFrame
 log = logging.getLogger(__name__)
 
 MAX_BACKLOG = 16384
-"""Commands of one session that may be queued or running. A quarter of that must be done before a waiting program goes on."""
+"""Commands of one session that may be running, and commands and frees that may be queued. A quarter of that must be done before
+a waiting program goes on."""
 
 MAX_BACKLOG_BYTES = 256 << 20
 """Bytes of tensors that may be queued or under way with them."""
 
 MAX_MESSAGES = 32
+
+AHEAD = 2
+"""Messages that are sent as soon as there is one. With so many unanswered, commands gather until `WORTH` things wait, an answer
+comes, or somebody waits for a value: a message costs both sides as much as some tens of commands."""
+
+WORTH = 512
+
 MAX_REMEMBERED_FAILURES = 1000
 
 COMMAND_TIMEOUT_S = 7 * 24 * 3600.0
 """Commands take as long as they take; that the node is there is what heartbeats tell."""
+
 
 class Peer(Protocol):
     """What is used of `rpc.peer.Peer`."""
@@ -106,6 +115,7 @@ class Flow:
         self._awake = False
         self._peer: Peer | None = None
         self._under_way: deque[Sending] = deque()
+        self._asked = 0  # requests in the queue that somebody waits for
         self._commands = 0
         self._bytes = 0
         self._room = threading.Condition()
@@ -121,7 +131,7 @@ class Flow:
         if tensors:
             self._count_bytes(sum(len(tensor.data) for tensor in tensors))
         self._outgoing.add((command, tensors, place))
-        if not self._awake:
+        if not self._awake and self._is_worth_it():
             self._wake()
         if self._is_full(MAX_BACKLOG):
             self._wait_for_room()
@@ -132,7 +142,7 @@ class Flow:
         if single.nbytes:
             self._count_bytes(single.nbytes)
         self._outgoing.add((single, (), place))
-        if not self._awake:
+        if not self._awake and self._is_worth_it():
             self._wake()
         if self._is_full(MAX_BACKLOG):
             self._wait_for_room()
@@ -146,7 +156,7 @@ class Flow:
     def free(self, object_id: ObjectId) -> None:
         """The object is not needed any more. Called by finalizers: takes no lock and never raises."""
         self._outgoing.free(object_id)
-        if not self._awake and self.error is None:
+        if not self._awake and self.error is None and len(self._under_way) < AHEAD:
             # A finalizer runs anywhere, even while the interpreter or the loop shuts down; then the node forgets by itself.
             with suppress(GridError):
                 self._wake()
@@ -158,6 +168,10 @@ class Flow:
         except GridError:
             self._awake = False
             raise
+
+    def _is_worth_it(self) -> bool:
+        """Whether what waits should be sent now. Where not, the answer to a message under way will send it."""
+        return len(self._under_way) < AHEAD or self._asked > 0 or len(self._outgoing) >= WORTH
 
     def _is_full(self, limit: int) -> bool:
         return len(self._outgoing) + self._commands > limit or self._bytes > MAX_BACKLOG_BYTES
@@ -208,6 +222,7 @@ class Flow:
             raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds")
         single = Single(lambda _number: message, what, answer=answer, timeout_s=timeout_s)
         self._outgoing.add((single, (), None))
+        self._asked += 1
         self.flush()
         # The session keeps time for what it has sent; this is for a request that waits for its turn, or for the session.
         timer = self._loop.call_later(timeout_s, _expire, answer, what, self._name, timeout_s)
@@ -226,8 +241,7 @@ class Flow:
         self._awake = False
         if self._peer is None:
             return
-        self._outgoing.drain_freed()
-        while len(self._under_way) < MAX_MESSAGES:
+        while len(self._under_way) < MAX_MESSAGES and self._is_worth_it():
             sending = self._outgoing.take()
             if sending is None:
                 return
@@ -255,6 +269,8 @@ class Flow:
 
     def _send(self, peer: Peer, sending: Sending) -> None:
         single = sending.single
+        if single is not None and single.answer is not None:
+            self._asked -= 1
         self._commands += sending.count
         self._under_way.append(sending)
         try:

@@ -26,6 +26,13 @@ class Metered(Transport):
         await self._inner.send(*parts)
         self._meter.sent += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
 
+    def can_send_now(self) -> bool:
+        return self._inner.can_send_now()
+
+    def send_now(self, *parts: Buffer) -> None:
+        self._inner.send_now(*parts)
+        self._meter.sent += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+
     async def receive(self) -> Buffer:
         frame = await self._inner.receive()
         self._meter.received += len(frame)

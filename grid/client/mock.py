@@ -6,6 +6,7 @@ import numpy
 import pandas
 import torch
 
+from grid.display import printable
 from grid.errors import InvalidRequest
 from grid.mock import MAX_ROWS, draw_cells, generator
 from grid.tensors.buffers import torch_dtype
@@ -26,6 +27,21 @@ class Mock(pandas.DataFrame):
     def _constructor(self) -> type[pandas.DataFrame]:
         """Slices and results are ordinary tables: they no longer go with the tensors."""
         return pandas.DataFrame
+
+    def __repr__(self) -> str:
+        return f"{NOTE}\n{_lines(super().__repr__())}"
+
+    def _repr_html_(self) -> str:
+        table = getattr(super(), "_repr_html_")()  # noqa: B009  # pandas' stubs do not know it
+        return f'<div style="opacity:.7">{NOTE}</div>{_lines(table or "")}'
+
+
+def _lines(text: str) -> str:
+    """Without control characters, which pandas leaves in the names of columns."""
+    return "\n".join(printable(line, 1 << 20) for line in text.splitlines())
+
+
+NOTE = "Made-up rows: what the owner wrote of the columns, nothing of the data."
 
 
 def make_mock(card: DatasetCard, rows: int) -> Mock:

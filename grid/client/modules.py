@@ -15,6 +15,7 @@ import torch
 
 from grid.client.dispatch import Outbox, Place
 from grid.client.tensors import RemoteTensor
+from grid.display import html
 from grid.errors import InvalidRequest
 
 Put = Callable[[torch.Tensor], RemoteTensor]
@@ -35,6 +36,17 @@ class RemoteModule(torch.nn.Module):
     def location(self) -> Place:
         """The node that has the parameters."""
         return _outbox_of(self).place
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} at {self.location.name!r}"
+
+    def _repr_html_(self) -> str:
+        columns = ("parameter or buffer", "shape", "dtype", "learns")
+        rows = [
+            (name, tuple(one.shape), str(one.dtype).removeprefix("torch."), "yes" if one.requires_grad else "no")
+            for name, one in (*self.named_parameters(), *self.named_buffers())
+        ]
+        return html(type(self).__name__, f"remote module at {self.location.name}", columns=columns, rows=rows)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InvalidRequest(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from grid.client.connection import NodeConnection, Site
-from grid.client.datasets import ByName, Dataset
+from grid.client.datasets import COLUMNS, ByName, Dataset, row_of
 from grid.client.modules import send
 from grid.client.origins import origin
+from grid.display import counted, html, printable, text_table
 from grid.errors import NotFound
 from grid.wire.messages import NodeCard
+
+NODE_COLUMNS = ("name", "state", "organisation", "datasets", "id")
 
 
 class Roster:
@@ -64,10 +68,12 @@ class Node(Site):
 
     @property
     def name(self) -> str:
+        """Its name, unique in the grid."""
         return self._first.name
 
     @property
     def id(self) -> str:
+        """What its key makes of it: the same name under another key is another node."""
         return self._first.id
 
     @property
@@ -77,6 +83,7 @@ class Node(Site):
 
     @property
     def organisation(self) -> str:
+        """Whose node it is, as its enrolment says."""
         return self.card.organisation
 
     @property
@@ -84,6 +91,12 @@ class Node(Site):
         """`online` or `offline`, as the gateway last said."""
         card = self._roster.card(self)
         return card.state if card is not None else "offline"
+
+    @property
+    def since(self) -> float:
+        """Wall time in seconds from which on it has been in that state, as the gateway says; 0 where that is not known."""
+        card = self._roster.card(self)
+        return card.since if card is not None else 0.0
 
     @property
     def datasets(self) -> ByName:
@@ -106,7 +119,15 @@ class Node(Site):
         return self.name
 
     def __repr__(self) -> str:
-        return f"<Node {self.name} ({self.state}): {len(self.card.datasets)} datasets>"
+        return f"<Node {printable(self.name)} ({self.state}{self._since()}): {counted(len(self.card.datasets), 'dataset')}>"
+
+    def _repr_html_(self) -> str:
+        facts = [("organisation", self.organisation), ("id", self.id)]
+        rows = [row_of(one)[1:] for one in self.datasets.values()]
+        return html(self.name, f"node, {self.state}{self._since()}", facts=facts, columns=COLUMNS[1:], rows=rows)
+
+    def _since(self) -> str:
+        return f" since {_shown(self.since)}" if self.state == "offline" and self.since else ""
 
 
 class Nodes(Mapping[str, Node]):
@@ -133,5 +154,20 @@ class Nodes(Mapping[str, Node]):
         return name in self._roster.names()
 
     def __repr__(self) -> str:
-        self._refresh()
-        return "{" + ", ".join(repr(self._roster.find(name)) for name in self._roster.names()) + "}"
+        """Of the last list that came: showing it asks nobody."""
+        return text_table(counted(len(self._roster.names()), "node"), NODE_COLUMNS, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html(counted(len(self._roster.names()), "node"), columns=NODE_COLUMNS, rows=self._rows())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        nodes = [self._roster.find(name) for name in self._roster.names()]
+        return [(node.name, node.state, node.organisation, str(len(node.datasets)), node.id) for node in nodes]
+
+
+def _shown(wall: float) -> str:
+    """Wall time in seconds as people write it, in UTC; a gateway may say anything."""
+    try:
+        return datetime.datetime.fromtimestamp(int(wall), datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return "a time that makes no sense"

@@ -1,8 +1,8 @@
 """What waits to go to one node, in the order in which the program asked for it. Plain code: no loop, no locks, no I/O.
 
-Any thread may add; one thread takes. Commands that follow each other travel in one `Commands` message; everything else is a
-message of its own, in its place in the order. Object ids to free go in between when they are drained: a command that uses an
-object was added while something still held it, so it stands before the message that frees it.
+Any thread may add; one thread takes. Commands that follow each other travel in one `Commands` message, together with the objects
+that are freed between them; everything else is a message of its own, in its place in the order. A command that uses an object
+was added while something still held it, so it stands before the place where the object is freed.
 """
 
 from __future__ import annotations
@@ -77,60 +77,78 @@ class _Batch:
     tensors: list[TensorFrame] = field(default_factory=list)
     origins: list[tuple[str, Origin]] = field(default_factory=list)
     nbytes: int = 0
+    frees: list[tuple[ObjectId, ...]] = field(default_factory=list)
+
+
+Entry = tuple[Command | Single, Sequence[TensorFrame], Origin]
 
 
 class Outgoing:
-    """The queue. `add*` and `free` from any thread; `take` and `drain_freed` from the one that sends."""
+    """The queue: commands, messages, ids of objects to free. `add` and `free` from any thread, `take` from the one that sends."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Command | Single, Sequence[TensorFrame], Origin]] = deque()
-        self._freed: deque[ObjectId] = deque()
+        self._waiting: deque[Entry | ObjectId] = deque()
         self._next = 1
         # Bound once: these run for every operation of every model.
-        self.add = self._waiting.append
-        self.free = self._freed.append
+        self.add: Callable[[Entry], None] = self._waiting.append
+        self.free: Callable[[ObjectId], None] = self._waiting.append
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def drain_freed(self) -> None:
-        """Queue what was freed until now. Whatever uses those objects is in the queue already."""
-        while self._freed:
-            ids = tuple(self._freed.popleft() for _ in range(min(len(self._freed), FREE_AT_ONCE)))
-            message = FreeObjects(objects=ids)
-            self.add((Single(lambda _number, message=message: message, "free", one_way=True), (), None))  # type: ignore[misc]
 
     def take(self) -> Sending | None:
         """The next message, or None where nothing waits."""
         if not self._waiting:
             return None
-        if isinstance(self._waiting[0][0], Single):
-            single, _, place = self._waiting.popleft()
-            assert isinstance(single, Single)
-            return self._single(single, place)
+        head = self._waiting[0]
+        if not isinstance(head, tuple):
+            freed = FreeObjects(objects=self._freed())
+            return Sending(freed, 0, (), Single(lambda _number: freed, "free", one_way=True))
+        if isinstance(head[0], Single):
+            self._waiting.popleft()
+            return self._single(head[0], head[2])
         batch = _Batch()
         while self._waiting and len(batch.commands) < BATCH_COMMANDS and batch.nbytes < BATCH_BYTES:
-            command, tensors, place = self._waiting[0]
-            if isinstance(command, Single):
-                break
-            self._waiting.popleft()
-            if tensors:
-                command = _shifted(command, len(batch.tensors))
-                batch.tensors.extend(tensors)
-                batch.nbytes += sum(len(tensor.data) for tensor in tensors)
-            batch.commands.append(command)
-            batch.origins.append((command.op, place))
+            entry = self._waiting[0]
+            if isinstance(entry, tuple):
+                command, tensors, place = entry
+                if isinstance(command, Single):
+                    break
+                self._waiting.popleft()
+                if tensors:
+                    command = _shifted(command, len(batch.tensors))
+                    batch.tensors.extend(tensors)
+                    batch.nbytes += sum(len(tensor.data) for tensor in tensors)
+                batch.commands.append(command)
+                batch.origins.append((command.op, place))
+            elif len(batch.frees) == len(batch.commands):
+                break  # more than one list of frees has room for
+            else:
+                batch.frees.extend([()] * (len(batch.commands) - 1 - len(batch.frees)))
+                batch.frees.append(self._freed())
         first = self._next
         self._next += len(batch.commands)
-        message = Commands(first=first, commands=tuple(batch.commands), tensors=tuple(batch.tensors))
+        message = Commands(
+            first=first, commands=tuple(batch.commands), tensors=tuple(batch.tensors), frees=tuple(batch.frees)
+        )
         return Sending(message, first, batch.origins, nbytes=batch.nbytes)
+
+    def _freed(self) -> tuple[ObjectId, ...]:
+        """The ids at the head of the queue."""
+        found: list[ObjectId] = []
+        while self._waiting and len(found) < FREE_AT_ONCE:
+            one = self._waiting[0]
+            if isinstance(one, tuple):
+                break
+            self._waiting.popleft()
+            found.append(one)
+        return tuple(found)
 
     def drop(self) -> list[Single]:
         """Forget all that waits; gives back the messages whose answers somebody waits for."""
-        dropped = [one for one, _, _ in self._waiting if isinstance(one, Single) and one.answer is not None]
+        entries = [entry[0] for entry in self._waiting if isinstance(entry, tuple)]
         self._waiting.clear()
-        self._freed.clear()
-        return dropped
+        return [one for one in entries if isinstance(one, Single) and one.answer is not None]
 
     def _single(self, single: Single, place: Origin) -> Sending:
         number = 0

@@ -1,12 +1,15 @@
 """The client's connections, as they are opened and kept: one to the gateway, and a sealed channel to each node in use.
 
-All of them are tasks of one group, and gone when it is. A connection that ends is opened anew when it is needed again.
+All of them are tasks of one group, and gone when it is. The gateway is dialed again, with full jitter, for as long as the
+client lives; a session with a node that ended is opened anew when it is needed again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -15,12 +18,13 @@ from grid.client.flow import OnFailed
 from grid.client.meter import Meter, Metered
 from grid.clock import Clock
 from grid.crypto.identity import Expected, LocalIdentity, Trust
-from grid.errors import GridError, LocalProtocolError, NodeUnavailable
+from grid.errors import DeadlineExceeded, GridError, LocalProtocolError, NodeUnavailable, NotFound, QuotaExceeded
 from grid.ids import PeerId
-from grid.rpc.channel import SecureChannel, open_channel
+from grid.rpc.channel import SecureChannel, open_channel, time_limit
 from grid.rpc.dispatch import Handlers
 from grid.rpc.hop import Hop, join_gateway
 from grid.rpc.peer import Peer
+from grid.rpc.reconnect import SETTLED_S, Backoff
 from grid.settings import ClientSettings
 from grid.transport.base import Dial, Transport
 from grid.wire.messages import CommandFailed
@@ -56,40 +60,84 @@ class Paths:
         self._limits = settings.session
         self._clock = clock
         self._tasks = tasks
-        self._hop: asyncio.Future[Hop] | None = None
+        self._reconnect_s = settings.reconnect_s
+        self._backoff = Backoff(clock, random.Random())
+        self._hop: Hop | None = None
+        self._ready: asyncio.Future[Hop] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._joined_at = -math.inf
+        self._joins = 0
+        self._why: GridError | None = None
 
     async def hop(self) -> Hop:
-        """The connection to the gateway, joined; a new one if the last has ended. Raises what joining raises."""
-        current = self._hop
-        if current is None or (current.done() and (current.exception() is not None or current.result().peer.closed)):
-            current = self._hop = asyncio.get_running_loop().create_future()
-            self._tasks.create_task(self._keep_hop(current), name="grid gateway")
-        return await asyncio.shield(current)
+        """The connection to the gateway, joined. One that was lost is made anew in the background, and waited for here.
 
-    async def _keep_hop(self, ready: asyncio.Future[Hop]) -> None:
-        """The life of one connection to the gateway."""
+        Raises what joining raises: at once where the first attempt fails, `NodeUnavailable` after `reconnect_s` later on.
+        """
+        if self._hop is not None and not self._hop.peer.closed:
+            return self._hop
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+        if self._keeping is None:
+            self._keeping = self._tasks.create_task(self._keep_joined(), name="grid gateway")
         try:
-            async with join_gateway(
-                self._metered_dial, me=self._me, trust=self._trust, clock=self._clock, limits=self._limits
-            ) as hop:
-                ready.set_result(hop)
-                await hop.peer.wait_closed()
+            async with time_limit(self._clock, self._reconnect_s, "waiting for the gateway"):
+                return await asyncio.shield(self._ready)
+        except DeadlineExceeded:
+            why = f": {self._why.message}" if self._why is not None else ""
+            raise NodeUnavailable(f"the gateway has not come back within {self._reconnect_s:g} s{why}") from None
+
+    async def _keep_joined(self) -> None:
+        """Join, and join again after each loss; until the client ends, or joining fails in a way that waiting does not mend."""
+        try:
+            while True:
+                try:
+                    await self._join()
+                except (NodeUnavailable, DeadlineExceeded, QuotaExceeded) as error:
+                    self._why = error
+                    if not self._joins:
+                        raise
+                    log.info("the gateway is not reachable: %s", error)
+                if self._ready is None:
+                    self._ready = asyncio.get_running_loop().create_future()
+                await self._backoff.wait()
         except GridError as error:
-            _fail(ready, error)
+            self._failed(error)
         except Exception:
             log.exception("the connection to the gateway ended in an unexpected way")
-            _fail(ready, LocalProtocolError("the connection to the gateway failed by a fault of this program; its log has more"))
+            self._failed(LocalProtocolError("the connection to the gateway failed by a fault of this program; its log has more"))
         finally:
-            if not ready.done():
-                _fail(ready, NodeUnavailable("the client was closed"))
+            self._failed(NodeUnavailable("the client was closed"))
+            self._keeping = None
+
+    async def _join(self) -> None:
+        """One connection to the gateway, until it ends."""
+        async with join_gateway(
+            self._metered_dial, me=self._me, trust=self._trust, clock=self._clock, limits=self._limits
+        ) as hop:
+            self._hop, self._why = hop, None
+            self._joined_at = self._clock.monotonic()
+            self._joins += 1
+            if self._ready is not None:
+                self._ready.set_result(hop)
+                self._ready = None
+            try:
+                self._why = await hop.peer.wait_closed()
+            finally:
+                self._hop = None
+                if self._clock.monotonic() - self._joined_at >= SETTLED_S:
+                    self._backoff.settled()
+
+    def _failed(self, error: GridError) -> None:
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready.set_exception(error)
+            ready.exception()  # Somebody may have stopped waiting; then nobody is to be told.
 
     @asynccontextmanager
     async def session(self, node: Place, address: str, on_failed: OnFailed) -> AsyncIterator[Peer]:
         """A session with a node over a sealed channel, direct where it listens and can be reached, otherwise relayed."""
-        hop = await self.hop()
-        channel = await self._direct(node, address, hop) if address and self._dial_direct is not None else None
-        if channel is None:
-            channel = await self._seal(await hop.links.open(PeerId(node.id)), node, hop)
+        channel, link = await self._channel(node, address)
         handlers = Handlers({CommandFailed: on_failed})
         async with (
             channel,
@@ -101,9 +149,29 @@ class Paths:
                 limits=self._limits,
                 clock=self._clock,
                 name=node.name,
+                about={"peer_id": node.id, "session": channel.session, "link": link},
             ) as peer,
         ):
             yield peer
+
+    async def _channel(self, node: Place, address: str) -> tuple[SecureChannel, int | None]:
+        """A new channel, and the number of its link if it is relayed.
+
+        After a gateway was lost its nodes come back one by one, so for `reconnect_s` they are waited for.
+        """
+        backoff = Backoff(self._clock, random.Random())
+        while True:
+            hop = await self.hop()
+            channel = await self._direct(node, address, hop) if address and self._dial_direct is not None else None
+            if channel is not None:
+                return channel, None
+            try:
+                link = await hop.links.open(PeerId(node.id))
+                return await self._seal(link, node, hop), link.id
+            except (NodeUnavailable, NotFound):
+                if self._joins < 2 or self._clock.monotonic() - self._joined_at > self._reconnect_s:
+                    raise
+            await backoff.wait()
 
     async def _direct(self, node: Place, address: str, hop: Hop) -> SecureChannel | None:
         assert self._dial_direct is not None
@@ -129,9 +197,3 @@ class Paths:
 
     async def _metered_dial(self) -> Transport:
         return Metered(await self._dial(), self.meter)
-
-
-def _fail(ready: asyncio.Future[Hop], error: GridError) -> None:
-    if not ready.done():
-        ready.set_exception(error)
-        ready.exception()  # Somebody may have stopped waiting; then nobody is to be told.

@@ -16,6 +16,7 @@ import torch
 
 from grid.client.dispatch import USE_GET, Dispatcher, Handle, Outbox, Place
 from grid.client.shapes import CPU, Meta
+from grid.display import html, printable
 from grid.errors import InvalidRequest
 from grid.ids import ObjectId
 from grid.plans.ir import PlanTarget
@@ -28,6 +29,8 @@ class RemoteTensor(torch.Tensor):
     __slots__ = ("_handle", "_meta")
     _handle: Handle
     _meta: Meta
+    _source: str = ""
+    """`DATASET.part` where it is a part of a dataset, whose rows are its first dimension."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -65,9 +68,24 @@ class RemoteTensor(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Never shows values: they are not here."""
-        extra = ", requires_grad=True" if self.requires_grad else ""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"RemoteTensor(shape={tuple(self.shape)}, dtype={dtype}, at={self.location.name!r}{extra})"
+        facts = [f"{name}={value}" for name, value in self._facts()]
+        kind = "Parameter containing: " if isinstance(self, torch.nn.Parameter) else ""
+        return f"{kind}RemoteTensor({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        name = "remote parameter" if isinstance(self, torch.nn.Parameter) else "remote tensor"
+        note = "The values are there. get() asks for a copy, which its owner's rules allow or refuse."
+        facts = [(fact, value.strip("'")) for fact, value in self._facts()[3:]]
+        return html(f"{tuple(self.shape)} {_short(self.dtype)}", f"{name} at {self.location.name}", facts=facts, note=note)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What is known here: shape, dtype, place, and what there is besides."""
+        facts = [("shape", str(tuple(self.shape))), ("dtype", _short(self.dtype)), ("at", repr(self.location.name))]
+        if self._source:
+            facts += [("of", repr(printable(self._source))), ("rows", "'dimension 0'")]
+        if self.requires_grad:
+            facts.append(("requires_grad", "True"))
+        return facts
 
     def __format__(self, spec: str) -> str:
         if spec:
@@ -122,6 +140,13 @@ class RemoteTensor(torch.Tensor):
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         _needs_value("a numpy array", "x.get().numpy()")
 
+    def __array_ufunc__(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        name = getattr(function, "__name__", "a numpy function")
+        raise InvalidRequest(
+            f"numpy's {name} needs the values, which are at a node. Use torch's functions, with torch.as_tensor(array) for an"
+            " array beside a remote tensor, or x.get().numpy()"
+        )
+
     def __bool__(self) -> NoReturn:
         _needs_value("a condition", "x.get(), or torch.where for a choice element by element")
 
@@ -150,6 +175,18 @@ class RemoteTensor(torch.Tensor):
 
     def map2_(self, *args: Any) -> NoReturn:
         _needs_value("map2_()", "operations on whole tensors such as torch.where")
+
+    def data_ptr(self) -> NoReturn:
+        _needs_value("data_ptr()", "x.get().data_ptr()")
+
+    def untyped_storage(self) -> NoReturn:
+        _needs_value("untyped_storage()", "x.get().untyped_storage()")
+
+    def storage(self) -> NoReturn:
+        _needs_value("storage()", "x.get().storage()")
+
+    def pin_memory(self, *args: Any) -> NoReturn:
+        _needs_value("pin_memory()", "x.get().pin_memory()")
 
     def share_memory_(self) -> NoReturn:
         _needs_value("share_memory_()", "x.get().share_memory_()")
@@ -216,6 +253,10 @@ def _with_flags(source: RemoteTensor, target: torch.Tensor) -> RemoteTensor:
     if isinstance(source, torch.nn.Parameter):
         target._is_param = True
     return target
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _needs_value(what: str, write: str) -> NoReturn:

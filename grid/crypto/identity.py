@@ -141,6 +141,11 @@ class LocalIdentity:
         me.card_for(clock)
         return me
 
+    @classmethod
+    def read(cls, folder: Path) -> LocalIdentity | None:
+        """The identity kept in `folder` as it is, nothing renewed or written; None where there is none."""
+        return cls._load(folder / FILE_NAME)
+
     @property
     def id(self) -> PeerId:
         return self.key.id

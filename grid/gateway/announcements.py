@@ -10,8 +10,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
-from grid.telemetry import printable
 from grid.wire.address import parse_address
 from grid.wire.codec import DTYPES, encode
 from grid.wire.messages import Announce, ColumnCard, DatasetCard

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from grid.display import printable
 from grid.errors import NotFound
 from grid.gateway.app import Gateway
 from grid.gateway.events import KINDS
@@ -19,7 +20,6 @@ from grid.gateway.index import words_of
 from grid.gateway.protocol import read_body
 from grid.gateway.queries import choice_of, number_of, page_number, query_of, tags_of
 from grid.gateway.views import SORTS, Page, show_dataset, show_event, show_node, show_sample, show_session
-from grid.telemetry import printable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")

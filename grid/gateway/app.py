@@ -19,21 +19,25 @@ from typing import Any, Self
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
+from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
 from grid.gateway.events import Event, EventLog
 from grid.gateway.feed import Feed
 from grid.gateway.index import words_of
+from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
 from grid.gateway.traffic import TrafficMeter
 from grid.gateway.views import Views
 from grid.ids import GridId
+from grid.logs import session_of, tags
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings
-from grid.telemetry import Metrics, printable, tagged
+from grid.store.base import Store
+from grid.telemetry import Metrics
 from grid.transport.base import Transport
 from grid.wire.messages import (
     Announce,
@@ -59,7 +63,10 @@ SAMPLE_S = 1.0
 
 
 class Gateway:
-    """A gateway. Enter it, then call `serve` with each transport that connects; leaving says goodbye to all of them."""
+    """A gateway. Enter it, then call `serve` with each transport that connects; leaving says goodbye to all of them.
+
+    `store` keeps the nodes that it has known over a restart; it belongs to the caller, who closes it after the gateway.
+    """
 
     def __init__(
         self,
@@ -70,6 +77,7 @@ class Gateway:
         clock: Clock,
         token: str,
         metrics: Metrics | None = None,
+        store: Store | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
@@ -88,6 +96,8 @@ class Gateway:
         self._emptied = asyncio.Event()
         self._registry = Registry(max_datasets=settings.max_datasets_per_node)
         self._router = Router(max_links_per_peer=settings.max_links_per_peer, buffer_bytes=settings.link_buffer_bytes)
+        self._keeper = Keeper(store)
+        self._registry.restore(self._keeper.restore(trust, max_datasets=settings.max_datasets_per_node, now=clock.wall()))
         self._meter = TrafficMeter()
         self._told_links = (0, 0)
         self.feed = Feed()
@@ -105,6 +115,7 @@ class Gateway:
         )
 
     async def __aenter__(self) -> Self:
+        await self._open.enter_async_context(self._keeper)
         self._open.enter_context(self.trust.on_revocations(self._spread_revocations))
         tasks = await self._open.enter_async_context(asyncio.TaskGroup())
         sampling = tasks.create_task(self._sample(), name="gateway traffic")
@@ -145,6 +156,10 @@ class Gateway:
         if verdict.evict is not None:
             self._evict(verdict.evict)
         connection = self._greet(source)
+        with tags(connection=connection.id, session=session_of(connection.greeting.nonce)):
+            await self._serve(connection, transport)
+
+    async def _serve(self, connection: Connection, transport: Transport) -> None:
         self.metrics.count("grid_connections_total")
         why = "its connection ended"
         try:
@@ -157,6 +172,7 @@ class Gateway:
                 clock=self.clock,
                 name=f"connection {connection.id}",
                 greeting=connection.greeting,
+                about={"peer": ""},
             )
             connection.peer.limit_messages(STRANGER_MESSAGE_BYTES)
             async with connection.peer as peer:
@@ -164,7 +180,7 @@ class Gateway:
                 why = error.message if error is not None else why
         except GridError as error:
             why = error.message
-            log.info("connection %s ended: %s", connection.id, printable(why))
+            log.info("the connection ended: %s", printable(why))
         finally:
             self._gone(connection, why)
             await transport.close()
@@ -241,7 +257,8 @@ class Gateway:
         card = connection.card
         if card is None:
             return
-        tagged(log, peer=card.name, role=card.role).info("left: %s", printable(why))
+        with tags(peer=card.name, peer_id=card.id):
+            log.info("%s left: %s", card.role, printable(why))
         self._perform(self._router.leave(connection.id, f"{card.role} {card.name} is gone: {why[:200]}"))
         if self._registry.leave(connection.id, card.id, self.clock.wall()):
             self._note("left", card, why)
@@ -308,7 +325,7 @@ class Gateway:
             )
         except GridError as error:
             self.metrics.count("grid_connections_refused_total", reason=error.code)
-            self._complain("connection %s may not join: %s", connection.id, printable(error.message))
+            self._complain("the peer may not join: %s", printable(error.message))
             self.events.add("refused", error.message)
             connection.close_soon(error)  # Signatures are dear to check, and whoever has a good one needs one attempt.
             raise
@@ -318,7 +335,9 @@ class Gateway:
         self._router.join(connection.id, card.id)
         if older is not None:
             self._replace(self._connections[older], card)
-        tagged(log, peer=card.name, role=card.role).info("joined as %s", card.id)
+        assert connection.peer is not None
+        connection.peer.tag(peer=card.name, peer_id=card.id)
+        log.info("%s joined", card.role)
         entry = self._registry.get(card.id)
         if entry is not None and not entry.others:  # Of several programs of one person the first has joined.
             self._note("joined", card, "")
@@ -333,14 +352,18 @@ class Gateway:
         older.close_soon(InvalidRequest(why))
         self._perform(self._router.leave(older.id, why))
 
-    def _announce(self, connection: Connection, message: Announce) -> Ok:
+    def _announce(self, connection: Connection, message: Announce) -> Awaitable[Message]:
         if not connection.announcements.take(self.clock.monotonic()):
             raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
         card, number = _card(connection), len(message.datasets)
         self._registry.announce(card.id, message)
+        kept = self._changed()
         self._note("announced", card, f"{number} dataset{'' if number == 1 else 's'}")
         self.feed.publish("datasets", {"id": card.id, "name": card.name, "datasets": number})
-        self._changed()
+        return self._acknowledge(kept)
+
+    async def _acknowledge(self, kept: asyncio.Future[None]) -> Ok:
+        await asyncio.shield(kept)  # others wait for the same write
         return Ok()
 
     def _list_nodes(self, connection: Connection, message: ListNodes) -> Awaitable[Message]:
@@ -348,7 +371,9 @@ class Gateway:
 
     def _search(self, connection: Connection, message: Search) -> Awaitable[Message]:
         def found() -> Found:
-            page, total = self._registry.search(message.tags, message.offset, message.limit, words_of(message.text))
+            page, total = self._registry.search(
+                message.tags, message.offset, message.limit, words_of(message.text), offline=message.offline
+            )
             return Found(datasets=tuple(page), total=total)
 
         return self._answer(connection, found)
@@ -367,6 +392,7 @@ class Gateway:
         if entry.connection is None:
             raise NodeUnavailable(f"{entry.role} {entry.name} is offline; it is listed again as online when it has come back")
         self._perform(self._router.open(connection.id, message.link, entry.connection, self.clock.wall()))
+        log.debug("link %s to %s %s opens, on its connection %s", message.link, entry.role, entry.name, entry.connection)
         return Ok()
 
     def _link_data(self, connection: Connection, message: LinkData) -> None:
@@ -392,7 +418,18 @@ class Gateway:
             if isinstance(effect, Tell):
                 connection.tell(effect.message)
             else:
-                connection.due.set()
+                self._forward(connection)
+
+    def _forward(self, connection: Connection) -> None:
+        """Hand a receiver what is due to it, as far as it takes that at once; the rest is for `_pump`."""
+        peer = connection.peer
+        while peer is not None and peer.is_drained() and not connection.leaving:
+            message, effects = self._router.take(connection.id)
+            if message is None:
+                return
+            connection.tell(message)
+            self._perform(effects)
+        connection.due.set()
 
     def _spread_revocations(self) -> None:
         """A newer list is in force: tell everybody, and let those go whom it names."""
@@ -412,8 +449,10 @@ class Gateway:
 
     # ------------------------------------------------------------ what watchers hear
 
-    def _changed(self) -> None:
+    def _changed(self) -> asyncio.Future[None]:
+        """Something has changed: readers hear of it at once, and the result is done when it is on disk."""
         self.changes.mark()
+        return self._keeper.keep(self._registry.take_changes())
 
     def _note(self, kind: str, card: Card, text: str) -> None:
         self.events.add(kind, text, peer=card.id, name=card.name, role=card.role)

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from grid.display import printable
 from grid.ids import PeerId
-from grid.telemetry import printable
 
 KINDS: Mapping[str, str] = {
     "joined": "A node or client proved who it is and came in.",

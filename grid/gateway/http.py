@@ -15,6 +15,7 @@ from typing import Self
 
 from aiohttp import web
 
+from grid.display import printable
 from grid.errors import (
     AuthenticationFailed,
     GridError,
@@ -32,7 +33,6 @@ from grid.gateway.pages import Pages
 from grid.gateway.protocol import allow_files, protocol_factory, read_token
 from grid.gateway.socket import SocketTransport, new_socket
 from grid.gateway.tls import certificate_names, tls_context
-from grid.telemetry import printable
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ class Described(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Listed:
-    """A node and the text in which it is found, with its datasets. `online` is as it was when it was indexed."""
+    """A node and the text in which it is found, with its datasets: of one that has gone, those that it announced last."""
 
     entry: Entry
     text: str
@@ -61,8 +61,8 @@ class Index:
         listed = _listed(entry)
         self._listed[entry.id] = listed
         bisect.insort(self._order, (entry.name, entry.id))
+        self.online += listed.online
         if listed.online:
-            self.online += 1
             self.datasets += len(listed.datasets)
             for described in listed.datasets:
                 self.tags.update(set(described.card.tags))
@@ -91,9 +91,9 @@ class Index:
         return [listed.entry for listed in self._in_order() if _has(listed.text, words)]
 
     def find(self, tags: Sequence[str] = (), words: Sequence[str] = (), *, offline: bool = False) -> list[Described]:
-        """The datasets of nodes that are online which have every tag and every word, by node and name.
+        """The datasets of nodes that are online which have every tag and every word, by node and name; with `offline` also
+        those of nodes that have gone.
 
-        With `offline` those of nodes that have gone as well, as far as their entries have any.
         Words are looked for in the name, the node's name, the tags and the description. What is found is as it was indexed:
         ten thousand new objects for each search would make the garbage collector look at everything there is.
         """

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from grid.display import printable
 from grid.errors import NotFound
 from grid.gateway.api import Handler
 from grid.gateway.app import Gateway
@@ -24,7 +25,6 @@ from grid.gateway.queries import choice_of, page_number, query_of, tags_of
 from grid.gateway.registry import Entry
 from grid.gateway.traffic import condensed
 from grid.gateway.views import SORTS, Page
-from grid.telemetry import printable
 from grid.wire.messages import DatasetCard
 
 SIZE = 50
@@ -120,8 +120,7 @@ class Pages:
         name = request.match_info["dataset"]
         found = self._views.find_dataset(entry.id, name)
         if found is None:
-            state = "lists no dataset of that name now" if entry.online else "is offline, and its datasets with it"
-            raise NotFound(f"{printable(name)!r} is not here: node {entry.name} {state}")
+            raise NotFound(f"{printable(name)!r} is not here: node {entry.name} lists no dataset of that name now")
         _, card = found
         listed = self._views.registry.lists_datasets_of(entry)
         facts = {

@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 from aiohttp import web
 
+from grid.display import printable
 from grid.errors import InvalidRequest
 from grid.gateway.announcements import MAX_TAG, MAX_TAGS
 from grid.gateway.index import MAX_QUERY
-from grid.telemetry import printable
 
 MAX_NUMBER = 9
 """Digits of a number."""

@@ -4,7 +4,8 @@ Rules:
 * A peer is known by its id. A node is connected by at most one connection; a newer one of the same id takes its place.
 * A client may have several connections, up to `MAX_CONNECTIONS`: a person's programs share the keys of that person.
 * A node's name belongs to one id. Another identity gets the name only when its holder is not connected.
-* A node that has gone stays listed as offline, up to `max_offline` of them, without its datasets: those are announced anew.
+* A node that has gone stays listed as offline with what it announced last, up to `max_offline` of them. Their descriptions
+  may take `MAX_OFFLINE_BYTES` in all; above that the nodes that left first lose theirs.
 * All text in announcements comes from strangers: it is bounded here, once, and escaped where it is shown.
 
 `version` rises with every change that a reader can see.
@@ -13,14 +14,14 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
+from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.gateway.announcements import MAX_TAGS, check_announcement
 from grid.gateway.index import Index
 from grid.ids import PeerId
-from grid.telemetry import printable
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
 
 ConnectionId = NewType("ConnectionId", int)
@@ -32,6 +33,9 @@ MAX_CONNECTIONS = 16
 
 MAX_LISTED = 2 << 20
 """Bytes of a list of nodes without their datasets; a longer list is cut, the offline nodes first."""
+
+MAX_OFFLINE_BYTES = 32 << 20
+"""Bytes of descriptions that are kept of nodes that have gone."""
 
 MAX_REPLY = 3 << 19
 """Bytes of descriptions in one reply, so that it stays a message that can be sent."""
@@ -74,6 +78,7 @@ class Entry:
             state="online" if self.online else "offline",
             address=self.address,
             card=self.card,
+            since=self.since,
             datasets=self.datasets if described else (),
             dataset_count=len(self.datasets),
         )
@@ -88,6 +93,7 @@ class Registry:
         self._max_offline = max_offline
         self._entries: dict[PeerId, Entry] = {}
         self._node_of: dict[str, PeerId] = {}
+        self._changed: set[PeerId] = set()
         self.index = Index()
 
     # ------------------------------------------------------------ presence
@@ -130,7 +136,6 @@ class Registry:
         self._remove(entry)
         if entry.role == "node":
             entry.connection, entry.since = None, now
-            entry.datasets, entry.sizes = (), {}
             self._add(entry)
             self._forget_oldest()
         self.version += 1
@@ -142,6 +147,18 @@ class Registry:
         if entry is not None:
             self._remove(entry)
             self.version += 1
+
+    def restore(self, entries: Iterable[Entry]) -> None:
+        """Take in nodes of an earlier run; before anybody has come."""
+        for entry in entries:
+            self._add(entry)
+        self._changed.clear()
+
+    def take_changes(self) -> dict[PeerId, Entry | None]:
+        """The nodes that have changed since this was asked last; None for those that are forgotten."""
+        changed, self._changed = self._changed, set()
+        found = {peer: self._entries.get(peer) for peer in changed}
+        return {peer: entry if entry is not None and entry.role == "node" else None for peer, entry in found.items()}
 
     # ------------------------------------------------------------ announcements
 
@@ -172,7 +189,7 @@ class Registry:
         return entry if entry is not None and entry.role == "node" else None
 
     def cards(self) -> tuple[NodeCard, ...]:
-        """The nodes by name, for one reply: where not all fit the offline ones go first, then the datasets of the later ones."""
+        """The nodes by name, for one reply: where not all fit the offline ones go first, then datasets, in the same order."""
         room = MAX_LISTED
         listed: list[Entry] = []
         for entry in sorted(self.nodes(), key=lambda entry: not entry.online):
@@ -180,10 +197,13 @@ class Registry:
             if room < 0:
                 break
             listed.append(entry)
-        cards, room = [], MAX_REPLY
-        for entry in sorted(listed, key=_by_name):
+        described, room = set(), MAX_REPLY
+        for entry in listed:
             room -= sum(entry.sizes.values())
-            cards.append(entry.to_card(described=room >= 0))
+            if room < 0:
+                break
+            described.add(entry.id)
+        cards = [entry.to_card(described=entry.id in described) for entry in sorted(listed, key=_by_name)]
         return tuple(cards)
 
     def lists_datasets_of(self, entry: Entry) -> bool:
@@ -198,18 +218,28 @@ class Registry:
         return (entry for entry in self._entries.values() if entry.online)
 
     def search(
-        self, tags: tuple[str, ...], offset: int = 0, limit: int = MAX_PAGE, words: Sequence[str] = ()
+        self,
+        tags: tuple[str, ...],
+        offset: int = 0,
+        limit: int = MAX_PAGE,
+        words: Sequence[str] = (),
+        *,
+        offline: bool = False,
     ) -> tuple[list[FoundDataset], int]:
-        """One page of the datasets of online nodes that have every tag and word, by node and name; and how many there are."""
+        """One page of the datasets that have every tag and word, by node and name, and how many there are in all.
+
+        Those of online nodes; with `offline` those of nodes that have gone, too, as they were announced last.
+        """
         if len(tags) > MAX_TAGS or offset < 0 or limit < 0:
             raise InvalidRequest(f"a search takes at most {MAX_TAGS} tags, and an offset and limit of 0 or more")
-        found = self.index.find(tags, words)
+        found = self.index.find(tags, words, offline=offline)
         page, room = [], MAX_REPLY
         for entry, dataset, _ in found[offset : offset + min(limit, MAX_PAGE)]:
             room -= entry.sizes[dataset.name] + entry.size
             if room < 0:
                 break
-            page.append(FoundDataset(node=entry.id, node_name=entry.name, dataset=dataset))
+            state = "online" if entry.online else "offline"
+            page.append(FoundDataset(node=entry.id, node_name=entry.name, dataset=dataset, state=state, since=entry.since))
         return page, len(found)
 
     # ------------------------------------------------------------ inside
@@ -227,9 +257,15 @@ class Registry:
         self._remove(entry)
 
     def _forget_oldest(self) -> None:
-        offline = [entry for entry in self._entries.values() if not entry.online]
+        offline = sorted((entry for entry in self._entries.values() if not entry.online), key=lambda entry: entry.since)
         if len(offline) > self._max_offline:
-            self._remove(min(offline, key=lambda entry: entry.since))
+            self._remove(offline.pop(0))
+        described = [entry for entry in offline if entry.sizes]
+        if sum(sum(entry.sizes.values()) for entry in described) > MAX_OFFLINE_BYTES:
+            oldest = described[0]
+            self._remove(oldest)
+            oldest.datasets, oldest.sizes = (), {}
+            self._add(oldest)
 
     def _add(self, entry: Entry) -> None:
         """Every change goes through here and `_remove`, so the indexes cannot disagree with the entries."""
@@ -237,11 +273,14 @@ class Registry:
         self._entries[entry.id] = entry
         if entry.role != "node":
             return
+        self._changed.add(entry.id)
         self._node_of[entry.name] = entry.id
         self.index.add(entry)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.id]
+        if entry.role == "node":
+            self._changed.add(entry.id)
         if self._node_of.get(entry.name) == entry.id:
             del self._node_of[entry.name]
         self.index.remove(entry)

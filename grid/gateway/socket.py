@@ -8,7 +8,8 @@ import contextlib
 from aiohttp import ClientError, WSMsgType, web
 
 from grid.errors import LocalProtocolError, NodeUnavailable
-from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
+from grid.transport.base import DIRECT_BYTES, MAX_FRAME_BYTES, Buffer, Transport
+from grid.transport.websocket import SMALL_BYTES, frame_head
 
 CLOSE_S = 2.0
 """How long closing may take, the far end's part of it included."""
@@ -34,6 +35,7 @@ class SocketTransport(Transport):
     def __init__(self, socket: web.WebSocketResponse, request: web.Request) -> None:
         self._socket = socket
         self._network = request.transport
+        self._sending = False
 
     async def send(self, *parts: Buffer) -> None:
         frame = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -42,6 +44,7 @@ class SocketTransport(Transport):
             raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
         if self._socket.closed:
             raise NodeUnavailable("the WebSocket is closed")
+        self._sending = True
         try:
             # The writer may keep what it is given until the network has room, after this has returned.
             await self._socket.send_bytes(frame if isinstance(frame, bytes) else bytes(frame))
@@ -51,6 +54,23 @@ class SocketTransport(Transport):
             if _cancelled():
                 raise
             await self._room()
+        finally:
+            self._sending = False
+
+    def can_send_now(self) -> bool:
+        network = self._network
+        if network is None or self._socket.closed or self._sending or network.is_closing():
+            return False
+        return network.get_write_buffer_size() <= DIRECT_BYTES
+
+    def send_now(self, *parts: Buffer) -> None:
+        # A binary message in one frame changes nothing that the library keeps account of, so it need not know.
+        size = sum(len(part) if isinstance(part, (bytes, bytearray)) else part.nbytes for part in parts)
+        assert self._network is not None  # `can_send_now` has seen it
+        if size <= SMALL_BYTES:
+            self._network.write(b"".join((frame_head(size), *parts)))
+        else:
+            self._network.writelines([frame_head(size), *parts])
 
     async def receive(self) -> Buffer:
         try:

@@ -10,26 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from grid.clock import Clock
 from grid.crypto.cards import NODE, is_name
 from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
+from grid.logs import tags
 from grid.node.custody import Custody
 from grid.node.datasets import Dataset
+from grid.node.desk import Desk
 from grid.node.executor import Executor
 from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
 from grid.node.neighbours import Neighbour, Neighbours
 from grid.node.presence import Presence
+from grid.node.runtime import Runtime
 from grid.node.session import ClientSession
 from grid.node.strangers import DIRECT, EVICTED, Strangers
 from grid.node.sums import Sums
+from grid.node.threads import ThreadRuntime
 from grid.node.transfers import Transfers
-from grid.node.workspace import Workspace
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
@@ -38,6 +43,9 @@ from grid.store.base import Store
 from grid.transport.base import Dial, Transport
 from grid.wire.address import parse_address
 from grid.wire.messages import Announce
+
+if TYPE_CHECKING:
+    from grid.node.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +104,7 @@ class Node:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._executor = Executor(settings.compute_threads)
+        self._workers: Workers | None = None
         self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
@@ -129,6 +138,12 @@ class Node:
         await self._executor.__aenter__()
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
+        if self.settings.processes:
+            try:
+                await self._start_workers()
+            except BaseException:
+                await self.__aexit__(None, None, None)
+                raise
         if self._presence is not None:
             self.spawn(self._presence.run(), "presence")
         return self
@@ -141,7 +156,22 @@ class Node:
         try:
             await group.__aexit__(None, None, None)
         finally:
+            if self._workers is not None:
+                await self._workers.__aexit__(None, None, None)
             await self._executor.__aexit__(None, None, None)
+
+    async def _start_workers(self) -> None:
+        """Get ready to run each session in a process, where this system can do that."""
+        if not can_fork():
+            log.warning(
+                "this system has no fork, files in memory or descriptors of processes: clients' work runs in threads of the"
+                " node, where limits on memory and on the time of a single operation cannot be enforced"
+            )
+            return
+        from grid.node.workers import Workers  # imports what other systems do not have
+
+        workers = Workers(self._custody.sources, self.settings, self.spawn)
+        self._workers = await workers.__aenter__()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a task that ends with the node. What it raises is logged and ends nothing else."""
@@ -182,6 +212,11 @@ class Node:
         return self.me.name
 
     @property
+    def connected(self) -> bool:
+        """Whether the gateway has this node at present."""
+        return self._presence is not None and self._presence.connected
+
+    @property
     def _grid(self) -> GridId | None:
         return self._given_grid or (self.trust.grid if self._presence is None else self._presence.grid)
 
@@ -193,16 +228,15 @@ class Node:
 
     async def serve(self, transport: Transport, sender: PeerId = DIRECT) -> None:
         """The life of a transport that somebody opened to this node."""
-        try:
-            channel = await self._accept_channel(transport, sender)
-            if channel.peer.role == NODE:
-                await self._serve_node(channel)
-            else:
-                await self._serve_client(channel)
-        except GridError as error:
-            log.info("a connection was refused or ended: %s", error)
-        finally:
-            await transport.close()
+        with tags(link=getattr(transport, "id", None)):
+            try:
+                channel = await self._accept_channel(transport, sender)
+                with tags(**_about(channel)):
+                    await (self._serve_node(channel) if channel.peer.role == NODE else self._serve_client(channel))
+            except GridError as error:
+                log.info("a connection was refused or ended: %s", error)
+            finally:
+                await transport.close()
 
     async def _accept_channel(self, transport: Transport, sender: PeerId) -> SecureChannel:
         grid = self._grid
@@ -238,21 +272,27 @@ class Node:
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
         with self._session_of(client.id) as longest:
-            lane = self._executor.lane(str(client), self.settings.max_queued_per_client)
-            session = ClientSession(
-                card=client,
-                lane=lane,
-                workspace=Workspace(custody=self._custody, client=client.id, settings=self.settings, closed=lambda: lane.closed),
-                services=self,
-            )
+            desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings)
+            session = ClientSession(card=client, runtime=self._runtime(client.id, desk), desk=desk, services=self)
             try:
                 session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
                 session.peer.limit_messages(longest)
                 async with session.peer:
-                    log.info("session with %s", client)
+                    log.info("a client's session begins")
                     await session.peer.wait_closed()
             finally:
                 await session.close()
+
+    def _runtime(self, client: PeerId, desk: Desk) -> Runtime:
+        """Where a session's values are to live."""
+        lane = self._executor.lane(str(client), self.settings.max_queued_per_client)
+        if self._workers is None:
+            return ThreadRuntime(lane=lane, desk=desk, sources=self._custody.sources, settings=self.settings)
+        from grid.node.processes import ProcessRuntime
+
+        return ProcessRuntime(
+            workers=self._workers, lane=lane, desk=desk, settings=self.settings, client=client, spawn=self.spawn
+        )
 
     async def _serve_node(self, channel: SecureChannel) -> None:
         neighbour = Neighbour(channel.peer)
@@ -270,6 +310,7 @@ class Node:
             limits=self.settings.session,
             clock=self.clock,
             name=str(channel.peer),
+            about=_about(channel),
         )
 
     # ------------------------------------------------------------ connections to other nodes
@@ -341,6 +382,16 @@ class Node:
     def datasets(self) -> Mapping[str, Dataset]:
         """The datasets of this node, by name."""
         return self._custody.datasets
+
+
+def _about(channel: SecureChannel) -> Mapping[str, object]:
+    """The tags of a channel's log lines."""
+    return {"peer": channel.peer.name, "peer_id": channel.peer.id, "session": channel.session}
+
+
+def can_fork() -> bool:
+    """Whether this system has what workers need: forks, files in memory, and descriptors of processes."""
+    return sys.platform == "linux" and hasattr(os, "memfd_create") and hasattr(os, "pidfd_open")
 
 
 async def _logged(work: Coroutine[Any, Any, None], name: str) -> None:

@@ -16,11 +16,11 @@ import numpy as np
 
 from grid.clock import Clock
 from grid.errors import DatasetError
+from grid.node.dataset_views import DatasetView
 from grid.node.datasets import Dataset
 from grid.policy import blocks
 from grid.policy.blocks import Ids
 from grid.policy.gate import Gate, Guarded, RateLimits
-from grid.policy.labels import Labels
 from grid.settings import NodeSettings
 from grid.store.base import DatasetState, Store
 from grid.wire.messages import DatasetCard
@@ -30,9 +30,6 @@ log = logging.getLogger(__name__)
 SMALLEST_COHORT = 3
 SMALLEST_COHORT_DEV = 2
 """Nodes that a secure sum over datasets needs."""
-
-LEAST_LABEL_BYTES = 64 << 20
-"""Memory for the row sets of one client's labels, however small its quota for values is."""
 
 
 class Custody:
@@ -44,9 +41,8 @@ class Custody:
             raise DatasetError("two datasets of this node have the same name")
         met = [meet(dataset, store) for dataset in datasets]
         self.datasets: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for dataset, _ in met})
-        self.blocks: Mapping[str, Ids] = MappingProxyType({dataset.name: cut for dataset, cut in met})
+        self.sources: Mapping[str, DatasetView] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
         self.smallest_cohort = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
-        self._settings = settings
         self._cards = tuple(dataset.card() for dataset, _ in met)
         self.gate = Gate(
             [Guarded(dataset.name, dataset.rows, dataset.policy) for dataset, _ in met],
@@ -60,12 +56,12 @@ class Custody:
         """What everybody may know of the datasets."""
         return self._cards
 
-    def labels(self) -> Labels:
-        """Labelled memory for a new client."""
-        return Labels(
-            max_elements=self._settings.max_op_elements,
-            max_bytes=max(LEAST_LABEL_BYTES, self._settings.max_bytes_per_client // 4),
-        )
+
+def _source(dataset: Dataset, cut: Ids) -> DatasetView:
+    parts = {"features": dataset.features, **{f"column:{name}": values for name, values in dataset.values.items()}}
+    if dataset.targets is not None:
+        parts["targets"] = dataset.targets
+    return DatasetView(dataset.name, dataset.rows, dataset.policy.min_rows, cut, parts)
 
 
 def meet(dataset: Dataset, store: Store) -> tuple[Dataset, Ids]:
@@ -82,6 +78,12 @@ def meet(dataset: Dataset, store: Store) -> tuple[Dataset, Ids]:
         raise DatasetError(
             f"dataset {dataset.name!r} has {dataset.rows} rows, and had {known.rows} when values were released from it: which"
             " rows are gone cannot be known, so it needs a new name"
+        )
+    if dataset.rows > known.rows and not dataset.appends:
+        raise DatasetError(
+            f"dataset {dataset.name!r} has {dataset.rows} rows, and had {known.rows} when values were released from it: among"
+            " folders of classes the new rows do not come last, so which they are cannot be known. It needs a new name; a"
+            " folder with a labels.csv may grow at the end of that"
         )
     if known.min_rows != min_rows:
         log.warning("dataset %r: min_rows has changed; it is cut into new blocks, which old releases may forbid", dataset.name)

@@ -1,34 +1,40 @@
-"""Datasets of a node: tensors in memory, the owner's policy, and the card that everybody may read.
+"""Datasets of a node: their tensors, the owner's policy, and the card that everybody may read.
 
-Nothing in a card is computed from rows except their number, the dtypes and the shapes.
+Nothing in a card is computed from rows except their number, the dtypes and the shapes. What a file becomes is decided by its
+`Reader`; the tensors lie where `DatasetFiles` puts them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import pandas
-import torch
 from torch import Tensor
 
 from grid.errors import DatasetError, NotFound
-from grid.node.columns import Column, read_columns
+from grid.node.array_files import ArrayFile, NpzFile, SafetensorsFile
+from grid.node.array_reader import MAX_NAMED_FEATURES, ArrayReader
+from grid.node.csv_table import CsvTable
+from grid.node.dataset_files import DatasetFiles
 from grid.node.descriptions import MAX_LABEL, Description, Where, check_keys, parse_description, read_description
-from grid.node.tables import Table, read_csv
+from grid.node.findings import Findings
+from grid.node.image_reader import image_reader
+from grid.node.parquet_table import ParquetTable
+from grid.node.readers import FEATURES, TARGETS, Reader, Schema, TableReader, check_file
+from grid.node.tables import FrameTable, Table
 from grid.policy.rules import Policy
 from grid.tensors.buffers import short_dtype
-from grid.wire.messages import ColumnCard, DatasetCard
+from grid.wire.messages import NO_LIMIT, ColumnCard, DatasetCard
 
 log = logging.getLogger(__name__)
 
-LOCAL_POLICY = {"release": "aggregate", "plans": "any", "min_rows": 10, "max_elements": 1 << 62}
+LOCAL_POLICY = {"release": "aggregate", "plans": "any", "min_rows": 10, "max_elements": NO_LIMIT}
 """Rules of datasets made in one process that bring none of their own: for tests and notebooks."""
 
-MAX_NAMED_FEATURES = 10_000
 MAX_COLUMNS = 10_000
 MAX_ALL_CATEGORIES = 100_000
 MAX_DIMS = 9
@@ -39,7 +45,8 @@ MAX_DIMS = 9
 class Dataset:
     """One dataset. `features` is `(rows, ...)`, `targets` `(rows, ...)` or None; nobody writes into them.
 
-    `columns` are in the file's order; `values` holds the `(rows,)` tensor of each that can be asked for by name.
+    `columns` are in the file's order; `values` holds the `(rows,)` tensor of each that can be asked for by name, which may be a
+    view of the features. `appends`: rows that are added to its file come after all others.
     """
 
     name: str
@@ -52,6 +59,7 @@ class Dataset:
     values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     feature_names: tuple[str, ...] = ()
     classes: int = 0
+    appends: bool = True
 
     @property
     def rows(self) -> int:
@@ -97,16 +105,13 @@ class Dataset:
         )
 
     @classmethod
-    def from_file(cls, path: Path) -> Self:
+    def from_file(cls, path: Path, files: DatasetFiles | None = None) -> Self:
         """The dataset that a `NAME.toml` describes."""
-        description = read_description(path)
-        assert description.file is not None
-        if description.file.suffix.lower() != ".csv":
-            raise description.where.error("only CSV files (.csv) are read", key="file")
-        if not description.file.is_file():
-            raise description.where.error(f"there is no file {str(description.file)!r}", key="file")
-        categorical = [name for name, rule in description.columns.items() if rule.categories]
-        return cls._build(read_csv(description.file, categorical), description)
+        findings = Findings()
+        description = read_description(path, findings)
+        reader = open_reader(description, findings)
+        tensors = (files or DatasetFiles()).fill(description.name, reader.schema, reader.blocks())
+        return cls.described(description, reader.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_frame(
@@ -126,15 +131,17 @@ class Dataset:
             table["policy"] = policy
         where = Where(f"dataset {name!r}")
         parsed = parse_description(table, name, where, Policy.from_table(LOCAL_POLICY))
-        if len(frame) == 0:
-            raise where.error("the table has no rows")
-        return cls._build(Table(frame, where.place), parsed)
+        findings = Findings()
+        reader = TableReader(FrameTable(frame, where.place), parsed, findings)
+        tensors = DatasetFiles().fill(name, reader.schema, reader.blocks())
+        return cls.described(parsed, reader.schema, tensors, findings)._told(findings)
 
     @classmethod
     def from_tensors(cls, name: str, parts: Mapping[str, Any]) -> Self:
         """A dataset from {"features", "targets", "tags", "policy", "description", "classes"}; only features are required."""
         where = Where(f"dataset {name!r}")
-        check_keys(parts, ("features", "targets", "tags", "policy", "description", "classes"), where, "")
+        findings = Findings()
+        check_keys(parts, ("features", "targets", "tags", "policy", "description", "classes"), where, "", findings)
         table = {key: parts[key] for key in ("tags", "policy", "description") if key in parts}
         parsed = parse_description(table, name, where, Policy.from_table(LOCAL_POLICY))
         features = _tensor(parts, "features", where)
@@ -156,44 +163,45 @@ class Dataset:
             feature_names=names,
             classes=_classes(parts, where),
         )
-        return made._checked(where)
+        return made._checked(where, findings)._told(findings)
 
     @classmethod
-    def _build(cls, table: Table, description: Description) -> Self:
-        columns, warnings = read_columns(table, description)
-        for warning in warnings:
-            log.warning("%s", warning)
-        target = next((column for column in columns if column.card.role == "target"), None)
-        features, names = _features(columns)
-        if not names:
-            raise description.where.error("no column of the data is a feature")
+    def described(
+        cls, description: Description, schema: Schema, tensors: Mapping[str, Tensor], findings: Findings
+    ) -> Self:
+        """A dataset of these tensors, by part of the schema."""
         made = cls(
             name=description.name,
-            features=features,
-            targets=None if target is None else target.values,
+            features=tensors[FEATURES],
+            targets=tensors.get(TARGETS),
             policy=description.policy,
             description=description.text,
             tags=description.tags,
-            columns=tuple(column.card for column in columns),
-            values={column.card.name: column.values for column in columns if column.values is not None},
-            feature_names=names,
-            classes=0 if target is None else len(target.card.categories),
+            columns=schema.columns,
+            values={name: tensors[part] if at is None else tensors[part][:, at] for name, (part, at) in schema.places.items()},
+            feature_names=schema.feature_names,
+            classes=schema.classes,
+            appends=schema.appends,
         )
-        return made._checked(description.where)
+        return made._checked(description.where, findings)
 
-    def _checked(self, where: Where) -> Self:
-        self._check_card(where)
+    def _checked(self, where: Where, findings: Findings) -> Self:
+        with findings.noting():
+            self._check_card(where)
         policy = self.policy
         if policy.epsilon is not None or policy.delta is not None:
             what = "'epsilon' and 'delta' are kept for later and not enforced yet: nothing here is differentially private"
-            log.warning("%s", where.error(what, section="policy", key="delta" if policy.epsilon is None else "epsilon").message)
+            findings.warn(where.error(what, section="policy", key="delta" if policy.epsilon is None else "epsilon").message)
         smallest = self.policy.min_rows
         if self.policy.release not in ("open", "deny") and self.rows < smallest:
-            raise where.error(
-                f"{self.rows} rows are too few: nothing could be released with min_rows = {smallest}",
-                section="policy",
-                key="min_rows",
-            )
+            what = f"{self.rows} rows are too few: nothing could be released with min_rows = {smallest}"
+            findings.error(where.error(what, section="policy", key="min_rows"))
+        return self
+
+    def _told(self, findings: Findings) -> Self:
+        """The dataset, and what its owner should look at in the log."""
+        for warning in findings.warnings:
+            log.warning("%s", warning)
         return self
 
     def _check_card(self, where: Where) -> None:
@@ -210,20 +218,27 @@ class Dataset:
             raise where.error(f"a tensor has {dims} dimensions; a gateway lists at most {MAX_DIMS}")
 
 
-def _features(columns: Sequence[Column]) -> tuple[Tensor, tuple[str, ...]]:
-    """The float32 matrix `(rows, features)` of all feature columns, categories one-hot, and the features' names."""
-    pieces: list[Tensor] = []
-    names: list[str] = []
-    for column in columns:
-        if column.card.role != "feature" or column.values is None:
-            continue
-        if column.card.kind == "category":
-            pieces.append(torch.nn.functional.one_hot(column.values, len(column.categories)).to(torch.float32))
-            names.extend(f"{column.card.name}={category}" for category in column.categories)
-        else:
-            pieces.append(column.values[:, None])
-            names.append(column.card.name)
-    return (torch.cat(pieces, dim=1) if pieces else torch.empty(0, 0)), tuple(names)
+def open_reader(description: Description, findings: Findings) -> Reader:
+    """The data behind a description that was read from a file, by the ending of its name, or a folder of images."""
+    path = description.path
+    if path.is_dir():
+        return image_reader(description, findings)
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise description.where.error(f"only files with the endings {known} and folders of images are read", key="file")
+    check_file(description)
+    if kind in ARRAYS:
+        return ArrayReader(ARRAYS[kind](path), description, findings)
+    no_arrays = "names an array; a table has columns, of which 'target' names one"
+    description.refuse_keys(("features", "targets"), no_arrays, findings)
+    description.refuse_keys(("image",), "is for folders of images", findings)
+    return TableReader(TABLES[kind](path, findings), description, findings)
+
+
+TABLES: Mapping[str, Callable[[Path, Findings], Table]] = {".csv": CsvTable, ".parquet": ParquetTable}
+ARRAYS: Mapping[str, Callable[[Path], ArrayFile]] = {".npz": NpzFile, ".safetensors": SafetensorsFile}
+KINDS = (*TABLES, *ARRAYS)
 
 
 def _tensor(parts: Mapping[str, Any], key: str, where: Where) -> Tensor:
@@ -249,11 +264,21 @@ def _tensor_columns(features: Tensor) -> tuple[tuple[ColumnCard, ...], dict[str,
     return cards, {name: features[:, position] for position, name in enumerate(names)}, names
 
 
-def load_datasets(folder: Path) -> list[Dataset]:
-    """Every dataset of a folder, by name. Raises `DatasetError` for the first that is wrong; none at all is one, too."""
+def description_paths(folder: Path) -> list[Path]:
+    """The descriptions in a folder, by name. Raises `DatasetError` where there are none."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     paths = sorted(folder.glob("*.toml"))
     if not paths:
         raise DatasetError(f"{folder}: no dataset here: each needs a NAME.toml beside its file")
-    return [Dataset.from_file(path) for path in paths]
+    return paths
+
+
+def load_datasets(folder: Path, files: DatasetFiles | None = None) -> list[Dataset]:
+    """Every dataset of a folder, by name. Raises `DatasetError` for the first that is wrong; none at all is one, too."""
+    files = files or DatasetFiles()
+    paths = description_paths(folder)
+    try:
+        return [Dataset.from_file(path, files) for path in paths]
+    except DatasetError as error:
+        raise DatasetError(f"{error.message}\n  `grid data check {folder}` lists all that is wrong at once") from error

@@ -1,7 +1,7 @@
 """What an owner writes about a dataset: one `NAME.toml` beside the data file, read into a `Description`.
 
-Everything that is wrong raises `DatasetError` with the file, the line where it is known, the key, and what is allowed. The
-same checks serve datasets that are made in one process (`Dataset.from_frame`), which have no file.
+Everything that is wrong is a `DatasetError` with the file, the line where it is known, the key, and what is allowed, raised
+or noted as the `Findings` say. The same checks serve datasets that are made in one process (`Dataset.from_frame`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from grid.errors import DatasetError, GridError
+from grid.node.findings import Findings
 from grid.policy.rules import Policy
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -27,8 +28,14 @@ MAX_LABEL = 200
 MAX_TEXT = 10_000
 MAX_CATEGORIES = 10_000
 
-_TOP = ("description", "file", "tags", "target", "policy", "columns")
+MAX_SIDE = 16_384
+"""Pixels of an image's height or width."""
+
+CHANNELS = (1, 3)
+
+_TOP = ("description", "file", "tags", "target", "features", "targets", "image", "policy", "columns")
 _COLUMN = ("min", "max", "categories", "missing")
+_IMAGE = ("size", "channels")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,11 +46,25 @@ class ColumnRule:
     maximum: float | None = None
     categories: tuple[str, ...] = ()
     missing: str = "error"
+    broken: bool = False
+    """What the owner wrote is wrong, and was noted: nothing more is said of this column."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRule:
+    """The form of an image folder's images: `(channels, height, width)`."""
+
+    height: int
+    width: int
+    channels: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Description:
-    """A dataset's description, checked by itself; `Dataset` checks it against the data."""
+    """A dataset's description, checked by itself; its `Reader` checks it against the data.
+
+    `target` is a column of a table. `features` and `targets` are names of arrays in a file of arrays, "" for the usual ones.
+    """
 
     name: str
     where: Where
@@ -52,7 +73,24 @@ class Description:
     file: Path | None = None
     tags: tuple[str, ...] = ()
     target: str = ""
+    features: str = ""
+    targets: str = ""
+    image: ImageRule | None = None
     columns: Mapping[str, ColumnRule] = dataclasses.field(default_factory=dict)
+    policy_broken: bool = False
+    """A part of the policy is wrong, and was noted: the policy is not what the owner meant."""
+
+    @property
+    def path(self) -> Path:
+        """The data file or folder. Only for a description that was read from a file."""
+        assert self.file is not None
+        return self.file
+
+    def refuse_keys(self, keys: Iterable[str], why: str, findings: Findings) -> None:
+        """Say that keys which were given make no sense for this kind of file."""
+        for key in keys:
+            if getattr(self, key):
+                findings.error(self.where.error(f"{key!r} {why}", **({"section": key} if key == "image" else {"key": key})))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,8 +119,11 @@ class Where:
         return 0
 
 
-def read_description(path: Path) -> Description:
-    """The description in a TOML file; the dataset's name is the file's."""
+def read_description(path: Path, findings: Findings | None = None) -> Description:
+    """The description in a TOML file; the dataset's name is the file's.
+
+    Raises `DatasetError` where nothing can be made of it; what else is wrong is for the `findings`, by default raised, too.
+    """
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,39 +133,55 @@ def read_description(path: Path) -> Description:
     except tomllib.TOMLDecodeError as error:
         raise DatasetError(f"{path}: not valid TOML: {error}") from error
     where = Where(str(path), source)
-    if "file" not in table:
+    description = parse_description(table, path.stem, where, findings=findings)
+    if description.file is None:
         raise where.error("the key 'file' is missing: the name of the data file beside this description")
-    description = parse_description(table, path.stem, where)
-    assert description.file is not None
     return dataclasses.replace(description, file=path.parent / description.file)
 
 
-def parse_description(table: Mapping[str, Any], name: str, where: Where, default_policy: Policy | None = None) -> Description:
+def parse_description(
+    table: Mapping[str, Any],
+    name: str,
+    where: Where,
+    default_policy: Policy | None = None,
+    findings: Findings | None = None,
+) -> Description:
     """A description from a TOML table or a dict of the same form."""
+    findings = findings or Findings()
     if not NAME.match(name):
-        raise where.error(f"{name!r} is no name for a dataset: letters, digits, '.', '_' and '-', at most 64")
-    check_keys(table, _TOP, where, "")
-    file = _text(table, "file", where)
-    columns_table = _table(table, "columns", where)
-    target = _text(table, "target", where)
-    columns = {str(column): _column(column, rule, where) for column, rule in columns_table.items()}
+        findings.error(where.error(f"{name!r} is no name for a dataset: letters, digits, '.', '_' and '-', at most 64"))
+    check_keys(table, _TOP, where, "", findings)
+    texts = {key: _text(table, key, where, findings) for key in ("description", "file", "target", "features", "targets")}
+    target = texts["target"]
+    columns = {str(column): _column(str(column), rule, where, findings) for column, rule in _columns(table, where, findings)}
     if target in columns and columns[target].missing != "error":
         what = 'a target cannot have missing values: use missing = "error"'
-        raise where.error(what, section=f"columns.{target}", key="missing")
+        findings.error(where.error(what, section=f"columns.{target}", key="missing"))
+    tags: tuple[str, ...] = ()
+    with findings.noting():
+        tags = _tags(table, where)
+    image = None
+    with findings.noting():
+        image = _image(table, where)
+    policy, policy_broken = _policy(table, where, default_policy, findings)
     return Description(
         name=name,
         where=where,
-        policy=_policy(table, where, default_policy),
-        text=_text(table, "description", where),
-        file=Path(file) if file else None,
-        tags=_tags(table, where),
+        policy=policy,
+        policy_broken=policy_broken,
+        text=texts["description"],
+        file=Path(texts["file"]) if texts["file"] else None,
+        tags=tags,
         target=target,
+        features=texts["features"],
+        targets=texts["targets"],
+        image=image,
         columns=columns,
     )
 
 
-def check_keys(table: Mapping[str, Any], known: Iterable[str], where: Where, section: str) -> None:
-    """Raise for the first key that is not known, with the nearest one that is."""
+def check_keys(table: Mapping[str, Any], known: Iterable[str], where: Where, section: str, findings: Findings) -> None:
+    """Say of each key that is not known which known one is the nearest."""
     known = tuple(known)
     for key in table:
         if key in known:
@@ -132,14 +189,15 @@ def check_keys(table: Mapping[str, Any], known: Iterable[str], where: Where, sec
         near = difflib.get_close_matches(str(key), known, 1)
         advice = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         place = f" in [{section}]" if section else ""
-        raise where.error(f"unknown key {key!r}{place}; {advice}", section=section, key=str(key))
+        findings.error(where.error(f"unknown key {key!r}{place}; {advice}", section=section, key=str(key)))
 
 
-def _text(table: Mapping[str, Any], key: str, where: Where) -> str:
+def _text(table: Mapping[str, Any], key: str, where: Where, findings: Findings) -> str:
     value = table.get(key, "")
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise where.error(f"{key!r} must be a text of at most {MAX_TEXT} characters", key=key)
-    return value
+    if isinstance(value, str) and len(value) <= MAX_TEXT and "\0" not in value:
+        return value
+    findings.error(where.error(f"{key!r} must be a text of at most {MAX_TEXT} characters", key=key))
+    return ""
 
 
 def _table(table: Mapping[str, Any], key: str, where: Where) -> Mapping[str, Any]:
@@ -147,6 +205,28 @@ def _table(table: Mapping[str, Any], key: str, where: Where) -> Mapping[str, Any
     if not isinstance(value, Mapping):
         raise where.error(f"{key!r} must be a table: [{key}]", key=key)
     return value
+
+
+def _columns(table: Mapping[str, Any], where: Where, findings: Findings) -> Iterable[tuple[Any, Any]]:
+    with findings.noting():
+        return _table(table, "columns", where).items()
+    return ()
+
+
+def _image(table: Mapping[str, Any], where: Where) -> ImageRule | None:
+    if "image" not in table:
+        return None
+    section = _table(table, "image", where)
+    check_keys(section, _IMAGE, where, "image", Findings())
+    size, channels = section.get("size"), section.get("channels", 3)
+    two = isinstance(size, list) and len(size) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in size)
+    if not two:
+        what = f"'size' must be the images' height and width, such as [28, 28], each from 1 to {MAX_SIDE}"
+        raise where.error(what, section="image", key="size" if "size" in section else "")
+    assert isinstance(size, list)
+    if type(channels) is not int or channels not in CHANNELS:
+        raise where.error("'channels' is 1 (grayscale) or 3 (colour)", section="image", key="channels")
+    return ImageRule(size[0], size[1], channels)
 
 
 def _tags(table: Mapping[str, Any], where: Where) -> tuple[str, ...]:
@@ -158,29 +238,47 @@ def _tags(table: Mapping[str, Any], where: Where) -> tuple[str, ...]:
     return tuple(dict.fromkeys(tags))
 
 
-def _policy(table: Mapping[str, Any], where: Where, default: Policy | None) -> Policy:
+def _policy(table: Mapping[str, Any], where: Where, default: Policy | None, findings: Findings) -> tuple[Policy, bool]:
+    """The policy of what is sound in its section, and whether something is not."""
     if "policy" not in table and default is not None:
-        return default
+        return default, False
     value = table.get("policy", {})
     if isinstance(value, Policy):
-        return value
-    section = _table(table, "policy", where)
-    check_keys(section, POLICY_KEYS, where, "policy")
+        return value, False
+    sound: dict[str, Any] = {}
+    with findings.noting():
+        section = _table(table, "policy", where)
+        check_keys(section, POLICY_KEYS, where, "policy", findings)
+        for key in section:
+            if key in POLICY_KEYS:
+                with findings.noting():
+                    _check_policy_key(key, section[key], where)
+                    sound[key] = section[key]
+        return Policy.from_table(sound), len(sound) < len(section)
+    return Policy(), True
+
+
+def _check_policy_key(key: str, value: Any, where: Where) -> None:
     try:
-        return Policy.from_table(section)
+        Policy.from_table({key: value})
     except GridError as error:
-        named = next((key for key in section if repr(key) in error.message or f" {key} " in f" {error.message} "), "")
-        raise where.error(error.message, section="policy", key=named) from error
+        raise where.error(error.message, section="policy", key=key) from error
 
 
 POLICY_KEYS = tuple(field.name for field in dataclasses.fields(Policy))
 
 
-def _column(name: str, rule: Any, where: Where) -> ColumnRule:
+def _column(name: str, rule: Any, where: Where, findings: Findings) -> ColumnRule:
+    with findings.noting():
+        return _column_rule(name, rule, where)
+    return ColumnRule(broken=True)
+
+
+def _column_rule(name: str, rule: Any, where: Where) -> ColumnRule:
     section = f"columns.{name}"
     if not isinstance(rule, Mapping):
-        raise where.error(f"[{section}] must be a table", section="columns", key=str(name))
-    check_keys(rule, _COLUMN, where, section)
+        raise where.error(f"[{section}] must be a table", section="columns", key=name)
+    check_keys(rule, _COLUMN, where, section, Findings())
     minimum = _number(rule, "min", section, where)
     maximum = _number(rule, "max", section, where)
     categories = _categories(rule, section, where)
@@ -192,9 +290,9 @@ def _column(name: str, rule: Any, where: Where) -> ColumnRule:
     if minimum is not None and maximum is not None and minimum >= maximum:
         raise where.error("'min' must be less than 'max'", section=section, key="min")
     if missing == "category" and not categories:
-        raise where.error('missing = "category" needs \'categories\'', section=section, key="missing")
+        raise where.error("missing = \"category\" needs 'categories'", section=section, key="missing")
     if missing == "mean-of-bounds" and (minimum is None or maximum is None):
-        raise where.error('missing = "mean-of-bounds" needs \'min\' and \'max\'', section=section, key="missing")
+        raise where.error("missing = \"mean-of-bounds\" needs 'min' and 'max'", section=section, key="missing")
     return ColumnRule(minimum, maximum, categories, missing)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import threading
 import time
@@ -47,6 +48,7 @@ class _Job:
     function: Callable[[], Any]
     done: asyncio.Future[Any]
     weight: int
+    context: contextvars.Context  # of whoever submitted it: its log lines say for whom it works
 
 
 class Lane:
@@ -82,7 +84,7 @@ class Lane:
                 raise NodeUnavailable("this session is over")
             if self._queued + weight > self._max_queued:
                 raise QuotaExceeded(f"more than {self._max_queued} commands wait here; wait for some before sending more")
-            self._jobs.append(_Job(function, done, weight))
+            self._jobs.append(_Job(function, done, weight, contextvars.copy_context()))
             self._queued += weight
             self._start()
         return done
@@ -92,7 +94,7 @@ class Lane:
         with self._lock:
             if self._closed:
                 raise NodeUnavailable("this session is over")
-            self._jobs.appendleft(_Job(function, self._loop.create_future(), 0))
+            self._jobs.appendleft(_Job(function, self._loop.create_future(), 0, contextvars.copy_context()))
             self._start()
 
     def hold(self, until: asyncio.Future[Any]) -> asyncio.Future[None]:
@@ -136,7 +138,7 @@ class Lane:
         if job.done.cancelled():
             return
         try:
-            result = job.function()
+            result = job.context.run(job.function)
         except Exception as error:  # every error of a job belongs to the one who waits for it
             self._tell(_settle, job.done, None, error)
         else:

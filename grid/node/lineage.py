@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from grid.ids import PlanId
 from grid.policy.gate import POINTERS, Origin
-from grid.tensors.buffers import to_frame
+from grid.tensors.buffers import short_dtype, to_frame
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Lineage:
     arguments: str = ""
 
 
+Content = Callable[[int], bytes]
+
 OWN = Lineage(POINTERS)
 """A value of the client's own, compared by content. It says nothing about an object with a label."""
 
@@ -44,28 +46,41 @@ def dataset_part(part: str, column: str) -> Lineage:
     return Lineage(Origin(plans=frozenset()), f"column:{column}" if part == "column" else part)
 
 
-def plan_results(plan: PlanId, inputs: Sequence[tuple[Tensor, Lineage | None]], count: int) -> list[Lineage]:
-    """The lineages of the results of a plan call. An input's lineage is None where it has no label."""
+def plan_results(
+    plan: PlanId, inputs: Sequence[tuple[Tensor, Lineage | None]], count: int, content: Content | None = None
+) -> list[Lineage]:
+    """The lineages of the results of a plan call. An input's lineage is None where it has no label.
+
+    `content`: see `arguments_hash`. What is made of nothing but inputs without a label has none either.
+    """
     labelled = [lineage for _, lineage in inputs if lineage is not None]
+    if not labelled:
+        return [OWN] * count
     if any(lineage.origin.plans is None or not lineage.part for lineage in labelled):
         return [Lineage(Origin(plans=None, plan=plan))] * count
-    arguments = arguments_hash(inputs)
+    arguments = arguments_hash(inputs, content)
     plans = frozenset([plan]).union(*(lineage.origin.plans or () for lineage in labelled))
     origin = Origin(plans=plans, plan=plan)
     return [Lineage(origin, f"plan:{plan}:{arguments}:{output}", arguments) for output in range(count)]
 
 
-def arguments_hash(inputs: Sequence[tuple[Tensor, Lineage | None]]) -> str:
-    """SHA-256 over a plan's arguments in order: those without a label by content, the others by what they are."""
-    digest = hashlib.sha256(b"grid plan arguments 1")
-    for value, lineage in inputs:
-        if lineage is None:
-            frame = to_frame(value, copy=False)
-            head = f"tensor {frame.dtype} {list(frame.shape)}"
-            content = hashlib.sha256(frame.data).digest()
+def arguments_hash(inputs: Sequence[tuple[Tensor, Lineage | None]], content: Content | None = None) -> str:
+    """SHA-256 over a plan's arguments in order: those without a label by content, the others by what they are.
+
+    `content` gives the `digest` of the argument of a number, where the caller may have it already.
+    """
+    whole = hashlib.sha256(b"grid plan arguments 2")
+    for number, (value, lineage) in enumerate(inputs):
+        if lineage is not None:
+            encoded = b"part " + lineage.part.encode()
         else:
-            head = f"part {lineage.part}"
-            content = b""
-        encoded = head.encode()
-        digest.update(len(encoded).to_bytes(4, "little") + encoded + content)
-    return digest.hexdigest()
+            encoded = b"tensor " + (digest(value) if content is None else content(number))
+        whole.update(len(encoded).to_bytes(4, "little") + encoded)
+    return whole.hexdigest()
+
+
+def digest(value: Tensor) -> bytes:
+    """SHA-256 over a tensor: dtype, shape, elements."""
+    found = hashlib.sha256(f"{short_dtype(value.dtype)} {list(value.shape)} ".encode())
+    found.update(to_frame(value, copy=False).data)
+    return found.digest()

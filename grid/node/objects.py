@@ -6,33 +6,34 @@ views cost nothing and a small view of a large storage costs all of it. A store 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from grid.errors import GridError, NotFound, QuotaExceeded
 from grid.ids import ObjectId
-from grid.node.lineage import DERIVED, Lineage
+from grid.node.lineage import DERIVED, Lineage, digest
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Stored:
-    """A value, and where it came from."""
+class Stored(NamedTuple):
+    """A value, and where it came from. A named tuple: one is made for every operation."""
 
     value: Tensor
     lineage: Lineage
 
 
 class ObjectStore:
-    """Objects of one client, within limits."""
+    """Objects of one client, within limits. `lost`: why objects that are not known here may be gone."""
 
-    def __init__(self, *, max_objects: int, max_bytes: int) -> None:
+    def __init__(self, *, max_objects: int, max_bytes: int, lost: GridError | None = None) -> None:
+        self._lost = lost
         self._max_objects = max_objects
         self._max_bytes = max_bytes
         self._objects: dict[ObjectId, Stored | GridError] = {}
         self._by_storage: dict[int, set[ObjectId]] = {}
         self._storage_bytes: dict[int, int] = {}
+        self._digests: dict[ObjectId, bytes] = {}
         self.used_bytes = 0
 
     def __len__(self) -> int:
@@ -43,32 +44,44 @@ class ObjectStore:
 
         `counted`: whether the memory is the client's to account for; a dataset's is not.
         """
-        self.free((object_id,))
+        if object_id in self._objects:
+            self.free((object_id,))
         if len(self._objects) >= self._max_objects:
             raise QuotaExceeded(f"more than {self._max_objects} objects of one client; free some, or keep fewer")
-        storage = _storage(value)
-        nbytes = value.untyped_storage().nbytes() if counted else 0
-        if storage not in self._by_storage and self.used_bytes + nbytes > self._max_bytes:
-            raise QuotaExceeded(f"objects of one client take more than {self._max_bytes} bytes; free some")
-        if storage not in self._by_storage:
-            self._by_storage[storage] = set()
-            self._storage_bytes[storage] = nbytes
+        memory = value.untyped_storage()
+        users = self._by_storage.get(memory._cdata)
+        if users is None:
+            nbytes = memory.nbytes() if counted else 0
+            if self.used_bytes + nbytes > self._max_bytes:
+                what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
+                raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
+            users = self._by_storage[memory._cdata] = set()
+            self._storage_bytes[memory._cdata] = nbytes
             self.used_bytes += nbytes
-        self._by_storage[storage].add(object_id)
+        users.add(object_id)
         self._objects[object_id] = Stored(value, lineage)
 
     def get(self, object_id: ObjectId) -> Stored:
         """The object. Raises what made it fail, or `NotFound`."""
         found = self._objects.get(object_id)
         if found is None:
+            if self._lost is not None:
+                raise type(self._lost)(self._lost.message, **self._lost.details)
             raise NotFound(f"object {object_id} is not known in this session; it was freed or never made")
         if isinstance(found, GridError):
             raise type(found)(found.message, **found.details)  # a fresh one: tracebacks would pile up on a shared error
         return found
 
+    def digest(self, object_id: ObjectId) -> bytes:
+        """The digest of the object's present value; worked out once, until something writes into its memory. Raises as `get`."""
+        found = self._digests.get(object_id)
+        if found is None:
+            found = self._digests[object_id] = digest(self.get(object_id).value)
+        return found
+
     def failure(self, object_id: ObjectId) -> GridError | None:
-        """What made the object fail, if it did."""
-        found = self._objects.get(object_id)
+        """What made the object fail, if it did; also why it may be gone, if it is not known."""
+        found = self._objects.get(object_id, self._lost)
         return found if isinstance(found, GridError) else None
 
     def fail(self, object_id: ObjectId, error: GridError) -> None:
@@ -81,6 +94,7 @@ class ObjectStore:
         """Forget objects; unknown ids are ignored."""
         for object_id in object_ids:
             found = self._objects.pop(object_id, None)
+            self._digests.pop(object_id, None)
             if not isinstance(found, Stored):
                 continue
             storage = _storage(found.value)
@@ -96,6 +110,7 @@ class ObjectStore:
             found = self._objects[object_id]
             assert isinstance(found, Stored)
             self._objects[object_id] = Stored(found.value, DERIVED)
+            self._digests.pop(object_id, None)
 
     def sharing(self, value: Tensor) -> list[ObjectId]:
         """Ids of the objects that share memory with `value`."""
@@ -106,6 +121,7 @@ class ObjectStore:
         self._objects.clear()
         self._by_storage.clear()
         self._storage_bytes.clear()
+        self._digests.clear()
         self.used_bytes = 0
 
 

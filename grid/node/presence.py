@@ -27,15 +27,12 @@ from grid.errors import (
 from grid.ids import GridId, PeerId
 from grid.rpc.hop import Hop, join_gateway
 from grid.rpc.links import OnOffer
-from grid.rpc.reconnect import Backoff
+from grid.rpc.reconnect import SETTLED_S, Backoff
 from grid.settings import SessionLimits
 from grid.transport.base import Dial, Transport
 from grid.wire.messages import Announce, ListNodes, NodeCard, NodeList
 
 log = logging.getLogger(__name__)
-
-SETTLED_S = 5.0
-"""A connection that lived as long has held: the wait before the next one is short again."""
 
 MAX_REFUSALS = 5
 """Refusals in a row after which a node that was here before takes the gateway's word: it was revoked, or its grid is another."""

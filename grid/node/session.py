@@ -1,26 +1,27 @@
-"""A client's session at a node, as the event loop sees it: messages become jobs of the client's lane, results replies.
+"""A client's session at a node, as the event loop sees it: messages become requests to its runtime, results replies.
 
-Everything that touches the client's objects is a job, in the order in which the messages came. The loop itself only
-submits jobs, waits for them, and moves frames.
+Everything that touches the client's objects is done by the runtime, in the order in which the messages came. The loop itself
+only submits, waits, and moves frames.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 from grid.crypto.identity import Card
 from grid.errors import GridError, NodeUnavailable, NotFound
-from grid.ids import PeerId
-from grid.node.executor import Lane
+from grid.ids import ObjectId, PeerId
+from grid.node.desk import Desk
 from grid.node.one_sum import Operand
+from grid.node.runtime import PAUSE_BYTES, Runtime
 from grid.node.services import Services
 from grid.node.transfers import Delivery
-from grid.node.workspace import Parcel, Workspace
+from grid.node.work import Offer
 from grid.rpc.peer import Peer
 from grid.smpc import ring
 from grid.wire.messages import (
@@ -41,15 +42,12 @@ from grid.wire.messages import (
     PutPlan,
     RunPlan,
     StartSum,
+    TensorFrame,
 )
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-PAUSE_BYTES = 64 << 10
-"""After a released value of this size the lane waits until little is left to be sent, so that a client that does not read
-holds one value here and not thousands."""
 
 
 class ClientSession:
@@ -57,13 +55,13 @@ class ClientSession:
 
     peer: Peer
 
-    def __init__(self, *, card: Card, lane: Lane, workspace: Workspace, services: Services) -> None:
+    def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services) -> None:
         self.card = card
-        self._lane = lane
-        self._workspace = workspace
+        self._runtime = runtime
         self._services = services
         self._loop = asyncio.get_running_loop()
-        workspace.on_ended = lambda error: self._from_lane(self._end, error)
+        runtime.on_failed = self._report
+        desk.on_ended = lambda error: self._from_thread(self._end, error)
 
     @property
     def client(self) -> PeerId:
@@ -75,44 +73,45 @@ class ClientSession:
         gone = NodeUnavailable("the client's session is over")
         self._services.sums.cancel(self)
         self._services.transfers.forget(self, lambda _: True, gone)
-        try:
-            await self._lane.close()
-        finally:  # the node itself may be closing and not wait
-            self._workspace.clear()
-        log.info("session with %s is over, its objects are freed", self.card)
+        await self._runtime.close()
+        log.info("the client's session is over, its objects are freed")
 
     # ------------------------------------------------------------ values
 
-    async def _ok(self, done: asyncio.Future[None]) -> Message:
+    def _ok(self, message: Message, weight: int = 1) -> Awaitable[Message]:
+        return self._done(self._runtime.submit(message, weight))
+
+    async def _done(self, done: asyncio.Future[T]) -> Message:
         await done
         return Ok()
 
     def put(self, message: PutObject) -> Awaitable[Message]:
         """Keep a value of the client's."""
-        return self._ok(self._lane.submit(lambda: self._workspace.put(message.object, message.tensor)))
+        return self._ok(message)
 
     def free(self, message: FreeObjects) -> None:
         """Forget objects; one that is still on its way here is waited for no more."""
-        freed = frozenset(message.objects)
+        self._give_up(frozenset(message.objects))
+        self._runtime.submit(message)
+
+    def _give_up(self, freed: frozenset[ObjectId]) -> None:
+        """Wait no more for those of these objects that are on their way here."""
         self._services.transfers.forget(self, freed.__contains__, NotFound("the object was freed before it arrived"))
-        self._lane.submit(lambda: self._workspace.free(message.objects))
 
     def get(self, message: GetObject) -> Awaitable[Message]:
         """Release a value, or not."""
         sent: asyncio.Future[None] = self._loop.create_future()
+        return self._released(self._runtime.release(message.object, sent), sent)
 
-        def release() -> ObjectValue:
-            frame = self._workspace.release(message.object)
-            if memoryview(frame.data).nbytes > PAUSE_BYTES:
-                self._lane.pause(sent)
-            return ObjectValue(tensor=frame)
-
-        return self._released(self._lane.submit(release), sent)
-
-    async def _released(self, value: asyncio.Future[ObjectValue], sent: asyncio.Future[None]) -> Message:
-        reply = await value
-        self._services.spawn(self._when_sent(sent), "sending a value")
-        return reply
+    async def _released(self, value: asyncio.Future[TensorFrame], sent: asyncio.Future[None]) -> Message:
+        try:
+            tensor = await value
+        except BaseException:
+            sent.set_result(None)  # whoever waits for it would wait for ever
+            raise
+        if len(tensor.data) > PAUSE_BYTES:
+            self._services.spawn(self._when_sent(sent), "sending a value")
+        return ObjectValue(tensor=tensor)
 
     async def _when_sent(self, sent: asyncio.Future[None]) -> None:
         try:
@@ -123,38 +122,37 @@ class ClientSession:
 
     def describe(self, message: DescribeObject) -> Awaitable[Message]:
         """Say what is known of an object without its value."""
-        return self._lane.submit(lambda: self._workspace.describe(message.object))
+        return self._runtime.submit(message)
 
     # ------------------------------------------------------------ commands and plans
 
     def commands(self, message: Commands) -> Awaitable[Message]:
         """Run operations."""
-        return self._ok(self._lane.submit(lambda: self._workspace.run_commands(message, self._report), len(message.commands)))
+        if message.frees:
+            self._give_up(frozenset(itertools.chain.from_iterable(message.frees)))
+        return self._ok(message, len(message.commands))
 
     def open_dataset(self, message: OpenDataset) -> Awaitable[Message]:
         """Give a part of a dataset an id."""
-        return self._ok(self._lane.submit(lambda: self._workspace.open_dataset(message, self._report)))
+        return self._ok(message)
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused."""
-        return self._ok(self._lane.submit(lambda: self._workspace.put_plan(message)))
+        return self._ok(message)
 
     def run_plan(self, message: RunPlan) -> Awaitable[Message]:
         """Run a plan."""
-        return self._ok(self._lane.submit(lambda: self._workspace.run_plan(message, self._report)))
+        return self._ok(message)
 
     def _report(self, command: int, error: GridError) -> None:
-        """From the lane: tell the client that a command failed."""
-        self._from_lane(self._notify, CommandFailed(command=command, error=ErrorInfo.of(error)))
-
-    def _notify(self, message: Message) -> None:
+        """Tell the client that a command failed."""
         with contextlib.suppress(GridError):  # the session is over, or so full that the object's own error has to do
-            self.peer.notify(message)
+            self.peer.notify(CommandFailed(command=command, error=ErrorInfo.of(error)))
 
     def _end(self, error: GridError) -> None:
         self.peer.close_soon(error)
 
-    def _from_lane(self, function: Callable[[T], None], argument: T) -> None:
+    def _from_thread(self, function: Callable[[T], None], argument: T) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: there is nobody to tell
             self._loop.call_soon_threadsafe(function, argument)
 
@@ -162,33 +160,32 @@ class ClientSession:
 
     def move(self, message: MoveObject) -> Awaitable[Message]:
         """Send an object to another node, if the owners of the rows behind it let it go there."""
-        return self._move(message, self._lane.submit(lambda: self._workspace.take_for_move(message.object)))
+        return self._move(message, self._runtime.take(message.object))
 
-    async def _move(self, message: MoveObject, taken: asyncio.Future[Parcel]) -> Message:
-        parcel = await taken
+    async def _move(self, message: MoveObject, taken: asyncio.Future[Offer]) -> Message:
+        offer = await taken
         neighbour = await self._services.neighbours.session(message.to)
-        await self._lane.submit(lambda: self._workspace.allow_move(parcel, neighbour.card.name))
-        await neighbour.live.request(
-            DeliverObject(transfer=message.transfer, tensor=parcel.tensor, datasets=parcel.datasets)
-        )
+        await self._runtime.allow_move(offer, neighbour.card.name)
+        datasets = () if offer.claim is None else offer.claim.datasets
+        await neighbour.live.request(DeliverObject(transfer=message.transfer, tensor=offer.tensor, datasets=datasets))
         return Ok()
 
     def expect(self, message: ExpectObject) -> Awaitable[Message]:
         """Wait for an object from another node; what the client sends after this finds it, or why it is not there."""
         arrived, stored = self._services.transfers.expect(self, message)
-        begun = self._lane.hold(stored)
+        begun = self._runtime.hold(stored)
         self._services.spawn(self._receive(message, arrived, stored), "a value that moves here")
-        return self._ok(begun)
+        return self._done(begun)
 
     async def _receive(self, message: ExpectObject, arrived: asyncio.Future[Delivery], stored: asyncio.Future[None]) -> None:
         try:
+            found: Delivery | GridError
             try:
-                delivery = await self._services.transfers.wait(message, arrived)
-                keep = partial(self._workspace.take_delivery, message.object, delivery)
+                found = await self._services.transfers.wait(message, arrived)
             except GridError as error:
-                keep = partial(self._workspace.fail, message.object, error)
+                found = error
             with contextlib.suppress(NodeUnavailable):  # the session is over: nobody wants it
-                self._lane.submit_first(keep)
+                self._runtime.keep(message.object, found)
         finally:
             if not stored.done():
                 stored.set_result(None)
@@ -201,8 +198,8 @@ class ClientSession:
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         """For `Sums`: the operand, in order with the client's commands."""
-        return self._lane.submit(lambda: self._workspace.take_operand(message, claim))
+        return self._runtime.take_operand(message, claim)
 
     def in_lane(self, work: Callable[[], list[ring.Elements]]) -> asyncio.Future[list[ring.Elements]]:
-        """For `Sums`: work in order with the client's commands."""
-        return self._lane.submit(work)
+        """For `Sums`: work off the loop."""
+        return self._runtime.commit(work)

@@ -1,4 +1,6 @@
-"""One client's memory at a node: objects, their labels, its plans. Every method runs as a job of the client's lane.
+"""One client's memory at a node: objects, their labels, its plans. It answers one request at a time, on one thread.
+
+It knows datasets, and no rules for what may leave: an `Offer` says what a value is, and the node's `Desk` decides.
 
 What fails leaves a failed object behind, so that whoever uses it later hears the first cause. Only that first cause is
 reported to the client; what merely depends on it is not. Whether an operation on rows fails may depend on their values, so
@@ -9,44 +11,42 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-from grid.errors import (
-    ExecutionFailed,
-    GridError,
-    InvalidRequest,
-    NodeUnavailable,
-    NotFound,
-    PlanRejected,
-    QuotaExceeded,
-    ReleaseDenied,
-)
-from grid.ids import ObjectId, PeerId, PlanId
-from grid.node.custody import Custody
-from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, plan_results
+from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded
+from grid.ids import ObjectId, PlanId
+from grid.node.dataset_views import DatasetView
+from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore
-from grid.node.one_sum import Operand
-from grid.node.transfers import Delivery
-from grid.plans import interpret
+from grid.node.pace import Pace
+from grid.node.work import Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
 from grid.plans.ir import Plan, decode
 from grid.plans.shapes import check_limits
 from grid.policy import blocks
+from grid.policy.claims import claim_of
+from grid.policy.labelled_plans import LabelledPlan
+from grid.policy.labels import Labels
 from grid.settings import NodeSettings
-from grid.smpc import ring
 from grid.tensors import fixed
 from grid.tensors.buffers import from_frame, short_dtype, to_frame
+from grid.tensors.exhausted import exhausted, is_exhausted
 from grid.tensors.ops import Op, lookup
-from grid.tensors.rows import Type
 from grid.wire.messages import (
     Command,
     Commands,
+    DescribeObject,
+    ErrorInfo,
+    FreeObjects,
     Inline,
+    Message,
     ObjectDescription,
     OpenDataset,
+    PutObject,
     PutPlan,
     Ref,
     RunPlan,
@@ -62,8 +62,11 @@ MESSAGE_ROOM = 4096
 
 RING_BYTES = 8
 
-Report = Callable[[int, GridError], None]
-"""Tells the client that the command of this number failed."""
+LEAST_LABEL_BYTES = 64 << 20
+"""Memory for the row sets of one client's labels, however small its quota for values is."""
+
+DONE = Done(count=1)
+"""The answer to what has no other."""
 
 
 class _Depends(Exception):
@@ -77,67 +80,85 @@ class _Depends(Exception):
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _LoadedPlan:
     plan: Plan
-    constants: Sequence[Tensor]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Parcel:
-    """A value on its way to another node: its frame, its type, and the datasets that it carries along.
-
-    `spoilt`: the failure behind it; for nobody to know before the move is allowed.
-    """
-
-    tensor: TensorFrame
-    kind: Type
-    datasets: tuple[str, ...]
-    spoilt: ExecutionFailed | None
+    labelled: LabelledPlan
 
 
 class Workspace:
-    """See the module. `closed` says whether the client is gone; `on_ended` is called when it went too far."""
+    """See the module. `on_failed` is told the number of each command that fails, and why.
 
-    def __init__(self, *, custody: Custody, client: PeerId, settings: NodeSettings, closed: Callable[[], bool]) -> None:
-        self.on_ended: Callable[[GridError], None] = lambda error: None
-        self._custody = custody
-        self._client = client
+    `lost`: why this is not the session's first workspace; an object that is not known may have been in one before.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, DatasetView],
+        settings: NodeSettings,
+        pace: Pace,
+        on_failed: Callable[[int, GridError], None],
+        lost: GridError | None = None,
+    ) -> None:
+        self._sources = sources
         self._settings = settings
-        self._closed = closed
-        self._labels = custody.labels()
-        self._objects = ObjectStore(max_objects=settings.max_objects_per_client, max_bytes=settings.max_bytes_per_client)
+        self._pace = pace
+        self._on_failed = on_failed
+        self._labels = Labels(
+            max_elements=settings.max_op_elements, max_bytes=max(LEAST_LABEL_BYTES, settings.max_bytes_per_client // 4)
+        )
+        self._objects = ObjectStore(
+            max_objects=settings.max_objects_per_client, max_bytes=settings.max_bytes_per_client, lost=lost
+        )
         self._plans: dict[PlanId, _LoadedPlan | GridError] = {}
         self._plan_bytes = 0
 
+    def handle(self, message: Message) -> Message:
+        """The answer to a request (`grid.node.work.REQUESTS`). Raises `GridError`, also where there is no memory for it."""
+        self._pace.begin(getattr(message, "command", 0))
+        try:
+            return HANDLERS[type(message)](self, message)
+        except Exception as error:
+            if is_exhausted(error):
+                raise exhausted(message.tag) from None
+            raise
+        finally:
+            self._pace.end()
+
     # ------------------------------------------------------------ values
 
-    def put(self, object_id: ObjectId, frame: TensorFrame) -> None:
+    def put(self, message: PutObject) -> Message:
         """Keep a value of the client's own."""
-        self._keep(object_id, self._labels.enter(from_frame(frame)), OWN)
+        self._keep(message.object, self._labels.enter(from_frame(message.tensor)), OWN)
+        return DONE
 
-    def free(self, objects: Sequence[ObjectId]) -> None:
+    def free(self, message: FreeObjects) -> Message:
         """Forget objects."""
-        self._objects.free(objects)
+        self._objects.free(message.objects)
+        return DONE
 
-    def fail(self, object_id: ObjectId, error: GridError) -> None:
+    def mark_failed(self, message: MarkFailed) -> Message:
         """Mark an object as failed."""
-        self._objects.fail(object_id, error)
+        self._objects.fail(message.object, message.error.to_error())
+        return DONE
 
     def clear(self) -> None:
-        """Forget everything. The one method for after the lane's end."""
+        """Forget everything. The one method for after the session's end."""
         self._objects.clear()
         self._plans.clear()
 
-    def release(self, object_id: ObjectId) -> TensorFrame:
-        """A copy of an object's value, if the gate lets it leave. Only then is told of a failure that depends on rows."""
-        stored = self._objects.get(object_id)
+    def offer(self, message: TakeValue) -> Offer:
+        """An object's present value, over its own memory, with what the rules must know of it. Raises what made it fail."""
+        stored = self._objects.get(message.object)
         value, kind = stored.value, self._labels.type_of(stored.value)
-        nbytes = self._checked_size(value, value.element_size())
-        if kind.labelled:
-            self._custody.gate.check_errors(self._client)
-            self._custody.gate.release(
-                kind, stored.lineage.origin, elements=value.numel(), nbytes=nbytes, client=self._client
-            )
-            self._tell_failure(self._labels.spoilt(value))
-        return to_frame(value)
+        self._checked_size(value, value.element_size())
+        account = Account.of(stored.lineage.origin)
+        if not kind.labelled:
+            return Offer(tensor=to_frame(value, copy=False), claim=None, account=account)
+        return Offer(
+            tensor=to_frame(value, copy=False),
+            claim=claim_of(kind),
+            account=account,
+            failure=_told(self._labels.spoilt(value)),
+        )
 
     def _checked_size(self, value: Tensor, element_bytes: int) -> int:
         """The bytes of a value in a message. Raises `InvalidRequest` where no message holds as many."""
@@ -146,9 +167,9 @@ class Workspace:
             raise InvalidRequest(f"the value has {nbytes} bytes, more than one message carries; send or sum parts of it")
         return nbytes
 
-    def describe(self, object_id: ObjectId) -> ObjectDescription:
+    def describe(self, message: DescribeObject) -> ObjectDescription:
         """What is known of an object without its value. Raises what made it fail."""
-        value = self._objects.get(object_id).value
+        value = self._objects.get(message.object).value
         kind = self._labels.type_of(value)
         return ObjectDescription(
             shape=tuple(value.shape),
@@ -158,22 +179,24 @@ class Workspace:
             reason=kind.mixed.text if kind.mixed is not None else "",
         )
 
-    def open_dataset(self, message: OpenDataset, report: Report) -> None:
+    def open_dataset(self, message: OpenDataset) -> Message:
         """Give a part of a dataset, or some of its blocks, an id."""
-        self._attempt((message.object,), message.command, report, lambda: self._open(message))
+        self._attempt((message.object,), message.command, lambda: self._open(message))
+        return DONE
 
     def _open(self, message: OpenDataset) -> None:
-        dataset = self._custody.datasets.get(message.dataset)
+        dataset = self._sources.get(message.dataset)
         if dataset is None:
             raise NotFound(f"this node has no dataset {message.dataset[:100]!r}")
         source = dataset.part(message.part, message.column)
         if message.blocks:
-            rows = blocks.rows_of(self._custody.blocks[dataset.name], message.blocks)
+            rows = blocks.rows_of(dataset.blocks, message.blocks)
             value = source[rows]
-            every = blocks.count(dataset.rows, dataset.policy.min_rows) == 1  # one block is the whole dataset, as everybody knows
+            every = blocks.count(dataset.rows, dataset.min_rows) == 1  # one block is the whole dataset, as everybody knows
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, None if every else rows)
         else:
-            # An object of its own over the dataset's memory, which `fixed` protects from being written.
+            # An object of its own over the dataset's memory, which `fixed` protects from being written; a column that lies
+            # between others is a copy, and the client's to account for.
             value = source.detach() if source.is_contiguous() else source.contiguous()
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape)
         if tuple(value.shape) != message.shape or short_dtype(value.dtype) != message.dtype:
@@ -183,7 +206,8 @@ class Workspace:
                 " look the dataset up again"
             )
         self._labels.enter(value, kind, fixed=not message.blocks)
-        self._keep(message.object, value, dataset_part(message.part, message.column), counted=bool(message.blocks))
+        copied = value.data_ptr() != source.data_ptr()
+        self._keep(message.object, value, dataset_part(message.part, message.column), counted=copied)
 
     def _keep(self, object_id: ObjectId, value: Tensor, lineage: Lineage, *, counted: bool = True) -> None:
         if object_id < 0:
@@ -193,14 +217,19 @@ class Workspace:
 
     # ------------------------------------------------------------ commands
 
-    def run_commands(self, message: Commands, report: Report) -> None:
+    def run_commands(self, message: Commands) -> Message:
         """Run operations in order; what fails is reported, and the rest goes on."""
-        inline = _Inline(self, message.tensors)
-        for number, command in enumerate(message.commands, message.first):
-            if self._closed():
-                return
+        inline, frees = _Inline(self, message.tensors), message.frees
+        for at, command in enumerate(message.commands):
+            if self._pace.is_over:
+                break
+            number = message.first + at
+            self._pace.begin(number)
             spoilt = (*command.outputs, *_written_refs(command))
-            self._attempt(spoilt, number, report, partial(self._run, command, inline, f"command {number}"))
+            self._attempt(spoilt, number, partial(self._run, command, inline, f"command {number}"))
+            if at < len(frees) and frees[at]:
+                self._objects.free(frees[at])
+        return DONE
 
     def _run(self, command: Command, inline: _Inline, where: str) -> None:
         op = lookup(command.op)
@@ -219,30 +248,8 @@ class Workspace:
 
     def _apply(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str) -> list[Tensor]:
         """Run one operation under labels. This is the meaning of an operation in plans, too."""
-        if self._closed():
-            raise NodeUnavailable("the client's session is over")
+        self._pace.step()
         return self._labels.run(op, args, kwargs, where)
-
-    def _tell_failure(self, failure: ExecutionFailed | None) -> None:
-        """Raise the failure behind a value that was let go, if there is one, and count it."""
-        if failure is None:
-            return
-        self._count_private_error()
-        kind, _, number = str(failure.details.get("step", "")).partition(" ")
-        command = {"command": int(number)} if kind == "command" else {}
-        raise ExecutionFailed(failure.message, **{**failure.details, **command})
-
-    def _count_private_error(self) -> None:
-        """An error that private values decide on tells a little about them; a few of these and the session is over."""
-        count = self._custody.gate.count_error(self._client)
-        if count >= self._settings.max_private_errors:
-            self.on_ended(
-                ReleaseDenied(
-                    f"{count} operations on private values failed within an hour, and each such failure tells a little about"
-                    " them; the session is over",
-                    rule="private_errors",
-                )
-            )
 
     def _resolve(self, arg: Any, inline: _Inline) -> Any:
         """An argument with tensors in place of references."""
@@ -260,7 +267,7 @@ class Workspace:
             raise _Depends(failure)
         return self._objects.get(object_id).value
 
-    def _attempt(self, spoilt: Sequence[ObjectId], number: int, report: Report, work: Callable[[], None]) -> None:
+    def _attempt(self, spoilt: Sequence[ObjectId], number: int, work: Callable[[], None]) -> None:
         """Do the work of a command; if it fails, what it was to make or to change has failed."""
         try:
             work()
@@ -270,21 +277,25 @@ class Workspace:
         except GridError as failed:
             # What uses the result later fails with this number, too: so the client finds the line to blame, and tells it once.
             error = type(failed)(failed.message, **{**failed.details, "command": number})
-            report(number, error)
-        except Exception:
-            log.exception("command %d failed", number)
-            error = GridError("something went wrong inside the node; its log says what", command=number)
-            report(number, error)
+            self._on_failed(number, error)
+        except Exception as unexpected:
+            if is_exhausted(unexpected):
+                error = exhausted(f"command {number}")
+                error.details["command"] = number
+            else:
+                log.exception("command %d failed", number)
+                error = GridError("something went wrong inside the node; its log says what", command=number)
+            self._on_failed(number, error)
         for object_id in spoilt:
             if object_id > 0:
                 self._objects.fail(object_id, error)
 
     # ------------------------------------------------------------ plans
 
-    def put_plan(self, message: PutPlan) -> None:
+    def put_plan(self, message: PutPlan) -> Message:
         """Take a plan. One that is refused makes its calls fail."""
         if message.plan in self._plans:
-            return
+            return DONE
         size = memoryview(message.encoding).nbytes
         if len(self._plans) >= MAX_PLANS or self._plan_bytes + size > 4 * self._settings.max_plan_bytes:
             raise QuotaExceeded("too many plans of one client; open a new session")
@@ -292,16 +303,19 @@ class Workspace:
             plan = decode(message.encoding, self._settings.max_plan_bytes)
             if plan.id != message.plan:
                 raise PlanRejected("the plan that came is not the one that was named")
-            constants = [self._labels.enter(constant) for constant in interpret.constants_of(plan)]
+            labelled = LabelledPlan(self._labels, plan, self._apply, self._pace.step)
         except GridError as error:
             self._plans[message.plan] = error
         else:
-            self._plans[message.plan] = _LoadedPlan(plan, constants)
+            self._plans[message.plan] = _LoadedPlan(plan, labelled)
             self._plan_bytes += size
+        return DONE
 
-    def run_plan(self, message: RunPlan, report: Report) -> None:
+    def run_plan(self, message: RunPlan) -> Message:
         """Run a plan; its results get their ids, or all of them fail."""
-        self._attempt(message.outputs, message.command, report, lambda: self._run_plan(message))
+        self._pace.begin_plan(message.command)
+        self._attempt(message.outputs, message.command, lambda: self._run_plan(message))
+        return DONE
 
     def _run_plan(self, message: RunPlan) -> None:
         loaded = self._plans.get(message.plan)
@@ -316,9 +330,21 @@ class Workspace:
         inputs = [self._input(arg, inline) for arg in message.inputs]
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
-        check_limits(plan, tensors, max_elements=self._settings.max_op_elements, max_bytes=room)
-        lineages = plan_results(plan.id, inputs, len(plan.outputs))
-        results = interpret.run(plan, tensors, self._apply, loaded.constants)
+        check_limits(
+            plan,
+            tensors,
+            max_elements=self._settings.max_op_elements,
+            max_bytes=room,
+            max_flops=self._settings.max_plan_flops,
+            max_steps=self._settings.max_plan_steps,
+        )
+
+        def content(number: int) -> bytes:
+            arg = message.inputs[number]
+            return self._objects.digest(ObjectId(int(arg))) if type(arg) is Ref else digest(tensors[number])
+
+        lineages = plan_results(plan.id, inputs, len(plan.outputs), content)
+        results = loaded.labelled.run(tensors)
         for object_id, result, lineage in zip(message.outputs, results, lineages, strict=True):
             self._keep(object_id, result, lineage)
 
@@ -331,73 +357,64 @@ class Workspace:
             return value, None
         return value, self._objects.get(ObjectId(int(arg))).lineage if type(arg) is Ref else DERIVED
 
-    # ------------------------------------------------------------ moves
+    # ------------------------------------------------------------ moves and sums
 
-    def take_for_move(self, object_id: ObjectId) -> Parcel:
-        """A copy of an object's present value for another node, which has yet to be allowed."""
-        value = self._objects.get(object_id).value
-        kind = self._labels.type_of(value)
-        self._checked_size(value, value.element_size())
-        return Parcel(to_frame(value), kind, kind.datasets, self._labels.spoilt(value))
-
-    def allow_move(self, parcel: Parcel, to: str) -> None:
-        """Raise `ReleaseDenied` unless the owners of the rows in a parcel let it go to the node of this name."""
-        if parcel.kind.labelled:
-            self._custody.gate.check_errors(self._client)
-            self._custody.gate.check_move(parcel.kind, to)
-            self._tell_failure(parcel.spoilt)
-
-    def take_delivery(self, object_id: ObjectId, delivery: Delivery) -> None:
+    def keep_delivery(self, message: KeepDelivery) -> Message:
         """Keep what another node sent; with its label, if it has one."""
         try:
-            value = from_frame(delivery.tensor)
-            origins = [f"{delivery.sender}/{dataset[:100]}" for dataset in delivery.datasets]
+            value = from_frame(message.tensor)
+            origins = [f"{message.sender}/{dataset[:100]}" for dataset in message.datasets]
             self._labels.enter(value, self._labels.foreign(origins, value.shape))
-            self._keep(object_id, value, DERIVED if origins else OWN)
+            self._keep(message.object, value, DERIVED if origins else OWN)
         except GridError as error:
-            self._objects.fail(object_id, error)
+            self._objects.fail(message.object, error)
+        return DONE
 
-    # ------------------------------------------------------------ sums
-
-    def take_operand(self, message: StartSum, claim: Callable[[], None]) -> Operand:
-        """The operand of a secure sum in ring elements. Raises what the gate has against it."""
+    def offer_sum(self, message: StartSum) -> SumOffer:
+        """The operand of a secure sum in ring elements, with what the rules must know of it."""
         stored = self._objects.get(message.object)
-        kind, lineage, gate = self._labels.type_of(stored.value), stored.lineage, self._custody.gate
-        self._checked_size(stored.value, RING_BYTES)
+        value, kind, lineage = stored.value, self._labels.type_of(stored.value), stored.lineage
+        self._checked_size(value, RING_BYTES)
+        account = Account.of(lineage.origin, lineage.arguments)
         if not kind.labelled:
-            elements = self._encode(stored.value, message)
-            claim()
-            return Operand(elements, None, "", 0, labelled=False, own=False, open=False, commit=lambda: None)
-        gate.check_errors(self._client)
-        rows = gate.check_sum(kind, lineage.origin)
-        self._tell_failure(self._labels.spoilt(stored.value))
-        try:
-            elements = self._encode(stored.value, message)
-        except ExecutionFailed:
-            self._count_private_error()
-            raise
-        claim()
-        commit = partial(
-            gate.release_sum,
-            kind,
-            lineage.origin,
-            elements=stored.value.numel(),
-            nbytes=elements.nbytes,
-            client=self._client,
-        )
-        return Operand(
-            elements,
-            lineage.origin.plan,
-            lineage.arguments,
-            rows,
-            labelled=True,
-            own=True,
-            open=gate.is_open(kind),
-            commit=commit,
-        )
+            return SumOffer(tensor=self._encode(value, message), claim=None, account=account)
+        tensor, failure = None, _told(self._labels.spoilt(value))
+        if failure is None:
+            try:
+                tensor = self._encode(value, message)
+            except ExecutionFailed as error:  # whether a value fits depends on the rows behind it
+                failure = ErrorInfo.of(error)
+        return SumOffer(tensor=tensor, claim=claim_of(kind), account=account, failure=failure)
 
-    def _encode(self, value: Tensor, message: StartSum) -> ring.Elements:
-        return ring.from_tensor(fixed.encode(value, message.fraction_bits, len(message.roster)))
+    def _encode(self, value: Tensor, message: StartSum) -> TensorFrame:
+        return to_frame(fixed.encode(value, message.fraction_bits, len(message.roster)), copy=False)
+
+
+HANDLERS: Mapping[type[Message], Callable[[Workspace, Any], Message]] = MappingProxyType(
+    {
+        PutObject: Workspace.put,
+        Commands: Workspace.run_commands,
+        FreeObjects: Workspace.free,
+        OpenDataset: Workspace.open_dataset,
+        PutPlan: Workspace.put_plan,
+        RunPlan: Workspace.run_plan,
+        DescribeObject: Workspace.describe,
+        StartSum: Workspace.offer_sum,
+        TakeValue: Workspace.offer,
+        KeepDelivery: Workspace.keep_delivery,
+        MarkFailed: Workspace.mark_failed,
+    }
+)
+"""Request -> what answers it."""
+
+
+def _told(failure: ExecutionFailed | None) -> ErrorInfo | None:
+    """A failure that depends on rows, as it is told once they may be known: with the command's number, if one is to blame."""
+    if failure is None:
+        return None
+    kind, _, number = str(failure.details.get("step", "")).partition(" ")
+    command = {"command": int(number)} if kind == "command" else {}
+    return ErrorInfo.of(ExecutionFailed(failure.message, **{**failure.details, **command}))
 
 
 class _Inline:

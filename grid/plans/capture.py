@@ -20,7 +20,6 @@ from typing import Any
 
 import sympy
 import torch
-import torch.nn.functional as F
 from torch import SymFloat, SymInt, Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
@@ -28,11 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
 from grid.errors import PlanRejected
 from grid.plans.ir import PlanTarget, is_tensor
+from grid.plans.layers import Layers
 from grid.plans.lines import at_line, errors_explained, user_line
 from grid.plans.trees import Tree, flatten
 from grid.tensors.table import HIDDEN_WRITES
@@ -41,9 +40,6 @@ aten = torch.ops.aten
 
 _TRACING = threading.RLock()
 """PyTorch keeps its tracer in variables of the process, so one trace at a time, whichever thread it is in."""
-
-_DROPOUTS = (F.dropout, torch.dropout, torch.dropout_)
-
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -100,14 +96,14 @@ def capture(function: Callable[..., Any], build: Callable[[Sequence[Tensor]], Se
         gives: list[Tree] = []
 
         def recorded(*tensors: Tensor) -> list[Tensor]:
-            with _Dropout(), watch.recording():
+            with Layers(), watch.recording():
                 results, tree = flatten(function(*build(tensors)), is_tensor)
             gives.append(tree)
             _refuse_remote(results)
             return results
 
         with fake, watch.grads_kept(), errors_explained(), _quiet(), enable_python_dispatcher():
-            module = make_fx(recorded, tracing_mode="real")(*inputs)
+            module = make_fx(recorded, _TAKEN_APART, tracing_mode="real")(*inputs)
             module.graph.eliminate_dead_code()
             if any(_is_mutable(node) for node in module.graph.nodes):
                 module = _without_writes(module, [tensor.detach() for tensor in inputs])
@@ -147,23 +143,6 @@ def _fake_input(env: ShapeEnv, symbols: dict[int, sympy.Symbol], index: int, lea
         symbols[index] = symbol
         shape[0] = env.create_symintnode(symbol, hint=leaf.shape[0], source=source)
     return torch.empty(shape, dtype=leaf.dtype, device="cpu").requires_grad_(leaf.requires_grad)
-
-
-class _Dropout(TorchFunctionMode):
-    """Dropout as one operation whose mask the machine that runs it draws, instead of a mask that is part of the record."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DROPOUTS:
-            return self._dropout(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _dropout(
-        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, train: bool = True
-    ) -> Tensor:
-        if not (training and train) or p == 0:
-            return input
-        result: Tensor = torch.native_dropout(input, p, True)[0]
-        return input.copy_(result) if inplace else result
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -276,6 +255,16 @@ def _batch_norm(args: Any) -> Any:
     running_mean.copy_(new_mean)
     running_var.copy_(new_var)
     return tuple(results)
+
+
+def _index_fill(self: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
+    part = aten.index_select.default(self, dim, index)
+    result: Tensor = aten.index_copy.default(self, dim, index, aten.expand.default(value, part.shape))
+    return result
+
+
+_TAKEN_APART = {aten.index_fill.int_Tensor: _index_fill}
+"""Operations that only gradients use, in terms of others."""
 
 
 def is_recording() -> bool:

@@ -20,7 +20,7 @@ from grid.errors import Detail, ExecutionFailed, GridError, PlanRejected
 from grid.plans.checks import check_inputs, compute_size, resolve
 from grid.plans.program import SYM_OPS, Program, Step, refs_in
 from grid.tensors.buffers import from_frame, torch_dtype
-from grid.tensors.ops import MEMORY_FORMATS, Op, bind, dense_call, flatten, lookup
+from grid.tensors.ops import MEMORY_FORMATS, Op, bind, flatten, lookup
 from grid.wire.messages import DType, MemoryFormat, Ref, TensorFrame
 
 
@@ -107,14 +107,30 @@ def _unaliased(outputs: Sequence[Tensor], shared: frozenset[int], apply: Apply) 
 # ---------------------------------------------------------------- generated code
 
 
-class Compiled:
-    """A program as one Python function on this machine, to be used again and again, from any thread."""
+LOOK_EACH = 8
 
-    def __init__(self, program: Program) -> None:
+Prepare = Callable[[Op, Callable[..., Any]], Callable[..., Any]]
+"""What generated code calls for an operation, given what it would call by itself."""
+
+
+class Compiled:
+    """A program as one Python function on this machine, to be used again and again, from any thread.
+
+    `prepare` may put something around operations. `between` is called before every `LOOK_EACH` steps, and may raise.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        constants: Sequence[Tensor] | None = None,
+        *,
+        prepare: Prepare | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:
         self._program = program
-        self._constants = constants_of(program)
+        self._constants = constants_of(program) if constants is None else constants
         self._shared = _memory_of(self._constants)
-        self._function, self._code = _generate(program, self._constants)
+        self._function, self._code = _generate(program, self._constants, prepare, between)
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run on local tensors that fit the program, without recording gradients.
@@ -123,10 +139,13 @@ class Compiled:
         """
         try:
             with torch.no_grad():
-                results = self._function(*[_dense(tensor, local_apply) for tensor in inputs])
-                return _unaliased(results, self._shared, local_apply)
+                return self.plainly([_dense(tensor, local_apply) for tensor in inputs])
         except Exception as error:
             raise self._explained(error) from error
+
+    def plainly(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """`__call__` for dense inputs without a gradient. Raises whatever an operation raises."""
+        return _unaliased(self._function(*inputs), self._shared, local_apply)
 
     def _explained(self, error: Exception) -> Exception:
         """The same failure with the step that it happened in, which is the line of the generated code."""
@@ -151,9 +170,14 @@ class Compiled:
 class _Names:
     """Objects that generated code uses, under names made here."""
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Prepare | None) -> None:
         self.objects: dict[str, Any] = {}
         self._known: dict[int, str] = {}
+        self._prepare = prepare
+
+    def prepared(self, op: Op, call: Callable[..., Any]) -> Callable[..., Any]:
+        """What is to be called for an operation."""
+        return call if self._prepare is None else self._prepare(op, call)
 
     def of(self, thing: Any) -> str:
         """The name of an object; the same one every time."""
@@ -164,14 +188,18 @@ class _Names:
         return name
 
 
-def _generate(program: Program, constants: Sequence[Tensor]) -> tuple[Callable[..., Sequence[Tensor]], CodeType]:
+def _generate(
+    program: Program, constants: Sequence[Tensor], prepare: Prepare | None, between: Callable[[], None] | None
+) -> tuple[Callable[..., Sequence[Tensor]], CodeType]:
     """Source of line 1 + number of steps + 1 lines: step k is line k + 2, which is how errors find their step."""
-    names = _Names()
+    names = _Names(prepare)
+    look = "" if between is None else f"{names.of(between)}(); "
     values = {index: f"v{index}" for index in range(len(program.inputs))}
     for index, constant in enumerate(constants):
         values[len(program.inputs) + index] = names.of(constant)
     lines = [f"def program({', '.join(values[index] for index in range(len(program.inputs)))}):"]
-    lines += [_line(step, values, names) for step in program.steps]
+    for index, step in enumerate(program.steps):
+        lines.append(f" {'' if index % LOOK_EACH else look}{_line(step, values, names)}")
     lines.append(f" return ({''.join(f'{values[output]}, ' for output in program.outputs)})")
     namespace = dict(names.objects)
     exec(compile("\n".join(lines), f"<plan {program.name}>", "exec"), namespace)
@@ -186,13 +214,13 @@ def _line(step: Step, values: dict[int, str], names: _Names) -> str:
     written = [_write(arg, values, names) for arg in step.args]
     drop = f"; del {', '.join(values[value] for value in step.frees)}" if step.frees else ""
     if step.op in SYM_OPS:
-        return f" {outputs[0]} = {names.of(compute_size)}({names.of(step.op)}, [{', '.join(written)}]){drop}"
+        return f"{outputs[0]} = {names.of(compute_size)}({names.of(step.op)}, [{', '.join(written)}]){drop}"
     op = lookup(step.op)
     written += [f"**{{{', '.join(_pairs(step, values, names))}}}"] if step.kwargs else []
-    call = f"{names.of(_callable(op, len(outputs)))}({', '.join(written)})"
+    call = f"{names.of(names.prepared(op, _callable(op, len(outputs))))}({', '.join(written)})"
     if _gives_one(op):
-        return f" {outputs[0]} = {call}{drop}"
-    return f" [{', '.join(outputs)}] = {call}{drop}"
+        return f"{outputs[0]} = {call}{drop}"
+    return f"[{', '.join(outputs)}] = {call}{drop}"
 
 
 def _pairs(step: Step, values: dict[int, str], names: _Names) -> Iterator[str]:
@@ -226,7 +254,7 @@ def _gives_one(op: Op) -> bool:
 
 def _callable(op: Op, outputs: int) -> Callable[..., Any]:
     """What the generated code calls: torch's operation itself wherever its results are what the plan names."""
-    call = dense_call(op)
+    call = op.run
     if op.unfilled:
         return _Zeroed(call)
     returns = op.call._schema.returns

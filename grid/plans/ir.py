@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from grid.display import counted, html
 from grid.errors import InvalidRequest, NotFound
 from grid.ids import PlanId
 from grid.plans import checks, encoding, interpret, printing, shapes
@@ -123,7 +124,14 @@ class Plan(Program):
         return unflatten(self.gives, iter(results))
 
     def __repr__(self) -> str:
-        return f"<Plan {self.name} {self.id[:12]}: {len(self.inputs)} inputs, {len(self.steps)} steps>"
+        return f"<Plan {self.name} {self.id[:12]}: {self._size}>"
+
+    def _repr_html_(self) -> str:
+        return html(self.name, f"plan, {self._size}", facts=[("id", self.id)], code=self.code)
+
+    @property
+    def _size(self) -> str:
+        return f"{counted(len(self.inputs), 'input')}, {counted(len(self.steps), 'step')}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self.id == other.id

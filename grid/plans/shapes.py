@@ -4,29 +4,27 @@ The program is run on meta tensors, which have shapes and no memory. For each st
 floating-point operations; for the whole, the shapes of the results and the largest memory in use at one time. A node asks
 before it runs a plan, and refuses one that is too large as a whole, instead of half way.
 
-Estimates: bytes count each new tensor once and views not at all, plus the unfolded input that a convolution in other than
-32 bits makes. Operations count 2 for each multiplication with addition of products and convolutions, and 1 for each
-element read or written by anything else.
+Bytes count each new tensor once and views not at all, and what a step needs on the way; `grid.plans.flops` counts operations.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grid.errors import GridError, PlanRejected
 from grid.plans.checks import Shaped, check_inputs, compute_size, resolve
+from grid.plans.flops import flops, workspace
 from grid.plans.program import SYM_OPS, Program, Step
 from grid.tensors.bounds import measure
 from grid.tensors.buffers import torch_dtype
-from grid.tensors.ops import Bound, Meta, bind, lookup
+from grid.tensors.ops import Meta, bind, lookup
 from grid.wire.dtypes import tensor_bytes
 
 LARGEST_RESULT = 1 << 50
@@ -45,7 +43,7 @@ class StepCost:
     flops: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DryRun:
     """A whole run: its results without values, the cost of each step, and the most bytes in use at one time.
 
@@ -55,6 +53,11 @@ class DryRun:
     outputs: tuple[Meta, ...]
     steps: tuple[StepCost, ...]
     peak_bytes: int
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the step that gives most of them."""
+        return max((step.elements for step in self.steps), default=0)
 
     @property
     def elements(self) -> int:
@@ -72,7 +75,7 @@ class DryRuns:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._known: OrderedDict[tuple[tuple[int, ...], ...], DryRun] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], DryRun] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, inputs: Sequence[Shaped]) -> DryRun:
@@ -81,14 +84,14 @@ class DryRuns:
         Raises `InvalidRequest` for inputs that do not fit the plan, and `PlanRejected`, naming the step, where shapes do not
         fit within it.
         """
-        key = tuple(tuple(int(size) for size in leaf.shape) for leaf in inputs)
+        key = tuple([(leaf.shape, leaf.dtype) for leaf in inputs])
         with self._lock:
             known = self._known.get(key)
             if known is not None:
                 self._known.move_to_end(key)
-        check_inputs(self._program, inputs)
         if known is None:
-            known = dry_run(self._program, key)
+            check_inputs(self._program, inputs)
+            known = dry_run(self._program, [tuple(int(size) for size in leaf.shape) for leaf in inputs])
             with self._lock:
                 self._known[key] = known
                 while len(self._known) > _KEPT:
@@ -123,15 +126,25 @@ def output_metas(plan: Program, inputs: Sequence[Shaped]) -> list[Meta]:
 
 
 def check_limits(
-    plan: Program, inputs: Sequence[Shaped], *, max_elements: int, max_bytes: int, max_flops: int | None = None
+    plan: Program,
+    inputs: Sequence[Shaped],
+    *,
+    max_elements: int,
+    max_bytes: int,
+    max_flops: int | None = None,
+    max_steps: int | None = None,
 ) -> DryRun:
     """Raise `PlanRejected` if any step gives more than `max_elements`, or the plan needs more than the other limits in all.
 
     Returns the dry run. Errors otherwise as `DryRuns.of`.
     """
+    if max_steps is not None and len(plan.steps) > max_steps:
+        raise PlanRejected(f"the plan has {len(plan.steps)} steps; at most {max_steps} are allowed")
     run = _runs(plan).of(inputs)
-    for index, (step, cost) in enumerate(zip(plan.steps, run.steps, strict=True)):
-        if cost.elements > max_elements:
+    if run.largest > max_elements:
+        for index, (step, cost) in enumerate(zip(plan.steps, run.steps, strict=True)):
+            if cost.elements <= max_elements:
+                continue
             raise PlanRejected(
                 f"step {index} ({step.op}) would give {cost.elements} elements; at most {max_elements} are allowed",
                 step=index,
@@ -211,35 +224,6 @@ def _step(step: Step, env: dict[int, Any], memory: _Memory) -> StepCost:
         else:
             memory.allocate(output, size)
             fresh += size
-    workspace = _workspace(bound, results)
-    memory.spend(workspace)
-    return StepCost(sum(result.numel() for result in results), fresh + workspace, _flops(bound, results, aliases))
-
-
-def _flops(bound: Bound, results: Sequence[Tensor], view: bool) -> int:
-    name = bound.op.base
-    if view:
-        return 0
-    if name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"):
-        left = next(tensor for tensor in list(bound.tensors())[-2:])
-        return 2 * results[0].numel() * (left.shape[-1] if left.dim() else 1)
-    if name == "convolution":
-        weight = bound["weight"]
-        per_output = weight.numel() // max(1, weight.shape[1 if bound["transposed"] else 0])
-        return 2 * int((bound["input"] if bound["transposed"] else results[0]).numel()) * int(per_output)
-    if name == "convolution_backward":
-        weight = bound["weight"]
-        per_output = weight.numel() // max(1, weight.shape[1 if bound["transposed"] else 0])
-        gradient = bound["input"] if bound["transposed"] else bound["grad_output"]
-        return 4 * int(gradient.numel()) * int(per_output)
-    return sum(tensor.numel() for tensor in bound.tensors()) + sum(result.numel() for result in results)
-
-
-def _workspace(bound: Bound, results: Sequence[Tensor]) -> int:
-    """Bytes of the unfolded input that convolutions make on the way, where they do."""
-    name = bound.op.base
-    if name not in ("convolution", "convolution_backward") or bound["input"].dtype is torch.float32:
-        return 0
-    weight, source = bound["weight"], bound["input"]
-    spatial = results[0].shape[2:] if name == "convolution" else bound["grad_output"].shape[2:]
-    return int(source.shape[0] * math.prod(weight.shape[1:]) * math.prod(spatial) * source.element_size())
+    extra = workspace(bound, results)
+    memory.spend(extra)
+    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if aliases else flops(bound, results))

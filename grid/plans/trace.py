@@ -24,6 +24,7 @@ import sympy
 import torch
 from torch import Tensor
 
+from grid.display import counted, html
 from grid.errors import InvalidRequest, PlanRejected
 from grid.plans.capture import Captured, Leaf, capture, is_recording, no_ambient_modes
 from grid.plans.ir import Plan, PlanTarget, is_tensor
@@ -249,8 +250,22 @@ class TracedFunction:
             raise InvalidRequest(f"a plan's arguments are positional; {', '.join(bound.kwargs)} can only be given by keyword")
         return bound.args
 
+    @property
+    def _title(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
     def __repr__(self) -> str:
-        return f"<grid.plan {getattr(self.function, '__name__', type(self.function).__name__)}>"
+        return f"<grid.plan {self._title}: {counted(len(self._known), 'plan')} traced>"
+
+    def _repr_html_(self) -> str:
+        rows = [(known.plan.id[:12], ", ".join(_described(known.plan)), str(len(known.plan.steps))) for known in self._known]
+        note = "" if rows else "nothing is traced before the first call"
+        columns = ("plan", "inputs", "steps")
+        return html(self._title, "function whose calls run as plans", columns=columns, rows=rows, note=note)
+
+
+def _described(plan: Plan) -> list[str]:
+    return [f"{spec.dtype}[{', '.join(map(str, spec.sizes))}]" for spec in plan.inputs]
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:

@@ -44,6 +44,8 @@ def rows_of(cut_rows: Ids, blocks: Sequence[int]) -> npt.NDArray[np.int64]:
     known = int(cut_rows.max(initial=0)) + 1
     if len(set(blocks)) != len(blocks) or not all(0 <= block < known for block in blocks):
         raise InvalidRequest(f"blocks are distinct numbers from 0 to {known - 1}")
-    by_block = np.argsort(cut_rows, kind="stable")
-    starts = np.searchsorted(cut_rows[by_block], np.arange(known + 1))
-    return np.concatenate([by_block[starts[b] : starts[b + 1]] for b in blocks]) if blocks else np.zeros(0, np.int64)
+    place = np.full(known, -1, np.int32)
+    place[list(blocks)] = np.arange(len(blocks), dtype=np.int32)
+    places = place[cut_rows]
+    rows = np.flatnonzero(places >= 0)
+    return rows[np.argsort(places[rows], kind="stable")]

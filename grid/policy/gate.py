@@ -6,7 +6,8 @@ refusal depends on which rows are in which secret block, and none counts rows. C
 can do something about them; the first that fails raises `ReleaseDenied` with the rule, the step that caused it where there
 is one, and what to write instead. A release is committed to the store before the method returns, so before a value leaves.
 
-A value without a label is the client's own and needs no rule; `Gate` is not asked about it. Methods are for any thread.
+A value without a label is the client's own and needs no rule; `Gate` is not asked about it. What is said of one with a label
+is a `Claim`, since the value itself may lie in another process. Methods are for any thread.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from grid.clock import Clock
 from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
+from grid.policy.claims import Claim, RowsClaim
 from grid.policy.rules import ANY, APPROVE, DENY, OPEN, Policy
 from grid.store.base import DatasetState, Store
-from grid.tensors.rows import Cells, Choice, Type, refine_ids
+from grid.tensors.rows import Cells, Choice, refine_ids
 
 MINUTE_S = 60.0
 HOUR_S = 3600.0
@@ -70,6 +73,18 @@ class RateLimits:
     nbytes: int
 
 
+class _Value:
+    """What a value is made of in one dataset; its cells are looked at only where the rules before let it pass."""
+
+    def __init__(self, dataset: Guarded, part: RowsClaim) -> None:
+        self.dataset = dataset
+        self.part = part
+
+    @cached_property
+    def cells(self) -> Cells:
+        return self.part.cells(self.dataset.rows)
+
+
 class Gate:
     """The rules of one node's datasets. The store has a state for each of them already (`DatasetState`).
 
@@ -90,38 +105,37 @@ class Gate:
 
     # ------------------------------------------------------------ what callers ask
 
-    def release(self, kind: Type, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
-        """Let a value of this type go to this client, or raise `ReleaseDenied`, `BudgetExhausted`, `QuotaExceeded`."""
+    def release(self, claim: Claim, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
+        """Let such a value go to this client, or raise `ReleaseDenied`, `BudgetExhausted`, `QuotaExceeded`."""
         with self._lock:
-            guarded = self._guarded(kind)
-            for dataset in guarded:
-                self._check(dataset, kind, origin)
+            values = [self._checked(value, claim, origin) for value in self._guarded(claim)]
             self._charge_rate(client, nbytes)
-            self._commit(guarded, kind, elements, origin)
+            self._commit(values, elements, origin)
 
-    def check_sum(self, kind: Type, origin: Origin) -> int:
+    def check_sum(self, claim: Claim, origin: Origin) -> int:
         """Whether a value may go into a secure sum, before anything is committed; the rows of the smallest cell behind it."""
         with self._lock:
-            guarded = self._guarded(kind)
-            for dataset in guarded:
-                self._check_share(dataset)
-                self._check(dataset, kind, origin)
-                self._check_single_plan(dataset, origin)
-            return min(kind.rows(dataset.name) for dataset in guarded)
+            smallest = []
+            for value in self._guarded(claim):
+                self._check_share(value.dataset)
+                self._checked(value, claim, origin)
+                self._check_single_plan(value.dataset, origin)
+                smallest.append(value.cells.smallest)
+            return min(smallest)
 
-    def is_open(self, kind: Type) -> bool:
+    def is_open(self, claim: Claim) -> bool:
         """Whether the owners of all rows behind a value let those out, so that it hides nothing."""
-        return all(dataset.policy.release == OPEN for dataset in self._guarded(kind))
+        return all(value.dataset.policy.release == OPEN for value in self._guarded(claim))
 
-    def release_sum(self, kind: Type, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
+    def release_sum(self, claim: Claim, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
         """Commit the release of a sum that this value goes into; raises as `check_sum` and `release`."""
-        self.check_sum(kind, origin)
-        self.release(kind, origin, elements=elements, nbytes=nbytes, client=client)
+        self.check_sum(claim, origin)
+        self.release(claim, origin, elements=elements, nbytes=nbytes, client=client)
 
-    def check_move(self, kind: Type, to: str) -> None:
+    def check_move(self, claim: Claim, to: str) -> None:
         """Whether a value with rows may move to the node of this name. It takes its label along, so nothing is used up."""
         with self._lock:
-            for dataset in self._guarded(kind):
+            for dataset in [value.dataset for value in self._guarded(claim)]:
                 if dataset.policy.release != OPEN and to not in dataset.policy.sinks:
                     raise _denied(
                         "sinks",
@@ -162,12 +176,11 @@ class Gate:
 
     # ------------------------------------------------------------ rules
 
-    def _guarded(self, kind: Type) -> Sequence[Guarded]:
-        """The datasets behind a type. Rows that came from another node are that owner's to release, never ours."""
-        found = [self._datasets.get(name) for name in kind.datasets]
-        own = [dataset for dataset in found if dataset is not None]
-        if len(own) < len(found) or not own:
-            reason = kind.mixed.text if kind.mixed else "it carries rows of another node's dataset"
+    def _guarded(self, claim: Claim) -> Sequence[_Value]:
+        """The datasets behind a value. Rows that came from another node are that owner's to release, never ours."""
+        own = [_Value(self._datasets[part.dataset], part) for part in claim.rows if part.dataset in self._datasets]
+        if len(own) < len(claim.rows) or not own:
+            reason = claim.mixed or "it carries rows of another node's dataset"
             raise ReleaseDenied(
                 f"denied: {reason}. Only the node that owns the rows releases them",
                 rule="owner",
@@ -175,10 +188,11 @@ class Gate:
             )
         return own
 
-    def _check(self, dataset: Guarded, kind: Type, origin: Origin) -> None:
-        policy = dataset.policy
+    def _checked(self, value: _Value, claim: Claim, origin: Origin) -> _Value:
+        """The value, if the rules of this dataset let it leave."""
+        dataset, policy = value.dataset, value.dataset.policy
         if policy.release == OPEN:
-            return
+            return value
         if policy.release == DENY:
             raise _denied("release", dataset, "its owner releases nothing (release = \"deny\")", instead="another dataset")
         if policy.release == APPROVE:
@@ -189,7 +203,8 @@ class Gate:
                 instead="ask the owner for release = \"aggregate\"",
             )
         self._check_plans(dataset, origin)
-        self._check_labels(dataset, kind)
+        self._check_labels(value, claim)
+        return value
 
     def _check_plans(self, dataset: Guarded, origin: Origin) -> None:
         if dataset.policy.plans == ANY or _is_allowed(dataset.policy, origin):
@@ -202,16 +217,16 @@ class Gate:
             instead="a plan whose id the owner lists in `allow`, called on parts of the dataset, or ask for plans = \"any\"",
         )
 
-    def _check_labels(self, dataset: Guarded, kind: Type) -> None:
-        if kind.mixed is not None:
+    def _check_labels(self, value: _Value, claim: Claim) -> None:
+        dataset, axis = value.dataset, value.part.axis
+        if claim.mixed:
             raise _denied(
                 "mixed",
                 dataset,
-                f"the value cannot be shown to treat rows alike: {kind.mixed.text}",
-                step=kind.story.mixed,
-                instead=kind.mixed.instead or "reduce over the rows (sum, mean) before combining them with anything else",
+                f"the value cannot be shown to treat rows alike: {claim.mixed}",
+                step=claim.step,
+                instead=claim.instead or "reduce over the rows (sum, mean) before combining them with anything else",
             )
-        axis = kind.axis(dataset.name)
         if axis is not None:
             raise _denied(
                 "rows",
@@ -219,16 +234,16 @@ class Gate:
                 f"dimension {axis} of the value holds its rows, one by one",
                 instead=f"reduce that dimension, for example .sum({axis}) or .mean({axis})",
             )
-        smallest = kind.cells[dataset.name].smallest
-        self._check_size(dataset, smallest, "min_rows", kind, "can be told apart in the value")
+        self._check_size(value, value.cells.smallest, "min_rows", "can be told apart in the value")
 
-    def _check_size(self, dataset: Guarded, smallest: int, rule: str, kind: Type, what: str) -> None:
+    def _check_size(self, value: _Value, smallest: int, rule: str, what: str) -> None:
+        dataset = value.dataset
         if smallest < dataset.policy.min_rows:
             raise _denied(
                 rule,
                 dataset,
                 f"fewer than min_rows ({dataset.policy.min_rows}) rows of it {what}",
-                step=kind.story.blame.get(dataset.name, ""),
+                step=value.part.blame,
                 instead="whole blocks of rows: `ds.batches` or `ds.split` in place of slices and index lists",
             )
 
@@ -248,23 +263,22 @@ class Gate:
 
     # ------------------------------------------------------------ what adds up
 
-    def _commit(self, guarded: Sequence[Guarded], kind: Type, elements: int, origin: Origin) -> None:
-        after = [self._after(dataset, kind, elements, origin) for dataset in guarded if dataset.policy.release != OPEN]
+    def _commit(self, values: Sequence[_Value], elements: int, origin: Origin) -> None:
+        after = [self._after(value, elements, origin) for value in values if value.dataset.policy.release != OPEN]
         for name, state in after:
             self._store.save(name, state)
 
-    def _after(self, dataset: Guarded, kind: Type, elements: int, origin: Origin) -> tuple[str, DatasetState]:
+    def _after(self, value: _Value, elements: int, origin: Origin) -> tuple[str, DatasetState]:
         """What will be remembered of a dataset once the value has left; raises where that would be too much."""
+        dataset, cells = value.dataset, value.cells
         state = self._store.load(dataset.name)
         assert state is not None  # made when the node started
-        cells = kind.cells[dataset.name]
         choice = _checked_choice(dataset, state, cells)  # before the partition is looked at
         drawn = _refined(state, cells)
         self._check_size(
-            dataset,
+            value,
             drawn.smallest,
             "partition",
-            kind,
             "could be told apart by combining the value with what has been released before",
         )
         total = state.elements + elements

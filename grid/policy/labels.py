@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from grid.errors import ExecutionFailed, InvalidRequest, LocalProtocolError
-from grid.policy.memory import LabelledMemory, geometry
+from grid.policy.memory import Handle, LabelledMemory, geometry
 from grid.tensors import bounds
 from grid.tensors.bounds_shapes import MAX_ELEMENTS
 from grid.tensors.calls import Call, Forms
+from grid.tensors.exhausted import exhausted, is_exhausted
 from grid.tensors.ops import Bound, Op, bind, flatten, infer
 from grid.tensors.rows import NOTHING, Choice, Form, Mix, Reason, Space, Story, Type, plain_dims
 from grid.tensors.rules import ROW_RULES, Rule, judge
@@ -46,14 +47,21 @@ PRIVATE_FAILURE = "the operation failed; what it works on is private, so nothing
 
 
 class _Verdict(NamedTuple):
-    """What a call makes: the forms of fresh results, and of what it writes, by argument name and position in a list."""
+    """What a call makes: the types of fresh results, and the forms of what it writes, by argument name and position in a list.
 
-    results: tuple[Form, ...]
+    The types are without a story: one whose form has something to tell gets it from the operands of each call.
+    """
+
+    results: tuple[Type, ...]
     writes: tuple[tuple[str, int, Form], ...]
 
 
 class Labels:
-    """See the module. `random_bytes` draws dropout masks. `strict` raises where a rule breaks instead of calling it mixed."""
+    """See the module. `random_bytes` draws dropout masks. `strict` raises where a rule breaks instead of calling it mixed.
+
+    `surprises` counts what may be otherwise in another call that looks the same: verdicts that hold for one call alone, and
+    failures. It rises, and never falls.
+    """
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class Labels:
         self._memory = LabelledMemory(self.space)
         self._verdicts: dict[tuple[Any, ...], _Verdict] = {}
         self._shapes: dict[tuple[Any, ...], tuple[tuple[int, ...], ...]] = {}
+        self.surprises = 0
         self.space.on_pressure.append(self._verdicts.clear)
 
     # ------------------------------------------------------------ types
@@ -135,14 +144,15 @@ class Labels:
         """
         bound = bind(op, args, kwargs)
         self._memory.clear_dead()
-        types: list[Type] = []
-        key = self._look(bound, types)
+        handles: list[Handle] = []
+        key = self._look(bound, handles)
         verdict = self._verdicts.get(key) or self._judge(bound, key)
+        types = [handle.type for handle in handles]
         targets = [bound[name][at] if at >= 0 else bound[name] for name, at, _ in verdict.writes] if verdict.writes else []
         for target in targets:
             if self._memory.storage(target).fixed:
                 raise InvalidRequest(f"{op.name}: a dataset's own memory cannot be written; clone() it first", op=op.name)
-        failure = self._inherited(bound)
+        failure = _inherited(handles)
         results: list[Tensor] | None = None
         try:
             bounds.examine(bound)
@@ -150,9 +160,9 @@ class Labels:
             looked_at = [self._memory.handle(tensor).type for tensor in bounds.read(bound)]
             failed = self._failure(bound, looked_at, where, error)
             results, failure = self._in_place_of(bound), failure or failed
-        step = _step(where, op)
-        touched = [target for name in op.mutates for target in _listed(bound[name])]
+        touched = [target for name in op.mutates for target in _listed(bound[name])] if op.mutates else []
         if touched:
+            step = _step(where, op)
             self._memory.begin(touched, [found.form for found in types], step)
         settled = True
         if results is None:
@@ -165,11 +175,36 @@ class Labels:
             forms = [form for _, _, form in verdict.writes]
             written = [(target, Type(form, _story(form, types, where, op))) for target, form in zip(targets, forms, strict=True)]
             self._memory.finish(touched, written, step)
-        self._settle(op, results, verdict, types, where)
+        if results:
+            self._settle(op, results, verdict, types, where)
         if failure is not None:
+            self.surprises += 1
             # A check has no results. What it fails for is its operand, and what was made with that.
             self._memory.spoil([*results, *(targets if settled else touched)] or list(bound.tensors()), failure)
         return results
+
+    def look(self, tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
+        """All of these tensors that the verdicts on a program's steps depend on, and the stories that they bring along.
+
+        None where one comes of a failure, or is not dense: then there is more to it than this tells. Equal answers mean the
+        same for as long as they are kept.
+        """
+        found: list[Any] = []
+        for tensor in tensors:
+            handle = self._memory.handle(tensor)
+            if handle.storage.spoilt is not None or not tensor.is_contiguous():
+                return None
+            found += (handle.type.form, _Same(handle.type.story), tensor.dtype, tensor.stride())
+        return tuple(found)
+
+    def adopt(self, tensors: Sequence[Tensor], types: Sequence[Type]) -> bool:
+        """Register results of a program whose types are known; False, with nothing done, where one has another shape."""
+        if any(found.shape != tensor.shape for tensor, found in zip(tensors, types, strict=True)):
+            return False
+        self._memory.clear_dead()
+        for tensor, found in zip(tensors, types, strict=True):
+            self._memory.register(tensor, found)
+        return True
 
     def spoilt(self, tensor: Tensor) -> ExecutionFailed | None:
         """The failure behind a tensor: an operation on private values failed, and this is made of what stands in for its result.
@@ -181,39 +216,36 @@ class Labels:
         # Without a label it is a constant, whatever it was shaped after.
         return handle.storage.spoilt if handle.type.labelled else None
 
-    def _inherited(self, bound: Bound) -> ExecutionFailed | None:
-        """The failure behind the first operand that has one; an operand without a label brings none, as it brings no rows."""
-        return next((found for tensor in bound.tensors() if (found := self.spoilt(tensor)) is not None), None)
-
     def _in_place_of(self, bound: Bound) -> list[Tensor]:
         """Zeros in the place of a failed operation's fresh results."""
         if bound.op.returns_target or bound.op.rule == "lists":
             return []
         return [torch.empty_strided(m.shape, m.stride(), dtype=m.dtype).zero_() for m in infer(bound)]
 
-    def _look(self, bound: Bound, types: list[Type]) -> tuple[Any, ...]:
-        """Collect the operands' types, and all that a verdict depends on."""
+    def _look(self, bound: Bound, handles: list[Handle]) -> tuple[Any, ...]:
+        """Collect the operands' entries, and all that a verdict depends on."""
         parts: list[Any] = [bound.op]
         strided = bound.op.strided
+        handle = self._memory.handle
         for value in bound.values:
             if value.__class__ is Tensor:
-                found = self._memory.handle(value).type
-                types.append(found)
-                parts += (found[0], value.dtype)
+                found = handle(value)
+                handles.append(found)
+                parts += (found.type[0], value.dtype)
                 if strided:
                     parts.append(value.stride())
             elif value.__class__ is list:
-                parts.append(tuple([self._look_item(item, types, strided) for item in value]))
+                parts.append(tuple([self._look_item(item, handles, strided) for item in value]))
             else:
                 parts += (value.__class__, value)
         return tuple(parts)
 
-    def _look_item(self, item: Any, types: list[Type], strided: bool) -> Any:
+    def _look_item(self, item: Any, handles: list[Handle], strided: bool) -> Any:
         if item.__class__ is not Tensor:
             return (item.__class__, item)
-        found = self._memory.handle(item).type
-        types.append(found)
-        return (found[0], item.dtype, item.stride() if strided else None)
+        found = self._memory.handle(item)
+        handles.append(found)
+        return (found.type[0], item.dtype, item.stride() if strided else None)
 
     def _judge(self, bound: Bound, key: tuple[Any, ...]) -> _Verdict:
         """Measure and type a call that was not seen before."""
@@ -229,8 +261,11 @@ class Labels:
         if op.rule == "lists":
             call.shapes = [tuple(target.shape) for target in bound["self"]]
         made = judge(call, self._rules, strict=self._strict)
-        verdict = _Verdict(() if op.returns_target or op.rule == "lists" else tuple(made), self._writes(call, made))
-        if not call.volatile:
+        fresh = () if op.returns_target or op.rule == "lists" else made
+        verdict = _Verdict(tuple([Type(form) for form in fresh]), self._writes(call, made))
+        if call.volatile:
+            self.surprises += 1
+        else:
             if len(self._verdicts) >= MAX_VERDICTS:
                 self._verdicts.clear()
             self._verdicts[key] = verdict
@@ -309,27 +344,54 @@ class Labels:
 
     def _settle(self, op: Op, results: list[Tensor], verdict: _Verdict, types: list[Type], where: str) -> None:
         """Register fresh results."""
-        if not results:
-            return
         self._memory.clear_dead()  # memory and ids of what died meanwhile may be those of the results
         if len(results) != len(verdict.results):
             raise LocalProtocolError(f"{op.name} returned {len(results)} tensors instead of {len(verdict.results)}")
-        for result, form in zip(results, verdict.results, strict=True):
+        for result, found in zip(results, verdict.results, strict=True):
+            form = found[0]
             if form.shape != result.shape:
                 form = self.space.taint([t.form for t in types], result.shape, OTHER_SHAPE)
-            self._memory.register(result, Type(form, _story(form, types, where, op)))
+            if form.mixed is not None or form.blame:
+                found = Type(form, _story(form, types, where, op))
+            self._memory.register(result, found)
         if op.rule == "row_free" and len(results) > 1:
             group = [self._memory.storage(result) for result in results]
             for storage in group:
                 storage.siblings = group
 
     def _failure(self, bound: Bound, types: Sequence[Type], where: str, error: Exception) -> ExecutionFailed:
-        """What will be said of an operation that failed: always the same. Raises at once if all it depends on is the client's."""
+        """What will be said of an operation that failed: always the same. Raises at once if all it depends on is the client's,
+        or shapes."""
         name = bound.op.name
+        if is_exhausted(error):
+            raise exhausted(name) from None
         if any(found.labelled for found in types):
             return ExecutionFailed(f"{name}: {PRIVATE_FAILURE}", op=name, step=where, private=True)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ExecutionFailed(f"{name}: {text}", op=name, step=where, private=False) from error
+
+
+class _Same:
+    """Equal for one and the same object."""
+
+    __slots__ = ("_thing",)
+
+    def __init__(self, thing: object) -> None:
+        self._thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Same and self._thing is other._thing
+
+    def __hash__(self) -> int:
+        return id(self._thing)
+
+
+def _inherited(handles: Sequence[Handle]) -> ExecutionFailed | None:
+    """The failure behind the first operand that has one; an operand without a label brings none, as it brings no rows."""
+    for handle in handles:
+        if handle.storage.spoilt is not None and handle.type.labelled:
+            return handle.storage.spoilt
+    return None
 
 
 def _outline(value: Any) -> Any:

@@ -41,6 +41,7 @@ from grid.errors import (
     from_wire,
 )
 from grid.ids import GridId, PeerId
+from grid.logs import session_of
 from grid.settings import SessionLimits
 from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
 
@@ -172,7 +173,7 @@ async def open_channel(
         await side.send(handshake.write(side.credentials()))
         sending, receiving = handshake.split()
         _believe(_open_frame(receiving, await side.receive_frame(), card), card)
-        return SecureChannel(transport, card, trust, clock, sending, receiving)
+        return SecureChannel(transport, card, trust, clock, sending, receiving, session_of(handshake.hash))
 
 
 async def accept_channel(
@@ -201,7 +202,7 @@ async def accept_channel(
         if card.role not in roles:
             raise AuthenticationFailed(f"{card} may not open a channel here: only a {' or '.join(roles)} may")
         await side.answer(None)
-        return SecureChannel(transport, card, trust, clock, side.sending, receiving)
+        return SecureChannel(transport, card, trust, clock, side.sending, receiving, session_of(handshake.hash))
 
 
 async def _opening(side: _Side) -> tuple[Prologue, bytes]:
@@ -301,13 +302,22 @@ def _joined(parts: tuple[Buffer, ...]) -> Buffer:
 class SecureChannel(Transport):
     """A transport that seals: what it sends, only `peer` can read, and what it gives, only `peer` can have sent.
 
-    It closes, with the reason, when a frame does not open, when the peer is revoked, and when its card has expired.
+    `session` is its id in the log lines of both ends. It closes, with the reason, when a frame does not open, when the peer is
+    revoked, and when its card has expired.
     """
 
     def __init__(
-        self, transport: Transport, peer: Card, trust: Trust, clock: Clock, sending: CipherState, receiving: CipherState
+        self,
+        transport: Transport,
+        peer: Card,
+        trust: Trust,
+        clock: Clock,
+        sending: CipherState,
+        receiving: CipherState,
+        session: str = "",
     ) -> None:
         self.peer = peer
+        self.session = session
         self.max_payload = MAX_PAYLOAD_BYTES
         self._transport = transport
         self._trust = trust
@@ -315,16 +325,12 @@ class SecureChannel(Transport):
         self._sending = sending
         self._receiving = receiving
         self._fault: GridError | None = None
-        self._waiting: asyncio.Timeout | None = None
+        self._waiting: asyncio.Task[object] | None = None  # in `receive`
         self._watch = self._watch_revocations()
         self._check_revoked()  # a list may have come between the check of the card and now
 
     async def send(self, *parts: Buffer) -> None:
-        size = sum(len(part) if isinstance(part, (bytes, bytearray)) else part.nbytes for part in parts)
-        if size > MAX_PAYLOAD_BYTES:
-            raise LocalProtocolError(f"a sealed frame carries at most {MAX_PAYLOAD_BYTES} bytes, not {size}")
-        self._check_open()
-        sealed = self._sending.seal(_joined(parts))
+        sealed = self._sealed(parts)
         try:
             await self._transport.send(sealed)
         except asyncio.CancelledError:
@@ -334,6 +340,20 @@ class SecureChannel(Transport):
         except GridError:
             self._check_open()  # ours may be the reason that the transport is gone
             raise
+
+    def can_send_now(self) -> bool:
+        return self._fault is None and self._transport.can_send_now()
+
+    def send_now(self, *parts: Buffer) -> None:
+        self._transport.send_now(self._sealed(parts))
+
+    def _sealed(self, parts: tuple[Buffer, ...]) -> bytes:
+        """A frame as it is sent. Its number is used up."""
+        size = sum(len(part) if isinstance(part, (bytes, bytearray)) else part.nbytes for part in parts)
+        if size > MAX_PAYLOAD_BYTES:
+            raise LocalProtocolError(f"a sealed frame carries at most {MAX_PAYLOAD_BYTES} bytes, not {size}")
+        self._check_open()
+        return self._sending.seal(_joined(parts))
 
     async def receive(self) -> Buffer:
         self._check_open()
@@ -348,11 +368,14 @@ class SecureChannel(Transport):
             raise
 
     async def _next_frame(self) -> Buffer:
+        self._waiting = task = asyncio.current_task()
+        assert task is not None  # who receives is a task
+        before = task.cancelling()
         try:
-            async with asyncio.timeout(None) as self._waiting:
-                return await self._transport.receive()
-        except TimeoutError:
-            pass  # `_fail` ended the wait
+            return await self._transport.receive()
+        except asyncio.CancelledError:
+            if self._waiting is not None or task.uncancel() > before:
+                raise  # it was not, or not only, `_fail` that ended the wait
         except GridError:
             self._check_open()
             raise
@@ -386,7 +409,8 @@ class SecureChannel(Transport):
         self._fault = error
         self._watch.close()
         if self._waiting is not None:
-            self._waiting.reschedule(asyncio.get_running_loop().time())
+            waiting, self._waiting = self._waiting, None
+            waiting.cancel()
 
     def _check_open(self) -> None:
         if self._fault is not None:

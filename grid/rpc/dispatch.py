@@ -42,7 +42,7 @@ class Handlers:
         return handler(context, message)
 
 
-def public_error(error: Exception, name: str, message: Message) -> GridError:
+def public_error(error: Exception, message: Message) -> GridError:
     """The error as the peer may see it. One that was not raised on purpose is logged here and replaced by a fixed text."""
     if isinstance(error, GridError):
         if len(error.message) <= MAX_ERROR_TEXT:
@@ -50,5 +50,5 @@ def public_error(error: Exception, name: str, message: Message) -> GridError:
         shortened = type(error)(error.message[:MAX_ERROR_TEXT] + " ...")
         shortened.details = error.details
         return shortened
-    log.error("%s: the handler of %r failed", name, message.tag, exc_info=error)
+    log.error("the handler of %r failed", message.tag, exc_info=error)
     return GridError(INTERNAL)

@@ -16,6 +16,7 @@ from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust, join_statement, verify_welcome
 from grid.errors import AuthenticationFailed, GridError, LocalProtocolError, WireError
 from grid.ids import GridId
+from grid.logs import session_of
 from grid.rpc.dispatch import Handlers
 from grid.rpc.links import Links, OnOffer
 from grid.rpc.peer import Peer
@@ -90,7 +91,9 @@ async def join_gateway(
     """
 
     def check(hello: Hello) -> None:
-        trust.check_greeting(_greeting(hello), clock.wall())
+        greeting = _greeting(hello)
+        trust.check_greeting(greeting, clock.wall())
+        peer.tag(session=session_of(greeting.nonce))
 
     def revoked(context: object, message: Revocations) -> None:
         trust.merge_revocations(message.envelope)

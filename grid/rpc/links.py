@@ -49,6 +49,7 @@ class Hop(Protocol):
 
     async def request(self, message: Message, *, timeout_s: float | None = None) -> Message: ...
     def notify(self, message: Message) -> None: ...
+    def is_drained(self) -> bool: ...
     async def drained(self) -> None: ...
     async def wait_closed(self) -> GridError | None: ...
 
@@ -66,6 +67,7 @@ class Link(Transport):
         self._waiting = 0
         self._read = 0
         self._ended: str | None = None
+        self._sending = False
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
 
@@ -73,18 +75,35 @@ class Link(Transport):
         size = sum(memoryview(part).nbytes for part in parts)
         if size > MAX_FRAME_BYTES:
             raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
+        self._sending = True
+        try:
+            await self._room()
+        finally:
+            self._sending = False
+        self._credit -= size + LINK_FRAME_COST
+        # The queue below keeps what it is given, and the caller may change its buffers once this returns.
+        frame = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+        self._owner.hop.notify(LinkData(link=self.id, frame=frame))
+
+    async def _room(self) -> None:
+        """Return once a frame may be sent."""
         while True:
             self._check()
             if self._credit > 0:
                 await self._owner.hop.drained()
                 if self._credit > 0 and self._ended is None:
-                    break
+                    return
             else:
                 self._writable.clear()
                 await self._writable.wait()
-        self._credit -= size + LINK_FRAME_COST
-        # The queue below keeps what it is given, and the caller may change its buffers once this returns.
-        frame = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+
+    def can_send_now(self) -> bool:
+        hop = self._owner._hop
+        return self._credit > 0 and self._ended is None and not self._sending and hop is not None and hop.is_drained()
+
+    def send_now(self, *parts: Buffer) -> None:
+        self._credit -= sum(memoryview(part).nbytes for part in parts) + LINK_FRAME_COST
+        frame = parts[0] if len(parts) == 1 else b"".join(parts)
         self._owner.hop.notify(LinkData(link=self.id, frame=frame))
 
     async def receive(self) -> Buffer:
@@ -184,7 +203,7 @@ class Links:
             self._fail_all("the connection to the gateway ended")
             await asyncio.gather(watch, return_exceptions=True)
 
-    async def open(self, to: PeerId) -> Transport:
+    async def open(self, to: PeerId) -> Link:
         """A new link to the peer `to`. Raises `NotFound`, `NodeUnavailable`, `QuotaExceeded`."""
         hop = self.hop
         self._check_room()

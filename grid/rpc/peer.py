@@ -2,7 +2,8 @@
 
 Four tasks, all owned by the `Peer` and gone when its `async with` ends: one reads, one writes, one keeps time, one waits for
 the end and clears up. Handlers' awaitables run beside them in the same group. The read loop never waits for a handler, and
-the write loop takes as many frames as the transport has room for each time it wakes.
+the write loop takes as many frames as the transport has room for each time it wakes. While the writer has nothing to do and the
+transport has room, whoever has something to say sends it without the writer.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import contextlib
 import inspect
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Self
 
 from grid.clock import Clock
-from grid.errors import GridError, LocalProtocolError, NodeUnavailable
+from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
 from grid.ids import RequestId
+from grid.logs import REQUEST, tag_from_now, tags
 from grid.rpc.dispatch import Handlers, Result, public_error
 from grid.settings import SessionLimits
 from grid.transport.base import Transport
@@ -44,7 +46,8 @@ class Peer:
     """The other side of a connection. Use as `async with Peer(...) as peer`.
 
     `handlers` answer the peer's messages; each gets `context`. `check_greeting` is for the initiator: it sees the accepting
-    side's Hello before anything is sent, and raises a `GridError` to send nothing at all.
+    side's Hello before anything is sent, and raises a `GridError` to send nothing at all. `about` are tags of the log lines of
+    this session and of its handlers (`grid.logs`).
 
     Buffers of a message given to `request`, `start_request` or `notify` must not change before it has been sent: for a
     request until its answer, otherwise until `drained`. Messages below 16 KiB are copied at once.
@@ -62,8 +65,10 @@ class Peer:
         name: str,
         greeting: Greeting | None = None,
         check_greeting: Callable[[Hello], None] | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
         self.name = name
+        self._about = {"peer": name, **(about or {})}
         self._transport = transport
         self._initiator = initiator
         self._handlers = handlers
@@ -82,8 +87,10 @@ class Peer:
         self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._wake = asyncio.Event()
+        self._writer_waits = False
         self._room = asyncio.Event()
         self._tick_due = 0.0
+        self._talkative = log.isEnabledFor(logging.DEBUG)  # asked once: a session passes many thousand messages a second
 
     # ------------------------------------------------------------ life
 
@@ -93,12 +100,13 @@ class Peer:
         await self._tasks.__aenter__()
         self._session.start(self._clock.monotonic())
         spawn = self._tasks.create_task
-        loops = [
-            spawn(self._read(), name=f"read {self.name}"),
-            spawn(self._write(), name=f"write {self.name}"),
-            spawn(self._keep_time(), name=f"time {self.name}"),
-        ]
-        spawn(self._clear_up(*loops), name=f"end {self.name}")
+        with tags(**self._about):  # which the tasks keep
+            loops = [
+                spawn(self._read(), name=f"read {self.name}"),
+                spawn(self._write(), name=f"write {self.name}"),
+                spawn(self._keep_time(), name=f"time {self.name}"),
+            ]
+            spawn(self._clear_up(*loops), name=f"end {self.name}")
         try:
             await self._opened.wait()
         except BaseException:
@@ -141,6 +149,15 @@ class Peer:
         """End the session. Without an error, what is queued leaves first; with one, only that goes to the peer."""
         self._after(self._session.close(error, self._clock.monotonic()))
 
+    def tag(self, **about: object) -> None:
+        """For a handler, or `check_greeting`: more tags for the lines of this session from now on."""
+        self._about |= about
+        tag_from_now(**about)
+
+    def _debug(self, request_id: RequestId | None, text: str, what: object) -> None:
+        with tags(**self._about):  # whoever asks may be a task of something else
+            log.debug(text, what, extra={"grid_request": request_id})
+
     def limit_messages(self, max_bytes: int) -> None:
         """Accept messages of at most `max_bytes` from now on; for a peer that has not proved who it is."""
         self._session.max_message_bytes = min(max_bytes, self._limits.max_message_bytes)
@@ -162,15 +179,21 @@ class Peer:
         request_id = self._session.request(message, now, deadline)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._requests[request_id] = future
+        if self._talkative:
+            self._debug(request_id, "asks for %r", message.tag)
         if deadline < self._tick_due:
             self._run(next(self._errands), self._tick_at(deadline))
-        self._wake.set()
+        self._push()
         return future
 
     def notify(self, message: Message) -> None:
         """Send a one-way message, in order with requests. Raises `NodeUnavailable` after the end, `QuotaExceeded`."""
         self._session.notify(message, self._clock.monotonic())
-        self._wake.set()
+        self._push()
+
+    def is_drained(self) -> bool:
+        """Whether little waits to be sent, and the session is not over."""
+        return self._session.queued_bytes <= self._drain_bytes and not self.closed
 
     async def drained(self) -> None:
         """Return once little waits to be sent, or the session is over."""
@@ -195,11 +218,11 @@ class Peer:
                 if effects:
                     self._perform(effects)
                 if not session.flushed:
-                    self._wake.set()
+                    self._push()
         except GridError as error:
             self._lost(error)
         except Exception:
-            log.exception("%s: reading failed", self.name)
+            log.exception("reading failed")
             self._lost(GridError(_INTERNAL))
 
     async def _write(self) -> None:
@@ -216,14 +239,30 @@ class Peer:
                 else:
                     self._room.set()
                     self._wake.clear()
+                    self._writer_waits = True
                     await self._wake.wait()
+                    self._writer_waits = False
         except GridError as error:
             if isinstance(error, NodeUnavailable):
                 await self._last_words()
             self._lost(error)
         except Exception:
-            log.exception("%s: writing failed", self.name)
+            log.exception("writing failed")
             self._lost(GridError(_INTERNAL))
+
+    def _push(self) -> None:
+        """Send what waits: here and now if that is possible, or else by the writer."""
+        transport, session = self._transport, self._session
+        while self._writer_waits and not self._wake.is_set() and not self.closed and transport.can_send_now():
+            frame = session.next_frame(self._clock.monotonic())
+            if frame is None:
+                self._room.set()
+                return
+            try:
+                transport.send_now(*frame)
+            except GridError as error:
+                self._lost(error)
+        self._wake.set()
 
     async def _last_words(self) -> None:
         """The peer takes no more. What it sent before can still be read, and may end with its goodbye: leave time for that."""
@@ -264,7 +303,7 @@ class Peer:
         """Perform effects and let the writer look for frames."""
         if effects:
             self._perform(effects)
-        self._wake.set()
+        self._push()
 
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -272,10 +311,14 @@ class Peer:
                 self._deliver(effect)
             elif type(effect) is Reply:
                 future = self._requests.pop(effect.request_id)
+                if self._talkative:
+                    self._debug(effect.request_id, "was answered with %r", effect.message.tag)
                 if not future.done():
                     future.set_result(effect.message)
             elif type(effect) is Fail:
                 future = self._requests.pop(effect.request_id)
+                if self._talkative:
+                    self._debug(effect.request_id, "was answered with an error: %s", effect.error)
                 if not future.done():
                     future.set_exception(effect.error)
             elif type(effect) is Expired:
@@ -301,7 +344,7 @@ class Peer:
         self._opened.set()
 
     def _on_closed(self, error: GridError | None) -> None:
-        log.debug("%s: session over: %s", self.name, error)
+        log.debug("the session is over: %s", error or "both sides wanted that")
         self._error = error
         self._closed.set()
         self._opened.set()
@@ -310,7 +353,16 @@ class Peer:
     # ------------------------------------------------------------ handlers
 
     def _deliver(self, effect: Deliver) -> None:
+        before = REQUEST.set(effect.request_id)  # for log lines; tasks that the handler starts inherit it
+        try:
+            self._handle(effect)
+        finally:
+            REQUEST.reset(before)
+
+    def _handle(self, effect: Deliver) -> None:
         request_id, message, held = effect
+        if self._talkative:
+            self._debug(request_id, "is asked for %r", message.tag)
         try:
             result = self._handlers.call(self._context, message)
         except Exception as error:
@@ -350,25 +402,30 @@ class Peer:
         finally:
             if held:
                 self._session.consumed(held)
-                self._wake.set()
+                self._push()
 
     def _answer(self, request_id: RequestId | None, message: Message, answer: Result) -> None:
         if request_id is None:
+            return
+        if answer is None:  # the peer's mistake, and not one that should fill a log
+            self._refuse(request_id, message, InvalidRequest(f"a {message.tag!r} message has no answer: send it one way"))
             return
         try:
             if not isinstance(answer, Message):
                 raise LocalProtocolError(f"the handler of {message.tag!r} returned {type(answer).__name__}, not a reply")
             effects = self._session.reply(request_id, answer, self._clock.monotonic())
         except LocalProtocolError as error:
-            log.error("%s: no reply to %r: %s", self.name, message.tag, error)
+            log.error("no reply to %r: %s", message.tag, error)
             self._refuse(request_id, message, GridError("the peer has no answer that can be sent; its log says why"))
         else:
             self._after(effects)
 
     def _refuse(self, request_id: RequestId | None, message: Message, error: Exception) -> None:
-        shown = public_error(error, self.name, message)
+        shown = public_error(error, message)
         if request_id is None:
-            log.info("%s: a %r message was refused: %s", self.name, message.tag, shown)
+            log.info("a %r message was refused: %s", message.tag, shown)
             return
+        if self._talkative:
+            self._debug(request_id, "answers with an error: %s", shown)
         with contextlib.suppress(NodeUnavailable):  # the session ended meanwhile: nobody waits
             self._after(self._session.fail(request_id, shown, self._clock.monotonic()))

@@ -7,6 +7,8 @@ from random import Random
 
 from grid.clock import Clock
 
+SETTLED_S = 5.0
+"""A connection that lived as long has held: the wait before the next one is short again."""
 
 class Backoff:
     """Waits with full jitter: each is uniform between 0 and a bound that doubles from `first_s` up to `most_s`.

@@ -1,13 +1,15 @@
-"""What survives a node's restart: what each dataset has released, and which secure sums it took part in.
+"""What survives a restart. At a node: what each dataset has released, and which secure sums it took part in. At a gateway:
+the nodes that it has known.
 
 Every method is for any thread, and what changes something is on disk (where the store has one) when it returns: a value
-leaves a node only after that.
+leaves a node only after that, and a gateway acknowledges an announcement only after that.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,8 +30,23 @@ class DatasetState:
     drawn: str = ""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class KnownNode:
+    """What a gateway remembers of a node. `announcement` is the last one, encoded; b"" where there was none.
+
+    `since` is the wall time of its last coming or going, `online` which of the two that was.
+    """
+
+    name: str
+    organisation: str
+    card: bytes
+    announcement: bytes
+    since: float
+    online: bool
+
+
 class Store(abc.ABC):
-    """A node's memory. One node uses it at a time."""
+    """A service's memory. One node or gateway uses it at a time."""
 
     @abc.abstractmethod
     def load(self, dataset: str) -> DatasetState | None:
@@ -45,6 +62,14 @@ class Store(abc.ABC):
 
         Names whose expiry lies before `wall` are forgotten.
         """
+
+    @abc.abstractmethod
+    def nodes(self) -> dict[str, KnownNode]:
+        """The nodes that are remembered, by id."""
+
+    @abc.abstractmethod
+    def keep_nodes(self, changes: Mapping[str, KnownNode | None]) -> None:
+        """Remember these in place of what was known of the same ids, and forget those with None: all of it or nothing."""
 
     @abc.abstractmethod
     def close(self) -> None:

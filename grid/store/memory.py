@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 import threading
+from collections.abc import Mapping
 
-from grid.store.base import DatasetState, Store
+from grid.store.base import DatasetState, KnownNode, Store
 
 
 class MemoryStore(Store):
@@ -16,6 +17,7 @@ class MemoryStore(Store):
         self._datasets: dict[str, DatasetState] = {}
         self._claims: set[str] = set()
         self._expiries: list[tuple[float, str]] = []
+        self._nodes: dict[str, KnownNode] = {}
 
     def load(self, dataset: str) -> DatasetState | None:
         with self._lock:
@@ -34,6 +36,18 @@ class MemoryStore(Store):
             self._claims.add(name)
             heapq.heappush(self._expiries, (expiry, name))
             return True
+
+    def nodes(self) -> dict[str, KnownNode]:
+        with self._lock:
+            return dict(self._nodes)
+
+    def keep_nodes(self, changes: Mapping[str, KnownNode | None]) -> None:
+        with self._lock:
+            for peer, node in changes.items():
+                if node is None:
+                    self._nodes.pop(peer, None)
+                else:
+                    self._nodes[peer] = node
 
     def close(self) -> None:
         return None

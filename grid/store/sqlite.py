@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 
 from grid.errors import InvalidRequest
-from grid.store.base import DatasetState, Store
+from grid.store.base import DatasetState, KnownNode, Store
 
 
 class SqliteStore(Store):
@@ -53,6 +53,28 @@ class SqliteStore(Store):
             connection.execute("DELETE FROM claim WHERE expiry < ?", (wall,))
             done = connection.execute("INSERT OR IGNORE INTO claim (name, expiry) VALUES (?, ?)", (name, expiry))
             return done.rowcount == 1
+
+    def nodes(self) -> dict[str, KnownNode]:
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT id, name, organisation, card, announcement, since, online FROM node"
+            ).fetchall()
+        return {
+            peer: KnownNode(name, organisation, card, announcement, since, bool(online))
+            for peer, name, organisation, card, announcement, since, online in rows
+        }
+
+    def keep_nodes(self, changes: Mapping[str, KnownNode | None]) -> None:
+        with self._transaction() as connection:
+            for peer, node in changes.items():
+                if node is None:
+                    connection.execute("DELETE FROM node WHERE id = ?", (peer,))
+                    continue
+                connection.execute(
+                    "INSERT OR REPLACE INTO node (id, name, organisation, card, announcement, since, online)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (peer, node.name, node.organisation, node.card, node.announcement, node.since, node.online),
+                )
 
     def close(self) -> None:
         with self._lock:

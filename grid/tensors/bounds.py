@@ -7,6 +7,7 @@ traps on. What it finds may tell something about rows; the caller decides what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from grid.errors import InvalidRequest
 from grid.tensors.bounds_shapes import MAX_ELEMENTS, SHAPE_CHECKS, misfit
-from grid.tensors.ops import Bound, elements, infer
+from grid.tensors.ops import Bound, Op, elements, infer
 
 
 class OutOfBoundsError(Exception):
@@ -34,7 +35,8 @@ def measure(bound: Bound, max_elements: int = MAX_ELEMENTS) -> list[Tensor]:
     results = infer(bound)
     total = sum(elements(result.shape) for result in results)
     if total > max_elements:
-        raise InvalidRequest(f"{op.name} would make {total} elements; one operation may make {max_elements}", op=op.name)
+        what = f"{op.name} would make {total} elements; one operation may make {max_elements}"
+        raise InvalidRequest(f"{what}. Reduce over the rows first, or go through them with ds.batches", op=op.name)
     for name in op.mutates:
         value = bound[name]
         for target in value if isinstance(value, list) else [value]:
@@ -55,6 +57,11 @@ def examine(bound: Bound) -> None:
     check = _VALUES.get(bound.op.bounds)
     if check is not None:
         check(bound)
+
+
+def examines(op: Op) -> bool:
+    """Whether `examine` looks at anything for this operation."""
+    return op.bounds in _VALUES
 
 
 def _within(index: Tensor, low: int, high: int) -> None:
@@ -84,8 +91,8 @@ def _class_values(bound: Bound) -> None:
 
 def _gradient_values(bound: Bound) -> None:
     if bound.get("indices") is not None:
-        own = bound["self"].shape
-        _within(bound["indices"], 0, own[-1] * own[-2])
+        inner = 3 if "3d" in bound.op.base else 2
+        _within(bound["indices"], 0, math.prod(bound["self"].shape[-inner:]))
 
 
 def _pivot_values(bound: Bound) -> None:

@@ -143,8 +143,10 @@ def _gradient(bound: Bound) -> None:
     own = bound["self"]
     _demand(bound, min(own.shape, default=1) >= 1, "the input must not be empty")
     if "adaptive" in base:
-        _demand(bound, own.dim() in (3, 4) and bound[grad].dim() == own.dim(), "input and gradient must have 3 or 4 dimensions")
-        _same(bound, grad, [*own.shape[:-2], *bound[grad].shape[-2:]])
+        inner = 3 if "3d" in base else 2
+        fits = own.dim() in (inner + 1, inner + 2) and bound[grad].dim() == own.dim()
+        _demand(bound, fits, f"input and gradient must have {inner + 1} or {inner + 2} dimensions")
+        _same(bound, grad, [*own.shape[:-inner], *bound[grad].shape[-inner:]])
         _same(bound, "indices", bound[grad].shape)
         return
     forward = OPS[f"aten.{base.removesuffix('_backward')}.default"]

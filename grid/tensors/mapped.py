@@ -12,14 +12,19 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from grid.errors import LocalProtocolError
+
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which `mmap` names from Python 3.13 on: a mapping larger than memory is none that memory must be kept for."""
 
 
 class TensorFile:
@@ -85,11 +90,42 @@ class TensorFile:
         """The tensor over a private mapping of the file, which lives as long as the tensor and needs `fd` no more."""
         if not self.nbytes:
             return torch.empty(self.shape, dtype=self.dtype)
-        mapping = mmap.mmap(self.fd, self.nbytes, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(mapping, dtype=self.dtype).view(self.shape)
+        mapping = _Mapping(self.fd, self.nbytes, flags=mmap.MAP_PRIVATE | NO_RESERVE)
+        mapping.file = os.dup(self.fd)
+        weakref.finalize(mapping, os.close, mapping.file)
+        flat = torch.frombuffer(mapping, dtype=self.dtype)
+        _MAPPINGS[flat.data_ptr()] = mapping
+        return flat.view(self.shape)
 
     def close(self) -> None:
         """Close the file; tensors over it stay. Safe to call again."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class _Mapping(mmap.mmap):
+    """Lives as long as a tensor over it."""
+
+    file: int
+
+
+_MAPPINGS: weakref.WeakValueDictionary[int, _Mapping] = weakref.WeakValueDictionary()
+"""By the address of its first byte."""
+
+
+class Mapped(NamedTuple):
+    """The file behind a tensor, its length, and the tensor's first byte in it. `fd` is open as long as the tensor lives."""
+
+    fd: int
+    nbytes: int
+    offset: int
+
+
+def mapped_file(tensor: Tensor) -> Mapped | None:
+    """Where a tensor lies that `TensorFile.tensor` made, or a view of one; None for any other."""
+    begin = tensor.data_ptr()
+    for start, mapping in list(_MAPPINGS.items()):
+        if start <= begin < start + len(mapping):
+            return Mapped(mapping.file, len(mapping), begin - start)
+    return None

@@ -24,6 +24,7 @@ from torch._ops import OpOverload
 from grid.errors import InvalidRequest, OpNotSupported
 from grid.tensors import table
 from grid.tensors.buffers import SHORT_DTYPES, torch_dtype
+from grid.tensors.quick import quick
 from grid.wire.messages import Arg, DType, MemoryFormat
 
 MAX_LIST = 4096
@@ -65,7 +66,8 @@ class Op:
     `plannable`: plans may hold it (it writes nothing and draws nothing). `private_error`: whether it fails can depend on values.
     `unfilled`: it would return fresh memory as it is, so its results are filled with zeros. `returns_target`: what it returns
     is the argument that it wrote. `strided`: whether it works can depend on its tensors' strides. `dense`: its operands are
-    made dense first.
+    made dense first. `keywords`: position, name and default of the arguments that torch takes by name and a node may give. `run`
+    is `call` as it may be used on any operands.
     """
 
     name: str
@@ -82,6 +84,8 @@ class Op:
     strided: bool
     dense: bool
     index: Mapping[str, int]
+    keywords: tuple[tuple[int, str, Any], ...]
+    run: Callable[..., Any]
 
     @property
     def base(self) -> str:
@@ -119,36 +123,32 @@ class Bound:
     def run(self, **extra: Any) -> Any:
         """Call the operation with these values."""
         op, values = self.op, self.values
-        run = dense_call(op) if op.dense else op.call
-        if op.positional == len(op.parameters) and not extra:
-            return run(*values)
-        pairs = zip(op.parameters[op.positional :], values[op.positional :], strict=True)
-        given = {p.name: value for p, value in pairs if value is not None and p.kind != "refused"}
-        return run(*values[: op.positional], **given, **extra)
+        if not op.keywords and not extra:
+            return op.run(*values[: op.positional])
+        given = {name: value for at, name, default in op.keywords if (value := values[at]) is not default and value is not None}
+        return op.run(*values[: op.positional], **given, **extra)
 
 
-def dense_call(op: Op) -> Callable[..., Any]:
+def _dense_call(call: OpOverload[Any, Any], rule: str) -> Callable[..., Any]:
     """The torch operation, on dense copies of operands that its kernel would misread (`Op.dense`).
 
     Operands that it reads right stay as they are, so that the arrangement of the results is torch's own.
     """
-    if not op.dense:
-        return op.call
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if op.rule == "attention":
+        if rule == "attention":
             wrong = {id(tensor) for tensor in tensors if tensor.dim() and tensor.stride(-1) != 1}
-        elif op.rule == "nll_backward":
+        elif rule == "nll_backward":
             wrong = {id(tensor) for tensor in tensors if not tensor.is_contiguous()}
         else:
             wrong = set() if _in_one_format(tensors) else {id(tensor) for tensor in tensors}
         if not wrong:
-            return op.call(*args, **kwargs)
+            return call(*args, **kwargs)
         named = {name: value.contiguous() if id(value) in wrong else value for name, value in kwargs.items()}
-        return op.call(*[value.contiguous() if id(value) in wrong else value for value in args], **named)
+        return call(*[value.contiguous() if id(value) in wrong else value for value in args], **named)
 
-    return call
+    return run
 
 
 def _in_one_format(tensors: Sequence[Tensor]) -> bool:
@@ -251,6 +251,11 @@ def infer(bound: Bound) -> list[Tensor]:
 
     Raises `InvalidRequest` where the arguments do not fit together; the text depends on shapes, dtypes and constants alone.
     """
+    return quick(bound, ask_torch) or ask_torch(bound)
+
+
+def ask_torch(bound: Bound) -> list[Tensor]:
+    """`infer`, always by a run on meta tensors."""
     op = bound.op
     try:
         if op.base in _SHAPES:
@@ -474,6 +479,8 @@ def _make(name: str, call: OpOverload[Any, Any], rule: str, bounds: str) -> Op:
         strided=bool(mutates) or rule == "view",
         dense=rule in table.DENSE_RULES,
         index=MappingProxyType({p.name: at for at, p in enumerate(parameters)}),
+        keywords=tuple((at, p.name, p.default) for at, p in enumerate(parameters) if p.keyword and p.kind != "refused"),
+        run=_dense_call(call, rule) if rule in table.DENSE_RULES else call,
     )
 
 

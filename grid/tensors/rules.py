@@ -30,6 +30,7 @@ ROW_RULES: Mapping[str, Rule] = MappingProxyType(
         "along": e.along,
         "histogram": e.histogram,
         "bucketize": e.bucketize,
+        "membership": e.membership,
         "row_free": e.row_free,
         "lists": e.lists,
         "each": e.lists,

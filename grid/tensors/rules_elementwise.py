@@ -126,6 +126,13 @@ def bucketize(call: Call) -> list[Form]:
     return [call.make([*[join_dim(a, b) for a, b in zip(own[:-1], edges[:-1], strict=True)], own[-1]])]
 
 
+def membership(call: Call) -> list[Form]:
+    """Whether each element is among some values, which are without rows."""
+    if has_rows(*call.dims("test_elements")):
+        raise Mix("isin compares each row with every other", "public values to compare with")
+    return [call.make(call.dims("elements"))]
+
+
 def row_free(call: Call) -> list[Form]:
     """Any function of values that hold no rows on an axis is one more such value."""
     if any(form.rows for form in call.inputs):

@@ -141,6 +141,8 @@ def index_put(call: Call) -> list[Form]:
     found = call.forms["indices"]
     assert isinstance(found, list)
     used = [form for form in found if form is not None]
+    if len(used) == 1 and call.arg("accumulate"):
+        return [_added(call, next(at for at, form in enumerate(found) if form is not None), used[0], "values")]
     if has_rows(*into) or not call.arg("accumulate") or any(form is None for form in found[: len(used)]):
         raise Mix(WRITE, INSTEAD_OF_WRITE)
     at = _broadcast(used)
@@ -156,15 +158,28 @@ def index_add(call: Call) -> list[Form]:
     """Slices along one dimension added up by index."""
     if not any(form.rows for form in call.inputs):
         return [call.free(call.shapes[0])]
-    into, source = call.dims("self"), call.dims("source")
-    if not into or not source:
+    into = call.dims("self")
+    if not into or not call.dims("source"):
         raise Mix("index_add of a scalar with rows")
-    axis = call.axis("dim", len(into))
-    if has_rows(*into, *source[:axis], *source[axis + 1 :]):
+    index = call.of("index")
+    one = call.space.form(index.dims or ((),), index.cells, index.blame, index.mixed)
+    return [_added(call, call.axis("dim", len(into)), one, "source")]
+
+
+def _added(call: Call, axis: int, index: Form, name: str) -> Form:
+    """What is added up by one index at one dimension, which holds no rows; the others are mapped."""
+    into = call.dims("self")
+    if has_rows(into[axis]):
         raise Mix(WRITE, INSTEAD_OF_WRITE)
-    positions = call.dims("index")
-    inner = join_dim(positions[0] if positions else (), source[axis])
-    return [call.free_summed(call.shapes[0], [inner])]
+    before, after = into[:axis], into[axis + 1 :]
+    count = len(index.dims)
+    shape = [*map(size, before), *index.shape, *map(size, after)]
+    if len(call.dims(name)) > len(shape):
+        raise Mix("values with more dimensions than there is room for were written by index")
+    values = spread(call.dims(name), shape)
+    dims = [join_dim(a, b) for a, b in zip((*before, *after), (*values[:axis], *values[axis + count :]), strict=True)]
+    inner = [join_dim(a, b) for a, b in zip(index.dims, values[axis : axis + count], strict=True)]
+    return call.make([*dims[:axis], plain_dim(size(into[axis])), *dims[axis:]], summed=inner)
 
 
 def index_write(call: Call) -> list[Form]:

@@ -58,8 +58,8 @@ def diagonal(call: Call) -> list[Form]:
 
 
 def diagonal_backward(call: Call) -> list[Form]:
-    """Zeros around the gradient of a diagonal."""
-    dims = call.dims("grad_output")
+    """Zeros around the gradient of a diagonal; `diag_embed` the same around any tensor."""
+    dims = call.dims("grad_output" if call.has("grad_output") else "self")
     shape = call.shapes[0]
     two = (call.axis("dim1", len(shape)), call.axis("dim2", len(shape)))
     if has_rows(dims[-1]):
@@ -212,13 +212,14 @@ def pad(call: Call) -> list[Form]:
 
 
 def spatial(call: Call) -> list[Form]:
-    """Works inside each picture: the last two dimensions hold no rows, those before are mapped."""
+    """Works inside each picture or volume: the last two or three dimensions hold no rows, those before are mapped."""
+    inner = 3 if "3d" in call.base else 2
     out: list[Form] = []
     for shape in call.shapes:
-        if any(has_rows(*form.dims[-2:]) for form in call.inputs):
+        if any(has_rows(*form.dims[-inner:]) for form in call.inputs):
             raise Mix(f"{call.base} along the row axis")
         lead: list[Dim] = []
-        for at in range(len(shape) - 2):
+        for at in range(len(shape) - inner):
             lead.append(join_dims(form.dims[at] for form in call.inputs))
-        out.append(call.make([*lead, *[plain_dim(length) for length in shape[-2:]]]))
+        out.append(call.make([*lead, *[plain_dim(length) for length in shape[-inner:]]]))
     return out

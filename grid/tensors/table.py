@@ -55,6 +55,7 @@ RULES: Mapping[str, str] = MappingProxyType(
             round.default round.decimals round_.default rsqrt.default rsqrt_.default rsub.Scalar rsub.Tensor
             sgn.default sigmoid.default sigmoid_.default sigmoid_backward.default sign.default signbit.default
             silu.default silu_.default silu_backward.default sin.default sinh.default
+            sinc.default special_entr.default polygamma.default
             softplus.default softplus_backward.default softshrink.default softshrink_backward.default
             sqrt.default sqrt_.default square.default sub.Scalar sub.Tensor sub_.Scalar sub_.Tensor
             tan.default tanh.default tanh_.default tanh_backward.default threshold.default threshold_.default
@@ -102,7 +103,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         "permute": "permute.default transpose.int t.default",
         "expand": "expand.default",
         "diagonal": "diagonal.default diagonal_copy.default",
-        "diagonal_backward": "diagonal_backward.default",
+        "diagonal_backward": "diagonal_backward.default diag_embed.default",
         "slice": "slice.Tensor",
         "select": "select.int",
         "split": "split.Tensor split_with_sizes.default unbind.int unsafe_split.Tensor unsafe_split_with_sizes.default",
@@ -124,6 +125,9 @@ RULES: Mapping[str, str] = MappingProxyType(
         "pad": "constant_pad_nd.default",
         "repeat": "repeat.default",
         "spatial": """
+            avg_pool3d.default avg_pool3d_backward.default _adaptive_avg_pool3d.default
+            _adaptive_avg_pool3d_backward.default max_pool3d_with_indices.default
+            max_pool3d_with_indices_backward.default
             avg_pool2d.default avg_pool2d_backward.default _adaptive_avg_pool2d.default
             _adaptive_avg_pool2d_backward.default max_pool2d_with_indices.default
             max_pool2d_with_indices_backward.default adaptive_max_pool2d.default
@@ -163,6 +167,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         """,
         "histogram": "histc.default",
         "bucketize": "bucketize.Tensor bucketize.Scalar searchsorted.Tensor",
+        "membership": "isin.Tensor_Tensor",
         "row_free": """
             _linalg_solve_ex.default linalg_inv_ex.default linalg_cholesky_ex.default _linalg_det.default
             _linalg_slogdet.default _linalg_eigh.default _linalg_svd.default linalg_lu_factor_ex.default
@@ -201,6 +206,7 @@ BOUNDS: Mapping[str, str] = MappingProxyType(
             upsample_nearest2d_backward.default upsample_bilinear2d_backward.default reflection_pad2d_backward.default
             replication_pad2d_backward.default glu_backward.default _softmax_backward_data.default
             adaptive_max_pool2d_backward.default _log_softmax_backward_data.default
+            avg_pool3d_backward.default _adaptive_avg_pool3d_backward.default max_pool3d_with_indices_backward.default
         """,
         "upsample": "upsample_nearest2d.default upsample_bilinear2d.default",
         "layer_norm": "native_layer_norm.default native_layer_norm_backward.default",
@@ -278,9 +284,11 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "unique2": "use `(x[:, None] == torch.arange(k)).sum(0)`",
         "bincount": "use `(x[:, None] == torch.arange(k)).sum(0)`",
         "histogram": "use `torch.histc(x, bins, min, max)` with a range",
-        "unfold": "use slices and `torch.stack`",
+        "unfold": "use slices and `torch.stack`, or a plan",
+        "im2col": "use `torch.nn.functional.conv2d`, or a plan",
+        "adaptive_max_pool3d": "use `torch.nn.functional.max_pool3d`",
         "as_strided": "use slices, `view` and `permute`",
-        "_embedding_bag": "use `torch.nn.Embedding` and `.mean(1)`",
+        "_embedding_bag": "use `torch.nn.Embedding` and `.mean(1)`, or a plan with bags of one length",
         "_cdist_forward": "every row would meet every other row; use random Fourier features",
         "resize_": "make a new tensor",
         "set_": "make a new tensor",
@@ -288,7 +296,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "unsqueeze_": "use `x = x.unsqueeze(...)`",
         "transpose_": "use `x = x.transpose(...)`",
         "t_": "use `x = x.t()`",
-        "mkldnn_rnn_layer": "call the LSTM inside `with torch.backends.mkldnn.flags(enabled=False):`, which takes it apart",
+        "mkldnn_rnn_layer": "use a plan, or call the LSTM inside `with torch.backends.mkldnn.flags(enabled=False):`",
         "view": "a view as another dtype would show the bits of values; `x.to(dtype)` converts them",
         "_fused_adam_": "make the optimizer without fused=True",
         "_fused_adamw_": "make the optimizer without fused=True",

@@ -8,6 +8,8 @@ Only the network is replaced, by transports in memory; everything is `--dev`. Bl
 
     async with LocalGrid(nodes=3) as local:
         g = await local.client()
+
+In a notebook, where a block would end with its cell, `local = LocalGrid(nodes=3).start()` and at last `local.close()`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,8 +31,9 @@ from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable, NotFound
 from grid.gateway.app import Gateway
 from grid.node.app import Node
-from grid.node.datasets import Dataset
+from grid.node.datasets import Dataset, load_datasets
 from grid.settings import ClientSettings, GatewaySettings, NodeSettings
+from grid.store.base import Store
 from grid.store.memory import MemoryStore
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
@@ -39,8 +43,9 @@ FIRST_NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi
 Wrap = Callable[[Transport], Transport]
 """Put around both ends of every connection to the gateway: to record what is sent, or to make it fail."""
 
-Nodes = Mapping[str, Mapping[str, Any]] | Sequence[str] | int
-"""Node name -> {dataset name -> DataFrame, dict of tensors, or Dataset}; or names; or how many."""
+Nodes = Mapping[str, Mapping[str, Any] | str | Path] | Sequence[str] | int
+"""Node name -> {dataset name -> DataFrame, dict of tensors, or Dataset}, or a folder as `grid node --data` takes it; or names;
+or how many."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +58,17 @@ class Parts:
     gateway: GatewaySettings
     node: NodeSettings
     client: ClientSettings
+    store: Callable[[str], Store]
 
 
 class LocalGrid:
     """A gateway and nodes in this process. `nodes` says which, and what datasets they have.
 
     A dataset is a DataFrame, {"features": tensor, "targets": tensor, "tags": [...], "policy": {...}}, or a `Dataset`. Without a
-    policy of its own it has release = "aggregate", plans = "any", min_rows = 10 and no limit on elements. `gateway`, `node` and
-    `client` are settings for all of a kind.
+    policy of its own it has release = "aggregate", plans = "any", min_rows = 10 and no limit on elements. In place of a node's
+    datasets a folder may stand, whose descriptions say all that. `gateway`, `node` and `client` are settings of all of a kind.
+    `store` makes each node's memory from its name; without it, it lasts as long as the grid. Nodes work in threads of this
+    process, or with `processes` as real ones do.
     """
 
     def __init__(
@@ -72,29 +80,41 @@ class LocalGrid:
         gateway: GatewaySettings | None = None,
         node: NodeSettings | None = None,
         client: ClientSettings | None = None,
+        store: Callable[[str], Store] | None = None,
+        processes: bool = False,
     ) -> None:
         self._parts = Parts(
             datasets={name: _datasets(given) for name, given in _named(nodes).items()},
             wrap=wrap,
             clock=clock if clock is not None else SystemClock(),
             gateway=dataclasses.replace(gateway or GatewaySettings(), dev=True),
-            node=dataclasses.replace(node or NodeSettings(), dev=True),
+            node=dataclasses.replace(node or NodeSettings(), dev=True, processes=processes),
             client=client or ClientSettings(),
+            store=store or (lambda name: MemoryStore()),
         )
         self._thread: LoopThread | None = None
         self._running: Running | None = None
 
     # ------------------------------------------------------------ life
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Start the grid, where no `with` block can hold it; `close` ends it."""
         self._thread = background()
         self._thread.run(self._start())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._thread is not None
+    def close(self) -> None:
+        """End clients, nodes and gateway of a grid that `start` started."""
+        if self._thread is None:
+            raise InvalidRequest("the grid is not running on the background loop; `start` or `with` would have it run there")
         self._thread.run(self._stop())
         self._thread = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -154,7 +174,7 @@ class Running:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._identities = {name: self._identity(name, "node") for name in parts.datasets}
-        self._stores = {name: MemoryStore() for name in parts.datasets}
+        self._stores = {name: parts.store(name) for name in parts.datasets}
         self._trust = {name: Trust.dev() for name in parts.datasets}
         self._nodes: dict[str, Member] = {}
         self._clients: list[api.Client] = []
@@ -278,7 +298,7 @@ class Member:
         await self._left.wait()
 
 
-def _named(nodes: Nodes) -> Mapping[str, Mapping[str, Any]]:
+def _named(nodes: Nodes) -> Mapping[str, Mapping[str, Any] | str | Path]:
     if isinstance(nodes, Mapping):
         return nodes
     if isinstance(nodes, int):
@@ -286,8 +306,10 @@ def _named(nodes: Nodes) -> Mapping[str, Mapping[str, Any]]:
     return {name: {} for name in nodes}
 
 
-def _datasets(given: Mapping[str, Any]) -> list[Dataset]:
+def _datasets(given: Mapping[str, Any] | str | Path) -> list[Dataset]:
     """The datasets of one node. Raises `DatasetError`, or `InvalidRequest` for what is none."""
+    if isinstance(given, str | Path):
+        return load_datasets(Path(given))
     return [_dataset(name, one) for name, one in given.items()]
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 
 from grid.errors import LocalProtocolError, NodeUnavailable
-from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
+from grid.transport.base import DIRECT_BYTES, MAX_FRAME_BYTES, Buffer, Transport
 
 
 class _Pipe:
@@ -59,8 +59,19 @@ class MemoryTransport(Transport):
                 pipe.writable = None
         if pipe.closed:
             raise NodeUnavailable(f"the connection is closed: {pipe.closed}")
-        pipe.frames.append(b"".join(parts))
-        pipe.size += size
+        self._put(pipe, parts)
+
+    def can_send_now(self) -> bool:
+        pipe = self._outgoing
+        return pipe.writable is None and not pipe.closed and pipe.size <= min(pipe.capacity // 2, DIRECT_BYTES)
+
+    def send_now(self, *parts: Buffer) -> None:
+        self._put(self._outgoing, parts)
+
+    def _put(self, pipe: _Pipe, parts: tuple[Buffer, ...]) -> None:
+        frame = b"".join(parts)
+        pipe.frames.append(frame)
+        pipe.size += len(frame)
         _wake(pipe.readable)
 
     async def receive(self) -> Buffer:

@@ -28,7 +28,7 @@ from grid.wire.messages import MESSAGES, Buffer, Message
 from grid.wire.raw import Raw
 from grid.wire.records import compile_record
 
-__all__ = ["DTYPES", "MAX_DIMS", "MAX_ELEMENTS", "Decoded", "decode", "encode", "tensor_bytes"]
+__all__ = ["DTYPES", "MAX_DIMS", "MAX_ELEMENTS", "PEERS", "Decoded", "Table", "decode", "encode", "tensor_bytes"]
 
 WHOLE = 1
 """Kind of a frame that holds one message."""
@@ -62,16 +62,24 @@ class Decoded(NamedTuple):
     remaining_ms: int
 
 
-_FORMS: Mapping[type[Message], Form] = {cls: compile_record(cls) for cls in MESSAGES.values()}
-_READERS: Mapping[str, Form] = {tag: _FORMS[cls] for tag, cls in MESSAGES.items()}
+class Table:
+    """The messages that one kind of conversation may hold, by tag."""
+
+    def __init__(self, messages: Mapping[str, type[Message]]) -> None:
+        self.writers: Mapping[type[Message], Form] = {cls: compile_record(cls) for cls in messages.values()}
+        self.readers: Mapping[str, Form] = {tag: self.writers[cls] for tag, cls in messages.items()}
 
 
-def encode(message: Message, request_id: int = 0, remaining_ms: int = 0) -> list[Buffer]:
+PEERS = Table(MESSAGES)
+"""What peers say to each other."""
+
+
+def encode(message: Message, request_id: int = 0, remaining_ms: int = 0, table: Table = PEERS) -> list[Buffer]:
     """One frame as parts to be sent one after another. Parts that hold a large tensor's data are the tensor's own memory.
 
     Raises `LocalProtocolError` for a message that a peer would not read.
     """
-    form = _FORMS.get(type(message))
+    form = table.writers.get(type(message))
     if form is None:
         raise LocalProtocolError(f"{type(message).__name__} is not in the table of messages")
     raw: list[Buffer] = []
@@ -104,7 +112,7 @@ def _assemble(header: bytes, raw: list[Buffer]) -> list[Buffer]:
     return [b"".join(parts)] if total <= _JOIN_BYTES else parts
 
 
-def decode(frame: Buffer) -> Decoded:
+def decode(frame: Buffer, table: Table = PEERS) -> Decoded:
     """The message in one whole frame. Raises `WireError` for anything else."""
     view = memoryview(frame)
     size = len(view)
@@ -117,7 +125,7 @@ def decode(frame: Buffer) -> Decoded:
     if type(header) is not list or len(header) < 3:
         raise WireError("a frame's header is not a list of tag, id, time and fields")
     tag, request_id, remaining_ms = header[0], header[1], header[2]
-    form = _READERS.get(tag) if type(tag) is str else None
+    form = table.readers.get(tag) if type(tag) is str else None
     if form is None:
         raise WireError("a message's tag is unknown; the peer may speak a newer version")
     if type(request_id) is not int or not -MAX_INT <= request_id <= MAX_INT:

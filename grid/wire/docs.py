@@ -1,4 +1,4 @@
-"""Write `docs/protocol.md` from the table of messages, the table of states and the constants of this package.
+"""Write `docs/reference/protocol.md` from the table of messages, the table of states and the constants of this package.
 
     python -m grid.wire.docs [FILE]
 """
@@ -150,7 +150,7 @@ def _entries() -> Iterator[str]:
 
 
 def protocol_page() -> str:
-    """The text of `docs/protocol.md`."""
+    """The text of `docs/reference/protocol.md`."""
     head = _HEAD.format(
         newest=session.NEWEST_VERSION,
         oldest=session.OLDEST_VERSION,
@@ -179,8 +179,8 @@ def protocol_page() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the page to the file named, or to `docs/protocol.md`."""
-    Path(arguments[0] if arguments else "docs/protocol.md").write_text(protocol_page(), encoding="utf-8")
+    """Write the page to the file named, or to `docs/reference/protocol.md`."""
+    Path(arguments[0] if arguments else "docs/reference/protocol.md").write_text(protocol_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

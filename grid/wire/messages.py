@@ -6,7 +6,7 @@ Two kinds of session speak these. A *hop* joins a node or client to the gateway:
 
 Fields are plain: bool, int, float, str, bytes, None, tuples and dicts of these, other `record`s, `TensorFrame`, and `Arg`,
 the argument tree of commands and plans. Raw tensor data is never inside the header: the codec carries it beside it.
-`docs/protocol.md` is generated from this table.
+`docs/reference/protocol.md` is generated from this table.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
+from grid.display import html
 from grid.errors import Detail, GridError, from_wire
 from grid.ids import LinkId, ObjectId, PeerId, PlanId, SumId, TransferId
 
@@ -28,6 +29,9 @@ MESSAGES: dict[str, type[Message]] = {}
 BOUNDED_TEXT = 65536
 """No string field holds more characters."""
 
+NO_LIMIT = 1 << 62
+"""A `max_elements` that no dataset reaches."""
+
 
 class Message:
     """Base of all messages. `tag` is the name on the wire."""
@@ -37,16 +41,16 @@ class Message:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
-def message(tag: str) -> Callable[[type[T]], type[T]]:
+def message(tag: str, table: dict[str, type[Message]] = MESSAGES) -> Callable[[type[T]], type[T]]:
     """Make the class a frozen, keyword-only dataclass and enter it in the table under `tag`."""
 
     def enter(cls: type[T]) -> type[T]:
         made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True)(cls)
-        if tag in MESSAGES:
+        if tag in table:
             raise RuntimeError(f"two messages have the tag {tag!r}")
         assert issubclass(made, Message)
         made.tag = tag
-        MESSAGES[tag] = made
+        table[tag] = made
         return made
 
     return enter
@@ -265,6 +269,17 @@ class PolicyCard:
     sinks: tuple[str, ...] = ()
     share: bool = True
 
+    @property
+    def summary(self) -> str:
+        """What may leave, in a few words."""
+        return self.release if self.release != "aggregate" else f"aggregates of {self.min_rows} rows or more"
+
+    def _repr_html_(self) -> str:
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        facts |= {"max_elements": "no limit" if self.max_elements >= NO_LIMIT else self.max_elements}
+        facts |= {"allow": ", ".join(self.allow), "sinks": ", ".join(self.sinks)}
+        return html("policy", self.summary, facts=list(facts.items()))
+
 
 @record
 class DatasetCard:
@@ -301,7 +316,8 @@ class Announce(Message):
 class NodeCard:
     """A node as the gateway knows it. `card` is the node's signed card; `state` is "online" or "offline".
 
-    `dataset_count` is how many datasets it has; `datasets` may be left out.
+    `since` is the wall time in seconds from which on it has been so; 0 where the gateway is of an older version. A node that is
+    offline is listed with what it announced last. `dataset_count` is how many datasets it has; `datasets` may be left out.
     """
 
     id: PeerId
@@ -311,6 +327,7 @@ class NodeCard:
     address: str
     card: bytes
     datasets: tuple[DatasetCard, ...]
+    since: float = 0.0
     dataset_count: int = 0
 
 
@@ -328,7 +345,8 @@ class NodeList(Message):
 
 @message("search")
 class Search(Message):
-    """Client -> gateway: datasets of online nodes that have every tag, and every word of `text`. Reply: Found.
+    """Client -> gateway: datasets of online nodes that have every tag, and every word of `text`; with `offline` of known nodes
+    that have gone, too. Reply: Found.
 
     Words are looked for in the dataset's name, its node's name, its tags and its description, whatever their case.
     """
@@ -336,16 +354,19 @@ class Search(Message):
     tags: tuple[str, ...]
     offset: int = 0
     limit: int = 1000
+    offline: bool = False
     text: str = ""
 
 
 @record
 class FoundDataset:
-    """A dataset and the node that has it."""
+    """A dataset and the node that has it, with the node's `state` and `since` as in NodeCard."""
 
     node: PeerId
     node_name: str
     dataset: DatasetCard
+    state: str = "online"
+    since: float = 0.0
 
 
 @message("found")
@@ -438,11 +459,14 @@ class Commands(Message):
 
     What fails leaves its outputs failed: any later use of them, `GetObject` included, gives that error. An in-place
     operation that fails leaves its target failed. The node also sends `CommandFailed` at once.
+
+    `frees`: for each command in order, the objects that are not needed after it; the rest of them may be left out.
     """
 
     first: int
     commands: tuple[Command, ...]
     tensors: tuple[TensorFrame, ...] = ()
+    frees: tuple[tuple[ObjectId, ...], ...] = ()
 
 
 @message("command-failed")

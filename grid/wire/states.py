@@ -1,4 +1,4 @@
-"""The states of a session and every way from one to another, as data: the session, the tests and `docs/protocol.md` read it."""
+"""The states of a session and every way from one to another, as data: the session, its tests and its page in docs read it."""
 
 from __future__ import annotations
 

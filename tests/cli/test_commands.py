@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from grid import cli_serve
 from grid.cli import grid as command
-from grid.cli_support import EXIT_CODES, exit_code, show_table
+from grid.cli_support import EXIT_CODES, exit_code, show_table, working
 from grid.errors import BY_CODE, GridError, NodeUnavailable, WireError
 from grid.settings import GatewaySettings, NodeSettings
 
@@ -34,13 +36,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     monkeypatch.setattr(cli_serve, "run_gateway", note)
     monkeypatch.setattr(cli_serve, "run_node", note)
-    monkeypatch.setattr(cli_serve, "serve", lambda service, as_json: service(None))
+    monkeypatch.setattr(cli_serve, "serve", lambda service, log, as_json: service(None))
     return found
 
 
 def test_help_names_every_command_and_exit_code() -> None:
     shown = invoke("--help").output
-    for name in ("gateway", "node", "demo", "ls", "datasets", "status", "root", "enroll", "revoke"):
+    for name in ("gateway", "node", "demo", "ls", "datasets", "jobs", "status", "root", "enroll", "revoke"):
         assert name in command.commands and f"  {name} " in shown
     assert all(f"{code}  {text}" in shown for code, text in EXIT_CODES.items())
     assert "grid demo" in shown
@@ -115,6 +117,45 @@ def test_what_peers_wrote_cannot_steer_the_terminal(capsys: pytest.CaptureFixtur
     show_table("Nodes", ("name",), [("[red]evil[/]\x1b[2J\nname",)], "none")
     shown = capsys.readouterr().out
     assert "[red]evil[/]" in shown and "\x1b[2J" not in shown and "\\x1b[2J\\nname" in shown
+
+
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make standard output and error those of a terminal with 80 columns."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def test_tables_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    open_terminal(monkeypatch)
+    name, key = "practice-in-the-high-street", "abcdefghijklmnopqrstuvwxyz"
+    show_table("Nodes", ("name", "state", "organisation", "id"), [(name, "online", "", key), ("bob", "offline", "", key)], "none")
+    described = [("alice", "patients", "1200", "#breast-cancer #train", ">= 10 rows", "a long description " * 8)]
+    show_table("Datasets", ("node", "dataset", "rows", "tags", "may leave", "description"), described, "none")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(name in line and key in line for line in lines), "names and ids stay whole"
+    assert not any("organisation" in line for line in lines), "a column with nothing in it is left out"
+    (row,) = [line for line in lines if "patients" in line]
+    assert "1200" in row and ">= 10 rows" in row and "a long d" in row and "… " in row
+
+
+def test_what_takes_long_shows_on_a_terminal_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    open_terminal(monkeypatch)
+    with working("reading [red]the datasets[/]"):
+        pass
+    assert "reading [red]the datasets[/]" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with working("reading the datasets"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_there_are_no_jobs_and_it_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grid.cli_look.with_hop", lambda access, work: [])
+    assert json.loads(invoke("jobs", "--json").stdout) == []
+    assert "No jobs" in invoke("jobs").stdout and "grid.sum" in invoke("jobs").stdout
 
 
 def test_a_root_key_is_made_once_and_enrols(tmp_path: Path) -> None:

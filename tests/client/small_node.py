@@ -24,6 +24,7 @@ from grid.rpc.peer import Peer
 from grid.settings import SessionLimits
 from grid.tensors.buffers import from_frame, to_frame
 from grid.tensors.ops import bind, flatten, lookup
+from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
 from grid.wire.messages import (
     CommandFailed,
@@ -51,8 +52,17 @@ LIMITS = SessionLimits()
 class SmallNode(Site):
     """The node, and the site that stands for it at the client. Both ends live on one loop."""
 
-    def __init__(self, name: str = "alice", *, home: Home | None = None, shapes: Shapes | None = None, wait: Any = None) -> None:
+    def __init__(
+        self,
+        name: str = "alice",
+        *,
+        home: Home | None = None,
+        shapes: Shapes | None = None,
+        wait: Any = None,
+        wrap: Callable[[Transport], Transport] = lambda transport: transport,
+    ) -> None:
         self._name = name
+        self._wrap = wrap
         self.objects: dict[int, torch.Tensor | GridError] = {}
         self.freed: list[int] = []
         self.seen: list[Any] = []
@@ -90,6 +100,7 @@ class SmallNode(Site):
     @contextlib.asynccontextmanager
     async def _open(self, on_failed: OnFailed) -> AsyncIterator[Peer]:
         here, there = memory_pair()
+        there = self._wrap(there)
         clock = SystemClock()
         table: dict[type, Callable[..., Any]] = {
             PutObject: self._put,
@@ -121,7 +132,8 @@ class SmallNode(Site):
                 yield client
         finally:
             await asyncio.wait([entering])
-            await node.__aexit__(None, None, None)
+            if entering.exception() is None:  # else it has left already
+                await node.__aexit__(None, None, None)
 
     def cut(self) -> None:
         """Lose the session."""
@@ -156,6 +168,8 @@ class SmallNode(Site):
                     self.objects.update(zip(command.outputs, results, strict=True))
             except Exception as error:
                 self._failed(number, command.op, command.outputs, error)
+            for one in message.frees[number - message.first] if number - message.first < len(message.frees) else ():
+                self._forget(one)
         return self._ok()
 
     def _failed(self, number: int, op: str, outputs: tuple[int, ...], error: Exception) -> None:
@@ -185,8 +199,11 @@ class SmallNode(Site):
     def _free(self, context: object, message: FreeObjects) -> None:
         self.seen.append(message)
         for one in message.objects:
-            self.freed.append(one)
-            self.objects.pop(one, None)
+            self._forget(one)
+
+    def _forget(self, object_id: int) -> None:
+        self.freed.append(object_id)
+        self.objects.pop(object_id, None)
 
     def _get(self, context: object, message: GetObject) -> ObjectValue:
         self._check(message)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from grid.client import blocking
 from grid.client.blocking import Client, LoopThread, background
 from grid.errors import InvalidRequest, NodeUnavailable, NotFound
 from grid.plans.trace import trace
@@ -114,19 +115,14 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(g: Client) -> None:
 
 def test_ctrl_c_leaves_a_get_and_the_client_usable(g: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     x = g.nodes["alice"].send(torch.ones(2))
-    entered = asyncio.run_coroutine_threadsafe
+    started = blocking._Call.start
 
-    def interrupted(work: Any, loop: Any) -> Any:
-        future = entered(work, loop)
-
-        def result(timeout: float | None = None) -> Any:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(future, "result", result, raising=False)
-        return future
+    def interrupted(call: blocking._Call) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        started(call)
 
     with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        patched.setattr(blocking._Call, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             x.get()
     assert x.get().tolist() == [1, 1]

@@ -235,9 +235,11 @@ def test_gradients_through_masks(alice: LocalExecutor) -> None:
 
 
 def test_no_memory_is_handed_out(x: RemoteTensor) -> None:
-    for reach in (torch.utils.dlpack.to_dlpack, lambda x: x.data_ptr(), lambda x: x.detach().data_ptr()):
-        with pytest.raises(RuntimeError, match="data pointer"):
+    for reach in (lambda x: x.data_ptr(), lambda x: x.detach().data_ptr(), lambda x: x.untyped_storage(), lambda x: x.storage()):
+        with pytest.raises(InvalidRequest, match=r"x\.get"):
             reach(x)
+    with pytest.raises(RuntimeError, match="data pointer"):  # a function in C that asks nobody
+        torch.utils.dlpack.to_dlpack(x)
 
 
 def test_state_of_a_remote_module_into_a_local_one_says_what_to_write(alice: LocalExecutor) -> None:

@@ -111,7 +111,9 @@ async def test_what_is_not_there_is_a_page_for_people_and_json_for_programs() ->
         await alice.announce(make_dataset())
         await alice.transport.close()
         await made.grid.changed(lambda: made.grid.gateway.views.status(0)["nodes"]["offline"] == 1)
-        nowhere = {"/nodes/bob": "knows no node", "/datasets/alice/patients": "is offline", "/x": "nothing at this"}
+        nowhere = {"/nodes/bob": "knows no node", "/datasets/alice/scans": "no dataset of that name", "/x": "nothing at this"}
+        status, page, _ = await made.get("/datasets/alice/patients", headers={**BEARER, "Accept": "text/html"})
+        assert status == 200 and "as it was announced last" in text_of(page)
         for path, words in nowhere.items():
             status, page, _ = await made.get(path, headers={**BEARER, "Accept": "text/html"})
             assert status == 404 and words in text_of(page) and "To the dashboard" in page

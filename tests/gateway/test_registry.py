@@ -40,8 +40,11 @@ def test_a_node_comes_goes_and_comes_back() -> None:
     assert registry.leave(ConnectionId(1), PeerId("id-a"), 20.0)
     assert registry.version > seen
     (entry,) = registry.nodes()
-    assert (entry.online, entry.since, entry.datasets, entry.sizes) == (False, 20.0, (), {})
-    assert found(registry) == [] and dict(registry.index.tags) == {}
+    assert (entry.online, entry.since, [one.name for one in entry.datasets]) == (False, 20.0, ["patients"])
+    assert found(registry) == found(registry, "#demo") == [] and dict(registry.index.tags) == {}
+    ((gone,), total) = registry.search(("#demo",), offline=True)
+    assert (gone.node_name, gone.state, gone.since, total) == ("alice", "offline", 20.0, 1)
+    assert (registry.cards()[0].state, registry.cards()[0].since) == ("offline", 20.0)
     assert enter(registry, 2, "id-a", "alice", now=30.0) is None
     announce(registry, "id-a", make_dataset())
     assert found(registry, "#demo") == ["alice/patients"]

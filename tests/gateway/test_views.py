@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from grid.display import printable
 from grid.gateway.charts import HEIGHT, WIDTH, chart, round_bytes, round_count
 from grid.gateway.dashboard import dataset_link, grouped, list_link, show_bytes, show_rate, show_span, tag_filters
 from grid.gateway.router import LinkView
 from grid.gateway.traffic import BUSY, MINUTES, SECONDS, Sample, TrafficMeter, condensed
 from grid.gateway.views import Page, show_time
 from grid.ids import PeerId
-from grid.telemetry import METRICS, Metrics, printable, tagged
+from grid.telemetry import METRICS, Metrics
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,6 @@ def test_metric_names_follow_the_rules() -> None:
         Metrics().count("grid_unknown_total")
 
 
-def test_text_of_peers_cannot_forge_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_of_peers_is_shown_on_one_line() -> None:
     assert printable("a\nb\x1b[31m\u202e") == "a\\nb\\x1b[31m\\u202e"
     assert len(printable("x" * 5000)) == 200
-    with caplog.at_level(logging.INFO, logger="grid.test"):
-        tagged(logging.getLogger("grid.test"), peer="ali\nce 100%s", connection=7).info("joined as %s", "node")
-    assert caplog.messages == [r"joined as node peer=ali\nce 100\x25s connection=7"]
-    assert caplog.records[0].__dict__["grid_connection"] == 7

@@ -98,7 +98,7 @@ async def mesh(
     async with contextlib.AsyncExitStack() as stack:
         for name, owned in datasets.items():
             node = Node(
-                NodeSettings(**{"name": name, "dev": True, "session": LIMITS, **(settings or {})}),
+                NodeSettings(**{"name": name, "dev": True, "processes": False, "session": LIMITS, **(settings or {})}),
                 me=LocalIdentity.create(name=name, role="node", clock=CLOCK),
                 trust=trust(),
                 datasets=owned,

@@ -164,7 +164,9 @@ DESCRIPTIONS = {
     "bad TOML": ("file = \n", ["people.toml", "line 1"]),
     "no file key": ("tags = []\n", ["'file' is missing"]),
     "no such file": ('file = "nothing.csv"\n', ["line 1", "no file", "nothing.csv"]),
-    "another kind of file": ('file = "people.parquet"\n', ["line 1", "only CSV"]),
+    "another kind of file": ('file = "people.xlsx"\n', ["line 1", ".csv", ".parquet", ".npz", ".safetensors"]),
+    "an array of a table": ('file = "people.csv"\nfeatures = "x"\n', ["line 2", "'features'", "names an array"]),
+    "the form of images of a table": ('file = "people.csv"\n[image]\nsize = [2, 2]\n', ["line 2", "folders of images"]),
     "unknown key": (TOML.replace("description", "descripton"), ["line 1", "'descripton'", "did you mean 'description'?"]),
     "unknown key in the policy": (TOML.replace("release", "relase"), ["line 6", "'relase'", "[policy]", "'release'"]),
     "unknown key in a column": (TOML.replace("max =", "maximum ="), ["line 11", "[columns.age]", "'maximum'"]),
@@ -193,7 +195,7 @@ DESCRIPTIONS = {
 @pytest.mark.parametrize("case", DESCRIPTIONS)
 def test_a_wrong_description_is_named_by_file_line_and_key(tmp_path: Path, case: str) -> None:
     toml, parts = DESCRIPTIONS[case]
-    (tmp_path / "people.parquet").write_bytes(b"")
+    (tmp_path / "people.xlsx").write_bytes(b"")
     message = error_of(tmp_path, toml=toml)
     for part in ["people.toml", *parts]:
         assert part in message

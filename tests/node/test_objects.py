@@ -7,7 +7,7 @@ import torch
 
 from grid.errors import ExecutionFailed, NotFound, QuotaExceeded
 from grid.ids import ObjectId, PlanId
-from grid.node.lineage import DERIVED, OWN, Lineage, arguments_hash, dataset_part, plan_results
+from grid.node.lineage import DERIVED, OWN, Lineage, arguments_hash, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore
 from grid.policy.gate import Origin
 
@@ -91,7 +91,7 @@ def test_one_tensor_may_have_two_ids() -> None:
 
 def test_a_write_takes_away_the_account_of_all_that_shares_the_memory() -> None:
     objects, base = store(), torch.zeros(4)
-    (result,) = plan_results(PlanId("p"), [(base, None)], 1)
+    (result,) = plan_results(PlanId("p"), [(base, dataset_part("features", ""))], 1)
     objects.put(ONE, base, result)
     objects.put(TWO, base.view(2, 2), OWN)
     objects.put(THREE, torch.zeros(4), result)
@@ -99,6 +99,26 @@ def test_a_write_takes_away_the_account_of_all_that_shares_the_memory() -> None:
     assert objects.get(ONE).lineage == DERIVED and objects.get(TWO).lineage == DERIVED
     assert objects.get(THREE).lineage == result
     assert objects.sharing(base) == [ONE, TWO]
+
+
+def test_a_digest_is_kept_until_something_is_written_or_the_id_names_another_value() -> None:
+    objects, base = store(), torch.zeros(4)
+    objects.put(ONE, base, OWN)
+    objects.put(TWO, base.view(2, 2), OWN)
+    before = objects.digest(ONE)
+    assert before == digest(torch.zeros(4)) == objects.digest(ONE) != objects.digest(TWO)
+    base.add_(1)
+    objects.written(base.view(2, 2))
+    assert objects.digest(ONE) == digest(torch.ones(4)) != before
+    objects.put(ONE, torch.zeros(4), OWN)
+    assert objects.digest(ONE) == before
+    objects.free([ONE])
+    with pytest.raises(NotFound):
+        objects.digest(ONE)
+
+
+def test_results_of_the_client_s_own_values_have_no_account() -> None:
+    assert plan_results(PlanId("p"), [(torch.zeros(2), None)], 2) == [OWN, OWN]
 
 
 def test_the_argument_hash_sees_content_dtype_shape_order_and_part() -> None:

@@ -30,8 +30,9 @@ from grid.errors import (
 )
 from grid.ids import ObjectId, PlanId, TransferId, random_id
 from grid.node.app import MAX_SESSIONS_PER_CLIENT
+from grid.node.desk import Desk
 from grid.node.objects import ObjectStore
-from grid.node.workspace import Workspace
+from grid.node.work import Offer
 from grid.plans.trace import trace
 from grid.rpc.channel import open_channel
 from grid.tensors.buffers import to_frame
@@ -51,7 +52,6 @@ from grid.wire.messages import (
     PutPlan,
     Ref,
     RunPlan,
-    TensorFrame,
 )
 
 aten = torch.ops.aten
@@ -277,14 +277,14 @@ async def test_a_client_that_asks_and_does_not_read_costs_a_few_values_at_a_time
     made: Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 answers of 4 MiB are asked for at once; the lane makes the next one when the last has nearly left."""
-    released: list[ObjectId] = []
-    release = Workspace.release
+    released: list[Offer] = []
+    release = Desk.release
 
-    def counted(workspace: Workspace, object_id: ObjectId) -> TensorFrame:
-        released.append(object_id)
-        return release(workspace, object_id)
+    def counted(desk: Desk, offer: Offer) -> None:
+        released.append(offer)
+        release(desk, offer)
 
-    monkeypatch.setattr(Workspace, "release", counted)
+    monkeypatch.setattr(Desk, "release", counted)
     unread: list[Unread] = []
 
     def wrap(transport: Transport) -> Transport:

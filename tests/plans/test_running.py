@@ -166,7 +166,7 @@ def test_costs_of_steps() -> None:
     plan = trace(lambda x, w: (x @ w).relu().sum(), torch.zeros(8, 4), torch.nn.Parameter(torch.zeros(4, 5)))
     run = dry_run(plan, [(10, 4), (4, 5)])
     mm, relu, total = run.steps
-    assert (mm.elements, mm.bytes, mm.flops) == (50, 200, 2 * 10 * 4 * 5)
+    assert (mm.elements, mm.bytes, mm.flops) == (50, 200, 2 * 10 * 4 * 5 + 40 + 20 + 50)
     assert (relu.elements, relu.bytes, relu.flops) == (50, 200, 100)
     assert (total.elements, total.bytes) == (1, 4)
     assert run.peak_bytes == 400
@@ -185,7 +185,7 @@ def test_convolutions_count_operations_and_what_they_unfold() -> None:
     weight = torch.nn.Parameter(torch.zeros(6, 3, 3, 3))
     plan = trace(torch.nn.functional.conv2d, pictures(8), weight)
     run = dry_run(plan, [(2, 3, 8, 8), (6, 3, 3, 3)])
-    assert run.flops == 2 * (2 * 6 * 6 * 6) * (3 * 3 * 3)
+    assert run.flops == 2 * (2 * 6 * 6 * 6) * (3 * 3 * 3) + 2 * 3 * 64 + 6 * 27 + 2 * 6 * 36
     double = trace(torch.nn.functional.conv2d, pictures(8).double(), torch.nn.Parameter(weight.double()))
     assert dry_run(double, [(2, 3, 8, 8), (6, 3, 3, 3)]).peak_bytes == 2 * 6 * 36 * 8 + 2 * 27 * 36 * 8
 
@@ -214,11 +214,13 @@ def test_plans_that_are_refused_before_they_run(steps: list[Any], says: str) -> 
 def test_limits_on_the_whole() -> None:
     plan = by_hand([("aten.ones.default", [[1000, 1000]], (1,)), ("aten.mm.default", [Ref(1), Ref(1)], (2,))])
     inputs = [torch.zeros(3, 4)]
-    assert check_limits(plan, inputs, max_elements=10**6, max_bytes=8 * 10**6).flops == 2 * 10**9 + 10**6
+    assert check_limits(plan, inputs, max_elements=10**6, max_bytes=8 * 10**6).flops == 2 * 10**9 + 4 * 10**6
     with pytest.raises(PlanRejected, match="8000000 bytes at one time"):
         check_limits(plan, inputs, max_elements=10**6, max_bytes=8 * 10**6 - 1)
     with pytest.raises(PlanRejected, match="operations"):
         check_limits(plan, inputs, max_elements=10**6, max_bytes=8 * 10**6, max_flops=10**9)
+    with pytest.raises(PlanRejected, match="2 steps; at most 1"):
+        check_limits(plan, inputs, max_elements=10**6, max_bytes=8 * 10**6, max_steps=1)
 
 
 def test_constants_are_read_once_and_shared() -> None:

@@ -192,6 +192,8 @@ def scatter(p: Program) -> None:
     p.try_step("aten.scatter_add.default", p.pick(rank(1)), 0, ids, p.pick(rank(1)))
     p.try_step("aten.scatter.src", p.pick(rank(1)), 0, ids, p.pick(rank(1)))
     p.try_step("aten.index_add.default", p.pick(rank(2)), p.random.choice([0, 1]), ids, p.pick(rank(2)))
+    into = p.pick(rank(2))
+    p.try_step("aten.index_put.default", into, [None, ids], p.pick(like(p, into)), p.random.random() < 0.8)
     into = p.pick(rank(1, 2))
     values = p.pick(lambda v: floats(v) and v.dim() <= len(p.shape(into)))
     p.try_step("aten.index_put.default", into, [ids], values, p.random.random() < 0.7)
@@ -234,6 +236,7 @@ def diagonal(p: Program) -> None:
     p.try_step("aten.diagonal.default", x, 0, p.random.choice([0, 1]), -1)
     y = p.pick(rank(1, 2))
     p.try_step("aten.diagonal_backward.default", y, [*p.shape(y), p.shape(y)[-1]], 0, -2, -1)
+    p.try_step("aten.diag_embed.default", y)
 
 
 def contract(p: Program) -> None:
@@ -255,6 +258,15 @@ def convolution(p: Program) -> None:
     p.try_step("aten.convolution.default", x, weight, None, *rest)
     grad = Value(len(p.values) - 1)
     p.try_step("aten.convolution_backward.default", grad, x, weight, [3], *rest, [True, True, True])
+
+
+def pooling_of_volumes(p: Program) -> None:
+    x = p.pick(rank(4))
+    p.try_step("aten.avg_pool3d.default", x, [1, 2, 2])
+    p.try_step("aten.avg_pool3d_backward.default", Value(len(p.values) - 1), x, [1, 2, 2], [], [0, 0, 0], False, True, None)
+    p.try_step("aten.max_pool3d_with_indices.default", x, [2, 1, 2])
+    made = [Value(len(p.values) - 2), x, [2, 1, 2], [], [0, 0, 0], [1, 1, 1], False, Value(len(p.values) - 1)]
+    p.try_step("aten.max_pool3d_with_indices_backward.default", *made)
 
 
 def pooling(p: Program) -> None:
@@ -386,6 +398,8 @@ def lists(p: Program) -> None:
 def bins(p: Program) -> None:
     p.try_step("aten.histc.default", p.pick(floats), 4, *p.random.choice([(-2.0, 2.0), (0.0, 0.0), (1.0, 1.0)]))
     p.try_step("aten.bucketize.Tensor", p.pick(floats), p.pick(rank(1)))
+    p.try_step("aten.isin.Tensor_Tensor", p.pick(floats), p.pick(rank(1)))
+    p.try_step("aten.isin.Tensor_Tensor", p.pick(whole), p.pick(whole))
 
 
 def solve(p: Program) -> None:
@@ -428,6 +442,7 @@ TEMPLATES: list[tuple[Template, int]] = [
     (contract, 6),
     (convolution, 3),
     (pooling, 3),
+    (pooling_of_volumes, 3),
     (batch_norm, 4),
     (layer_norm, 6),
     (group_norm, 3),

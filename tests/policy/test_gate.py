@@ -12,6 +12,7 @@ from torch import Tensor
 from grid.errors import BudgetExhausted, InvalidRequest, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy import blocks
+from grid.policy.claims import claim_of
 from grid.policy.gate import POINTERS, Gate, Guarded, Origin, RateLimits
 from grid.policy.labels import Labels
 from grid.policy.rules import Policy
@@ -62,7 +63,8 @@ class Bench:
         return self.op("sum.dim_IntList", value, [0])
 
     def release(self, value: Tensor, origin: Origin = POINTERS) -> None:
-        self.gate.release(self.labels.type_of(value), origin, elements=value.numel(), nbytes=4 * value.numel(), client=CLIENT)
+        claim, elements = claim_of(self.labels.type_of(value)), value.numel()
+        self.gate.release(claim, origin, elements=elements, nbytes=4 * elements, client=CLIENT)
 
     def refused(self, value: Tensor, origin: Origin = POINTERS) -> ReleaseDenied:
         with pytest.raises(ReleaseDenied) as caught:
@@ -160,7 +162,7 @@ def test_elements_add_up_over_the_dataset_and_all_clients() -> None:
     bench = Bench(max_elements=10)
     value = bench.total()
     bench.release(value)
-    bench.gate.release(bench.labels.type_of(value), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
+    bench.gate.release(claim_of(bench.labels.type_of(value)), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
     with pytest.raises(BudgetExhausted) as caught:
         bench.release(value)
     assert caught.value.details["rule"] == "max_elements" and "8 of 10" in caught.value.message
@@ -218,7 +220,7 @@ def test_an_allow_list_does_not_lift_the_row_rules() -> None:
 
 def test_a_value_moves_to_nodes_that_the_owner_names() -> None:
     bench = Bench(sinks=["bob"])
-    kind = bench.labels.type_of(bench.x)
+    kind = claim_of(bench.labels.type_of(bench.x))
     bench.gate.check_move(kind, "bob")
     with pytest.raises(ReleaseDenied) as caught:
         bench.gate.check_move(kind, "carol")
@@ -248,14 +250,14 @@ def test_rows_of_another_owner_are_never_ours_to_release() -> None:
 def test_operands_that_may_not_go_into_a_sum(policy: dict[str, object], origin: Origin, rule: str) -> None:
     bench = Bench(**policy)
     with pytest.raises(ReleaseDenied) as caught:
-        bench.gate.check_sum(bench.labels.type_of(bench.total()), origin)
+        bench.gate.check_sum(claim_of(bench.labels.type_of(bench.total())), origin)
     assert caught.value.details["rule"] == rule
 
 
 def test_a_sum_is_a_release() -> None:
     bench = Bench(max_elements=7)
     origin = Origin(frozenset([PLAN]), PLAN)
-    kind = bench.labels.type_of(bench.total(0, 20))
+    kind = claim_of(bench.labels.type_of(bench.total(0, 20)))
     assert bench.gate.check_sum(kind, origin) == 20
     state = bench.store.load("d")
     assert state is not None and state.elements == 0  # a check uses nothing up
@@ -273,7 +275,7 @@ async def test_values_have_a_rate_per_client() -> None:
     with pytest.raises(QuotaExceeded, match="again in"):
         bench.release(bench.total())
     value = bench.total()
-    bench.gate.release(bench.labels.type_of(value), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
+    bench.gate.release(claim_of(bench.labels.type_of(value)), POINTERS, elements=4, nbytes=16, client=PeerId("b" * 26))
     await bench.clock.advance(61)
     bench.release(bench.total())
 

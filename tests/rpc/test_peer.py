@@ -252,7 +252,14 @@ async def test_a_message_without_a_handler() -> None:
         assert not client.closed and not server.closed
 
 
-@pytest.mark.parametrize("wrong", [None, "text", ObjectValue(tensor=TensorFrame(dtype="f4", shape=(9,), data=b""))])
+async def test_a_one_way_message_sent_as_a_request_is_the_peers_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(Handlers({FreeObjects: lambda context, message: None})) as (client, _):
+        with pytest.raises(InvalidRequest, match="'free-objects' message has no answer: send it one way"):
+            await client.request(free(1))
+        assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+@pytest.mark.parametrize("wrong", ["text", ObjectValue(tensor=TensorFrame(dtype="f4", shape=(9,), data=b""))])
 async def test_a_reply_that_is_none_is_an_error_and_not_a_hang(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
     async with connected(Handlers({GetObject: lambda context, message: wrong})) as (client, _):
         with pytest.raises(GridError, match="no answer that can be sent"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import stat
 import subprocess
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 
 from grid.errors import InvalidRequest
-from grid.store.base import DatasetState, Store
+from grid.store.base import DatasetState, KnownNode, Store
 from grid.store.memory import MemoryStore
 from grid.store.sqlite import SqliteStore
 
 STATE = DatasetState(rows=3, min_rows=1, blocks=bytes(12), partition=bytes(range(12)), elements=7, drawn="blocks")
+ALICE = KnownNode(name="alice", organisation="A", card=b"card", announcement=b"\x00\xff", since=12.5, online=True)
+BOB = KnownNode(name="bob", organisation="", card=b"", announcement=b"", since=0.0, online=False)
 
 
 class StoreConformance:
@@ -67,6 +70,14 @@ class StoreConformance:
             thread.join()
         assert sorted(won) == [False] * 7 + [True]
 
+    def test_nodes_are_kept_replaced_and_forgotten(self, store: Store) -> None:
+        assert store.nodes() == {}
+        store.keep_nodes({"a": ALICE, "b": BOB})
+        assert store.nodes() == {"a": ALICE, "b": BOB}
+        gone = dataclasses.replace(ALICE, online=False, since=13.0)
+        store.keep_nodes({"a": gone, "b": None, "c": None})
+        assert store.nodes() == {"a": gone}
+
     def test_closing_twice_is_allowed(self, store: Store) -> None:
         store.close()
         store.close()
@@ -91,8 +102,10 @@ class TestSqliteStore(StoreConformance):
         first = make()
         first.save("patients", STATE)
         assert first.claim("sum", 100.0, 0.0)
+        first.keep_nodes({"a": ALICE})
         first.close()
         second = make()
+        assert second.nodes() == {"a": ALICE}
         assert second.load("patients") == STATE
         assert not second.claim("sum", 100.0, 0.0)
         second.close()
@@ -119,6 +132,12 @@ class TestSqliteStore(StoreConformance):
             store.save("d", DatasetState(rows="many", min_rows=1, blocks=b""))  # type: ignore[arg-type]
         assert store.load("d") == STATE
         store.save("d", DatasetState(rows=4, min_rows=1, blocks=b""))  # and the store still works
+
+    def test_a_batch_of_nodes_is_kept_whole_or_not_at_all(self, store: Store) -> None:
+        store.keep_nodes({"a": ALICE})
+        with pytest.raises(sqlite3.Error):
+            store.keep_nodes({"a": BOB, "b": dataclasses.replace(BOB, name=b"no text")})  # type: ignore[arg-type]
+        assert store.nodes() == {"a": ALICE}
 
     def test_a_file_from_before_choices_were_noted_counts_as_drawn_by_both(self, make: Callable[[], Store], path: Path) -> None:
         script = (resources.files("grid.store") / "migrations" / "0001_datasets_and_claims.sql").read_text(encoding="utf-8")

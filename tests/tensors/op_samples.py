@@ -52,6 +52,7 @@ def square(name: str, *more: Any, **kwargs: Any) -> dict[str, Callable[[], Sampl
 
 
 X, X3, IMG = t(6, 4), t(6, 4, 2), t(6, 2, 4, 4)
+VOL = t(3, 2, 4, 4, 4)
 CONV = [[1, 1], [0, 0], [1, 1], False, [0, 0], 1]
 BN = [t(2), t(2), t(2), t(2)]
 QKV = t(2, 2, 5, 4)
@@ -73,6 +74,7 @@ WRITTEN: dict[str, Callable[[], Sample]] = {
     "_prelu_kernel_backward.default": s(X, t(1, 4), X),
     "fill_.Tensor": s(X, t()),
     "nan_to_num.default": s(X, 0.0),
+    "polygamma.default": s(1, X),
     "clamp.default": s(X, 0.2, 0.7),
     "clamp_.default": s(X, 0.2, 0.7),
     "clamp.Tensor": s(X, X),
@@ -166,6 +168,7 @@ WRITTEN: dict[str, Callable[[], Sample]] = {
     "expand.default": s(t(6, 1), [6, 4]),
     "diagonal.default": s(t(6, 4, 4), 0, 1, 2),
     "diagonal_copy.default": s(t(6, 4, 4), 0, 1, 2),
+    "diag_embed.default": s(X),
     "diagonal_backward.default": s(X, [6, 4, 4], 0, 1, 2),
     "slice.Tensor": s(X, 0, 1, 5, 2),
     "select.int": s(X, 1, 2),
@@ -211,6 +214,14 @@ WRITTEN: dict[str, Callable[[], Sample]] = {
     ),
     "adaptive_max_pool2d.default": s(IMG, [2, 2]),
     "adaptive_max_pool2d_backward.default": s(t(6, 2, 2, 2), IMG, i(6, 2, 2, 2, below=16)),
+    "avg_pool3d.default": s(VOL, [2, 2, 2]),
+    "avg_pool3d_backward.default": s(t(3, 2, 2, 2, 2), VOL, [2, 2, 2], [], [0, 0, 0], False, True, None),
+    "_adaptive_avg_pool3d.default": s(VOL, [2, 2, 2]),
+    "_adaptive_avg_pool3d_backward.default": s(t(3, 2, 2, 2, 2), VOL),
+    "max_pool3d_with_indices.default": s(VOL, [2, 2, 2]),
+    "max_pool3d_with_indices_backward.default": s(
+        t(3, 2, 2, 2, 2), VOL, [2, 2, 2], [], [0, 0, 0], [1, 1, 1], False, i(3, 2, 2, 2, 2, below=64)
+    ),
     "upsample_nearest2d.default": s(IMG, [8, 8]),
     "upsample_nearest2d_backward.default": s(t(6, 2, 8, 8), [8, 8], [6, 2, 4, 4]),
     "upsample_bilinear2d.default": s(IMG, [8, 8], False),
@@ -263,6 +274,7 @@ WRITTEN: dict[str, Callable[[], Sample]] = {
     "soft_margin_loss_backward.default": s(X, X, X, 0),
     "histc.default": s(X, 4, 0.0, 1.0),
     "bucketize.Tensor": s(X, t(3)),
+    "isin.Tensor_Tensor": s(i(6, 4), i(2)),
     "bucketize.Scalar": s(0.5, t(3)),
     "searchsorted.Tensor": s(t(3), X),
     "_linalg_solve_ex.default": s(spd, t(3, 2)),

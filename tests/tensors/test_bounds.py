@@ -22,6 +22,7 @@ def i(*values: int) -> torch.Tensor:
 
 CONV = [[1, 1], [0, 0], [1, 1], False, [0, 0], 1]
 POOL = [[2, 2], [2, 2], [0, 0], [1, 1], False]
+POOL3 = [[2, 2, 2], [], [0, 0, 0], [1, 1, 1], False]
 
 TOO_MUCH: list[tuple[str, list[Any]]] = [
     ("zeros.default", [[10**12]]),
@@ -76,6 +77,16 @@ MISFITS: list[tuple[str, list[Any]]] = [
     ("_adaptive_avg_pool2d_backward.default", [x(6, 2, 2, 2), x(6, 2, 4, 0)]),
     ("avg_pool2d_backward.default", [x(1, 1, 1, 1), x(6, 6, 4, 4), [2, 2], [], [0, 0], False, True, None]),
     ("max_pool2d_with_indices_backward.default", [x(1, 1, 2, 2), x(9, 9, 4, 4), *POOL, i(0).expand(1, 1, 2, 2)]),
+    ("_adaptive_avg_pool3d_backward.default", [x(1, 1, 2, 2, 2), x(6, 6, 4, 4, 4)]),
+    ("_adaptive_avg_pool3d_backward.default", [x(2, 3, 4, 4, 4), x(2, 3, 0, 4, 4)]),
+    ("avg_pool3d.default", [x(1, 1, 4, 4, 4), [0, 2, 2]]),
+    ("avg_pool3d.default", [x(1, 1, 4, 4, 4), [2, 2, 2], [0, 1, 1]]),
+    ("avg_pool3d.default", [x(1, 1, 4, 4, 4), [2, 2, 2], [1, 1, 1], [5, 5, 5]]),
+    ("max_pool3d_with_indices.default", [x(1, 1, 4, 4, 4), [2, 2, 2], [1, 1, 1], [-1, 0, 0]]),
+    ("avg_pool3d_backward.default", [x(1, 1, 1, 1, 1), x(6, 6, 4, 4, 4), [2, 2, 2], [], [0, 0, 0], False, True, None]),
+    ("max_pool3d_with_indices_backward.default", [x(1, 1, 2, 2, 2), x(9, 9, 4, 4, 4), *POOL3, i(0).expand(1, 1, 2, 2, 2)]),
+    ("diag_embed.default", [x(3), 1 << 40]),
+    ("isin.Tensor_Tensor", [x(3)]),
     ("reflection_pad2d_backward.default", [x(1, 1, 6, 6), x(6, 6, 4, 4), [1, 1, 1, 1]]),
     ("glu_backward.default", [x(1, 1), x(40, 40), 1]),
     ("_softmax_backward_data.default", [x(2, 2), x(20, 20), 1, torch.float32]),
@@ -127,6 +138,7 @@ VALUES: list[tuple[str, list[Any]]] = [
     ("embedding_dense_backward.default", [x(2, 3), i(0, -5), 5, -1, False]),
     ("nll_loss_forward.default", [x(2, 3), i(0, 3), None, 1, -100]),
     ("max_pool2d_with_indices_backward.default", [x(1, 1, 2, 2), x(1, 1, 4, 4), *POOL, i(10**7).expand(1, 1, 2, 2)]),
+    ("max_pool3d_with_indices_backward.default", [x(1, 1, 2, 2, 2), x(1, 1, 4, 4, 4), *POOL3, i(64).expand(1, 1, 2, 2, 2)]),
     ("bernoulli_.Tensor", [x(2), x(2) * 2]),
     ("linalg_lu_solve.default", [x(2, 2), torch.tensor([1, 9], dtype=torch.int32), x(2, 1)]),
 ]

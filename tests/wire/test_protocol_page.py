@@ -1,4 +1,4 @@
-"""docs/protocol.md says what the code does."""
+"""docs/reference/protocol.md says what the code does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from grid.wire.docs import main, protocol_page
 from grid.wire.messages import MESSAGES
 
-PAGE = Path(__file__).parents[2] / "docs" / "protocol.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "protocol.md"
 
 
 def test_the_page_is_current() -> None:

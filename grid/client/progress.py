@@ -1,0 +1,41 @@
+"""A line on the terminal while a call waits for long: how much has gone over the network, and for how many seconds.
+
+Only where standard error is a terminal: scripts, logs and notebooks see nothing. A call that is done within `QUIET_S` shows
+nothing either. What is counted are sealed bytes of all clients of this process since the call began.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+QUIET_S = 1.0
+STEP_S = 0.2
+
+Traffic = Callable[[], tuple[int, int]]
+"""Bytes sent and received so far."""
+
+
+def watch(is_done: Callable[[float], bool], traffic: Traffic) -> None:
+    """Return once a call is done, which `is_done` waits for so many seconds; show a line meanwhile if there is a terminal.
+
+    Without one it returns at once.
+    """
+    if not (sys.stderr is not None and sys.stderr.isatty()):
+        return
+    since, before = time.monotonic(), traffic()
+    if is_done(QUIET_S):
+        return
+    from rich.console import Console  # takes a while to load, and most calls never come here
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as line:
+        while not is_done(STEP_S):
+            sent, received = (now - then for now, then in zip(traffic(), before, strict=True))
+            line.update(waiting_line(sent, received, time.monotonic() - since), refresh=True)
+
+
+def waiting_line(sent: int, received: int, seconds: float) -> str:
+    """`waiting 12 s: 3.2 MB sent, 0.1 MB received`."""
+    return f"waiting {seconds:.0f} s: {sent / 1e6:.1f} MB sent, {received / 1e6:.1f} MB received"

@@ -1,0 +1,117 @@
+"""The gate as one client's session meets it: what is offered on the client's behalf leaves here, or does not.
+
+The same for values in this process and in others. Every method may wait for the store, so they are for a thread of the
+executor, and in the order in which the client asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from grid.errors import GridError, InvalidRequest, ReleaseDenied, WireError
+from grid.ids import PeerId
+from grid.node.one_sum import Operand
+from grid.node.work import Offer, SumOffer
+from grid.policy.gate import Gate
+from grid.settings import NodeSettings
+from grid.smpc import ring
+from grid.tensors.buffers import from_frame
+from grid.wire.dtypes import DTYPES, tensor_bytes
+from grid.wire.messages import ErrorInfo, TensorFrame
+
+MESSAGE_ROOM = 4096
+"""Bytes of a message beside the value in it."""
+
+
+def check_size(nbytes: int, settings: NodeSettings) -> None:
+    """Raise `InvalidRequest` where no message holds a value of so many bytes."""
+    if nbytes + MESSAGE_ROOM > settings.session.max_message_bytes:
+        raise InvalidRequest(f"the value has {nbytes} bytes, more than one message carries; send or sum parts of it")
+
+
+class Desk:
+    """See the module. `on_ended` is called, from any thread, when the client went too far."""
+
+    def __init__(self, *, gate: Gate, client: PeerId, settings: NodeSettings) -> None:
+        self.on_ended: Callable[[GridError], None] = lambda error: None
+        self._gate = gate
+        self._client = client
+        self._settings = settings
+
+    def release(self, offer: Offer) -> None:
+        """Raise what the rules have against the value. Only when they let it go is told of a failure that depends on rows."""
+        if offer.claim is None:
+            return
+        self._gate.check_errors(self._client)
+        elements, nbytes = _measure(offer.tensor)
+        self._gate.release(offer.claim, offer.account.origin, elements=elements, nbytes=nbytes, client=self._client)
+        self._tell(offer.failure)
+
+    def allow_move(self, offer: Offer, to: str) -> None:
+        """Raise `ReleaseDenied` unless the owners of the rows behind a value let it go to the node of this name."""
+        if offer.claim is not None:
+            self._gate.check_errors(self._client)
+            self._gate.check_move(offer.claim, to)
+            self._tell(offer.failure)
+
+    def admit(self, offer: SumOffer, claim: Callable[[], None]) -> Operand:
+        """The operand of a secure sum. Raises what the rules have against it; if nothing refuses it, `claim`s the sum."""
+        claimed, account = offer.claim, offer.account
+        if claimed is None:
+            elements = _elements(offer)
+            claim()
+            return Operand(elements, None, "", 0, labelled=False, own=False, open=False, commit=lambda: None)
+        self._gate.check_errors(self._client)
+        rows = self._gate.check_sum(claimed, account.origin)
+        self._tell(offer.failure)
+        elements = _elements(offer)
+        claim()
+        commit = partial(
+            self._gate.release_sum,
+            claimed,
+            account.origin,
+            elements=elements.size,
+            nbytes=elements.nbytes,
+            client=self._client,
+        )
+        return Operand(
+            elements,
+            account.plan,
+            account.arguments,
+            rows,
+            labelled=True,
+            own=True,
+            open=self._gate.is_open(claimed),
+            commit=commit,
+        )
+
+    def _tell(self, failure: ErrorInfo | None) -> None:
+        """Raise the failure behind a value that was let go, if there is one, and count it."""
+        if failure is not None:
+            self.count_error()
+            raise failure.to_error()
+
+    def count_error(self) -> None:
+        """An error that private values decide on tells a little about them; a few of these and the session is over."""
+        count = self._gate.count_error(self._client)
+        if count >= self._settings.max_private_errors:
+            self.on_ended(
+                ReleaseDenied(
+                    f"{count} operations on private values failed within an hour, and each such failure tells a little about"
+                    " them; the session is over",
+                    rule="private_errors",
+                )
+            )
+
+
+def _measure(frame: TensorFrame) -> tuple[int, int]:
+    """Elements and bytes of a value, from what is there and not from what is said of it."""
+    nbytes = tensor_bytes(frame.dtype, frame.shape)
+    return nbytes // DTYPES[frame.dtype], nbytes
+
+
+def _elements(offer: SumOffer) -> ring.Elements:
+    if offer.tensor is None or offer.tensor.dtype != "i8":
+        raise WireError("what was offered for a sum is not int64")
+    return ring.from_tensor(from_frame(offer.tensor))

@@ -1,0 +1,168 @@
+"""The process that workers are forked from: it has everything imported and the datasets mapped, and does nothing else.
+
+A node starts it with `exec`, so it has none of the node's memory: no key ever lies in it. It runs one thread and no pool of
+threads, which is what makes `fork` safe; a worker costs a few milliseconds and shares the pages of all modules. It reports
+how each worker ends, and when the node is gone, it kills them all and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+
+import torch
+
+from grid.errors import GridError
+from grid.ids import ObjectId
+from grid.node.dataset_views import DatasetView
+from grid.node.nursery_messages import MAX_BYTES, OUT_OF_MEMORY, TABLE, Ended, Fork, Forked, Prepare, Share
+from grid.node.pace import Pace, Pulse
+from grid.node.sharing import mapped_sources
+from grid.node.worker import Worker, settle
+from grid.node.workspace import Workspace
+from grid.settings import NodeSettings, load
+from grid.tensors.buffers import to_frame
+from grid.transport.pipes import BlockingPipe, End, end_of, receive_files, send_files
+from grid.wire.codec import decode, encode
+from grid.wire.messages import Command, Commands, Message, PutObject, Ref
+
+log = logging.getLogger(__name__)
+
+ROOM = 1 << 20
+"""Bytes of a frame beside the message that the session's limit bounds."""
+
+
+class Nursery:
+    """`node` is the pipe to the node."""
+
+    def __init__(self, node: End) -> None:
+        self._node = node
+        self._files: list[int] = []
+        self._sizes: list[int] = []
+        self._sources: Mapping[str, DatasetView] = {}
+        self._settings = NodeSettings()
+        self._workers: dict[int, tuple[int, int]] = {}
+        """Descriptor of a worker's process -> its number and pid."""
+
+    def run(self) -> None:
+        """Until the node is gone."""
+        watched = select.poll()
+        watched.register(self._node, select.POLLIN)
+        while True:
+            for fd, _ in watched.poll():
+                if fd in self._workers:
+                    watched.unregister(fd)
+                    self._reap(fd)
+                elif not self._next(watched):
+                    return
+
+    def _next(self, watched: select.poll) -> bool:
+        """Do what the node says; False at the end."""
+        received = receive_files(self._node, MAX_BYTES)
+        if received is None:
+            return False
+        frame, files = received
+        message = decode(frame, TABLE).message
+        match message:
+            case Share():
+                self._files.append(files.pop())
+                self._sizes.append(message.size)
+            case Prepare():
+                self._prepare(message)
+            case Fork():
+                watched.register(self._fork(message, *files), select.POLLIN)
+        for fd in files:
+            os.close(fd)
+        return True
+
+    def _prepare(self, message: Prepare) -> None:
+        self._settings = load(NodeSettings, toml=json.loads(message.settings))
+        self._sources = mapped_sources(message.sources, self._files, self._sizes)
+        while self._files:
+            os.close(self._files.pop())
+        warm_up(self._settings)
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError(f"the nursery has more than one thread: {threading.enumerate()}")
+        gc.collect()
+        gc.freeze()  # what is here now stays, and is not to be copied into each worker by collections
+
+    def _fork(self, message: Fork, pipe: int, page: int) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            self._become_worker(message, pipe, page, parent)
+        process = os.pidfd_open(pid)
+        self._workers[process] = (message.number, pid)
+        self._say(Forked(number=message.number, pid=pid), process)
+        return process
+
+    def _become_worker(self, message: Fork, pipe: int, page: int, parent: int) -> None:
+        """The life of a worker. Never returns."""
+        status = 1
+        try:
+            pulse = Pulse(page)
+            os.dup2(pipe, 3)
+            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+            settle(self._settings, parent)
+            end = BlockingPipe(end_of(3), self._settings.session.max_message_bytes + ROOM)
+            lost = None if message.lost is None else message.lost.to_error()
+            Worker(end, pulse, self._sources, self._settings, lost).run()
+        except EOFError:
+            status = 0
+        except MemoryError:
+            status = OUT_OF_MEMORY
+        except BaseException:
+            log.exception("a worker failed")
+        finally:
+            os._exit(status)
+
+    def _reap(self, process: int) -> None:
+        number, pid = self._workers.pop(process)
+        _, status = os.waitpid(pid, 0)
+        os.close(process)
+        self._say(Ended(number=number, status=os.waitstatus_to_exitcode(status)))
+
+    def _say(self, message: Message, *files: int) -> None:
+        with contextlib.suppress(OSError):  # the node is gone, which the loop notices
+            send_files(self._node, encode(message, table=TABLE), files)
+
+    def end(self) -> None:
+        """Kill and reap all workers."""
+        for process, (_, pid) in self._workers.items():
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def warm_up(settings: NodeSettings) -> None:
+    """Do what is slow the first time, once for all workers: modules that torch loads late, and its shape rules."""
+    space = Workspace(sources={}, settings=settings, pace=Pace(settings), on_failed=_report)
+    space.handle(PutObject(object=ObjectId(1), tensor=to_frame(torch.ones(2, 2))))
+    for number, name in enumerate(("aten.mm.default", "aten.add.Tensor", "aten.mul.Tensor"), start=2):
+        command = Command(op=name, args=[Ref(1), Ref(1)], kwargs={}, outputs=(ObjectId(number),))
+        space.handle(Commands(first=number, commands=(command,)))
+
+
+def _report(command: int, error: GridError) -> None:
+    raise error
+
+
+def main() -> None:
+    """`python -m grid.node.nursery FD`."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    nursery = Nursery(end_of(int(sys.argv[1])))
+    try:
+        nursery.run()
+    finally:
+        nursery.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a node and its nursery say to each other, over a pipe of their own, each message with open files beside it."""
+
+from __future__ import annotations
+
+from grid.node.sharing import SharedSource
+from grid.wire.codec import Table
+from grid.wire.messages import ErrorInfo, Message, message
+
+MAX_BYTES = 1 << 30
+
+OUT_OF_MEMORY = 3
+"""Exit code of a worker that could not even take in a request."""
+
+TELL: dict[str, type[Message]] = {}
+
+
+@message("share", TELL)
+class Share(Message):
+    """Node -> nursery: the next file that datasets lie in, and its length. The file comes along."""
+
+    size: int
+
+
+@message("prepare", TELL)
+class Prepare(Message):
+    """Node -> nursery, once, after the files: the datasets, and the node's settings as JSON."""
+
+    sources: tuple[SharedSource, ...]
+    settings: str
+
+
+@message("fork", TELL)
+class Fork(Message):
+    """Node -> nursery: make a worker. Its end of a pipe and the page of its `Pulse` come along.
+
+    `lost`: what ended the worker before, if there was one in this session.
+    """
+
+    number: int
+    lost: ErrorInfo | None = None
+
+
+@message("forked", TELL)
+class Forked(Message):
+    """Nursery -> node: the worker runs. A descriptor of its process comes along."""
+
+    number: int
+    pid: int
+
+
+@message("ended", TELL)
+class Ended(Message):
+    """Nursery -> node: the worker is gone; `status` is its exit code, or minus the signal that ended it."""
+
+    number: int
+    status: int
+
+
+TABLE = Table(TELL)
