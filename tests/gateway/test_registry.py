@@ -272,3 +272,14 @@ def test_a_forgotten_peer_is_gone_from_every_index() -> None:
 
 def test_one_dataset_always_fits_a_page() -> None:
     assert MAX_DESCRIBED < rules.MAX_REPLY
+
+
+def test_too_many_offline_nodes_and_too_much_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_OFFLINE_BYTES", 600)
+    registry = Registry(max_offline=2)
+    for number in range(4):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset(f"d{number}", description="x" * 300))
+        registry.leave(ConnectionId(number), PeerId(f"id-{number}"), float(number))
+    assert [(entry.name, len(entry.datasets)) for entry in registry.nodes()] == [("node2", 0), ("node3", 1)]
+    assert [one.dataset.name for one in registry.search((), offline=True)[0]] == ["d3"]
