@@ -206,6 +206,10 @@ class Registry:
         cards = [entry.to_card(described=entry.id in described) for entry in sorted(listed, key=_by_name)]
         return tuple(cards)
 
+    def lists_datasets_of(self, entry: Entry) -> bool:
+        """Whether `cards` has room for the datasets of this node; in a large grid only a search finds those of later nodes."""
+        return any(card.id == entry.id and card.datasets for card in self.cards())
+
     def online(self, role: str) -> int:
         """How many peers of a role are connected."""
         return sum(entry.online and entry.role == role for entry in self._entries.values())
@@ -253,12 +257,12 @@ class Registry:
         self._remove(entry)
 
     def _forget_oldest(self) -> None:
-        offline = [entry for entry in self._entries.values() if not entry.online]
+        offline = sorted((entry for entry in self._entries.values() if not entry.online), key=lambda entry: entry.since)
         if len(offline) > self._max_offline:
-            self._remove(min(offline, key=lambda entry: entry.since))
+            self._remove(offline.pop(0))
         described = [entry for entry in offline if entry.sizes]
         if sum(sum(entry.sizes.values()) for entry in described) > MAX_OFFLINE_BYTES:
-            oldest = min(described, key=lambda entry: entry.since)
+            oldest = described[0]
             self._remove(oldest)
             oldest.datasets, oldest.sizes = (), {}
             self._add(oldest)

@@ -175,6 +175,7 @@ def test_a_node_that_comes_back_has_a_new_session(g: Client, local: LocalGrid) -
 
 def test_search_needs_every_tag(g: Client) -> None:
     assert len(g.search()) == 1 and g.search("#train", "#other") == []
+    assert len(g.search(text="ALICE pat")) == 1 and g.search("#train", text="nothing such") == []
     with pytest.raises(InvalidRequest, match="tags"):
         g.search(["#train"])  # type: ignore[arg-type]
 
