@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -38,3 +40,18 @@ def nothing_left_running() -> Iterator[None]:
     assert not left, f"threads left running: {left}"
     children = [process for process in psutil.Process().children(recursive=True) if process.pid not in processes]
     assert not children, f"processes left running: {children}"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command line configures logging, and takes over the hooks for errors that nobody caught: pytest has its own."""
+    root, package = logging.getLogger(), logging.getLogger("grid")
+    before = (root.level, package.level, sys.excepthook, sys.unraisablehook, threading.excepthook)
+    handlers = list(root.handlers)
+    yield
+    logging.captureWarnings(False)
+    for handler in [one for one in root.handlers if one not in handlers and type(one).__module__ == "grid.logs"]:
+        root.removeHandler(handler)
+    root.setLevel(before[0])
+    package.setLevel(before[1])
+    sys.excepthook, sys.unraisablehook, threading.excepthook = before[2:]

@@ -132,8 +132,10 @@ def test_a_dev_grid_trains_survives_a_kill_and_keeps_its_state(running: Stack) -
             features.sum(0).get()
         learn(client)
     for service in OWNERS:
-        lines = [line for line in running.logs(service).splitlines() if line.startswith("{")]
-        assert lines and all(json.loads(line)["message"] for line in lines)
+        lines = [json.loads(line) for line in running.logs(service).splitlines()]
+        assert any(line.get("event") == "ready" for line in lines)
+    looked = json.loads(podman("exec", running.container("alice"), "grid", "doctor", "node", "alice", "--json"))
+    assert {one["check"] for one in looked if one["verdict"] == "wrong"} == set(), looked
 
 
 def test_an_enrolled_grid_runs_on_secret_files_alone(running: Stack, tmp_path: Path) -> None:
