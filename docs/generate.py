@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from grid.plans.docs import ops_page
 from grid.settings import KIND_NAMES, TABLES, describe
 from grid.wire.docs import protocol_page
 
@@ -29,12 +30,13 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "protocol.md": protocol_page}
+PAGES = {"settings.md": settings_page, "protocol.md": protocol_page, "reference/ops.md": ops_page}
 """File name in `docs/` -> the function that makes its text."""
 
 
 def main() -> None:
     for name, make in PAGES.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(make(), encoding="utf-8")
 
 
