@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from grid.demo_processes import processes
 from grid.node.checking import check_folder
 from grid.node.datasets import Dataset, load_datasets
 
@@ -53,3 +54,31 @@ def test_they_are_what_the_page_says(datasets: dict[str, Dataset]) -> None:
     assert datasets["scans"].features.shape == (40, 1, 28, 28) and datasets["scans"].columns[0].categories == ("cat", "dog")
     assert datasets["photos"].features.shape == (40, 3, 16, 16)
     assert datasets["photos"].part("column", "age")[3] == 23
+
+
+@pytest.mark.process
+def test_a_node_offers_them_and_a_client_computes_on_them(folder: Path) -> None:
+    """Over real processes, with every dataset in files because none is small enough for memory."""
+    with processes(folder.parent) as running:
+        running.start("gateway", ["gateway", "--dev", "--listen", "127.0.0.1:0"])
+        url = running.ready("gateway")["url"]
+        state = folder.parent / "state"
+        options = ["--data", str(folder), "--state", str(state), "--dataset-memory-bytes", "100", "--gateway", url]
+        running.start("alice", ["node", "alice", "--dev", *options])
+        assert len(running.ready("alice")["datasets"]) == 6
+        done = subprocess.run([sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=90, check=False)
+        assert (state / "datasets").is_dir() and not list((state / "datasets").iterdir())
+    assert done.returncode == 0, done.stderr
+    shapes = ["digits (1, 28, 28)", "patients (6,)", "photos (3, 16, 16)", "scans (1, 28, 28)", "scores (5,)"]
+    assert done.stdout.splitlines() == shapes
+
+
+PROGRAM = """
+import sys, grid
+g = grid.connect(sys.argv[1])
+for ds in sorted(g.search(), key=lambda ds: ds.name):
+    if ds.policy.plans == "any":
+        mean = (ds.features.float() / 255).mean((0, *range(2, ds.features.dim()))).sum()
+        assert mean.get().isfinite() and ds.mock.features.shape[1:] == ds.features.shape[1:]
+        print(ds.name, tuple(ds.features.shape[1:]))
+"""
