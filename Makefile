@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test browser-test check docs bench clean
+.PHONY: install demo test browser-test fuzz check docs bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -31,6 +31,9 @@ test: $(STAMP)
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pytest tests/browser --browser-tests $(PYTEST_ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .
