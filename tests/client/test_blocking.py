@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -112,23 +113,20 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(g: Client) -> None:
     assert (x + 1).get().tolist() == [2, 2]
 
 
-def test_ctrl_c_leaves_a_get_and_the_client_usable(g: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = g.nodes["alice"].send(torch.ones(2))
-    entered = asyncio.run_coroutine_threadsafe
+def test_ctrl_c_leaves_a_wait_ends_its_work_and_the_client_stays_usable(g: Client) -> None:
+    x, cancelled, program = g.nodes["alice"].send(torch.ones(2)), threading.Event(), threading.get_ident()
 
-    def interrupted(work: Any, loop: Any) -> Any:
-        future = entered(work, loop)
+    async def work() -> None:
+        signal.pthread_kill(program, signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
-        def result(timeout: float | None = None) -> Any:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(future, "result", result, raising=False)
-        return future
-
-    with monkeypatch.context() as patched:
-        patched.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            x.get()
+    with pytest.raises(KeyboardInterrupt):
+        background().run(work())
+    assert cancelled.wait(10)
     assert x.get().tolist() == [1, 1]
 
 
