@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-LASTING_THREADS = ("grid", "asyncio_", "asyncio-waitpid", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy")
+LASTING_THREADS = (
+    *("grid", "asyncio_", "asyncio-waitpid", "uvloop_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy"),
+)
 """Threads by the start of their name that live as long as the process, or end by themselves soon after their owner."""
 
 
