@@ -11,6 +11,9 @@ MAX_BYTES = 1 << 30
 OUT_OF_MEMORY = 3
 """Exit code of a worker that could not even take in a request."""
 
+CANNOT_FORK = 4
+"""In place of an exit code: the system gave no process."""
+
 TELL: dict[str, type[Message]] = {}
 
 

@@ -23,7 +23,7 @@ from grid.errors import ExecutionFailed, GridError, NodeUnavailable, QuotaExceed
 from grid.ids import ObjectId, PeerId, PlanId
 from grid.node.desk import Desk
 from grid.node.executor import Lane
-from grid.node.nursery_messages import OUT_OF_MEMORY
+from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY
 from grid.node.one_sum import Operand
 from grid.node.pace import Running, time_advice
 from grid.node.runtime import PAUSE_BYTES, Runtime
@@ -366,6 +366,8 @@ class ProcessRuntime(Runtime, WorkerUser):
         status = worker.ended.result() if worker.ended.done() else None
         if status == OUT_OF_MEMORY:
             return self.overate(worker.running)
+        if status == CANNOT_FORK:
+            return NodeUnavailable("the node's machine has no room for a further process; try again later")
         what, number = self._work(worker.running)
         if status == -signal.SIGKILL:
             how = "was killed from outside, perhaps because the machine ran out of memory,"

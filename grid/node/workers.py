@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import grid.errors
-from grid.errors import GridError, NodeUnavailable, QuotaExceeded, WireError
+from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.nursery_messages import MAX_BYTES, TABLE, Ended, Fork, Forked, Prepare, Share
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
@@ -69,6 +69,7 @@ class Worker:
         self.cause: GridError | None = None
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self.pid = 0
+        self._inherited = 0
         self._pulse = pulse
         self._process = -1
         self._killed = False
@@ -84,6 +85,7 @@ class Worker:
     def has_begun(self, pid: int, process: int) -> None:
         """It runs; `process` is a descriptor of it."""
         self.pid, self._process = pid, process
+        self._inherited = self._private_bytes()
         if self._killed:
             self.kill()
 
@@ -106,15 +108,19 @@ class Worker:
             self._last = self._pulse.read()
             self._pulse.close()
 
-    def resident_bytes(self) -> int:
-        """Memory of its own that it has touched; datasets are not part of it."""
+    def taken_bytes(self) -> int:
+        """Memory of its own that it has taken since it began; neither modules nor datasets are part of it."""
+        return self._private_bytes() - self._inherited
+
+    def _private_bytes(self) -> int:
         if not self.pid:
             return 0
         try:
-            fields = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()
-        except OSError:
+            with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+                _, resident, shared, *_ = file.read().split()
+        except OSError:  # it is gone
             return 0
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE")
 
 
 class WorkerUser(Protocol):
@@ -140,8 +146,11 @@ class Workers:
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
-        self._data = await asyncio.to_thread(SharedData, self._sources)
-        self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+        try:
+            self._data = await asyncio.to_thread(SharedData, self._sources)
+            self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+        except OSError as error:
+            raise DatasetError(f"the datasets cannot be shared with the processes of sessions: {error.strerror}") from error
         self._spawn(self._watch(), "watch over workers")
         return self
 
@@ -226,7 +235,7 @@ class Workers:
         if 0 < running.until < now - self._settings.kill_grace_s:
             log.warning("worker %d is ended: it overran its limit of time", worker.number)
             worker.kill(worker.user.overran(running))
-        elif worker.resident_bytes() > self._settings.max_process_bytes + SLACK_BYTES:
+        elif worker.taken_bytes() > self._settings.max_process_bytes + SLACK_BYTES:
             log.warning("worker %d is ended: it takes more memory than it may", worker.number)
             worker.kill(worker.user.overate(running))
 
@@ -259,6 +268,7 @@ class Nursery:
         self._control.settimeout(CONTROL_S)
         try:
             self._process = subprocess.Popen(
+                # -P: no module comes from the working folder.
                 [sys.executable, "-P", "-m", "grid.node.nursery", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

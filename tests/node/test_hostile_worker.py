@@ -180,7 +180,7 @@ async def test_an_answer_without_a_request_ends_the_process(bench: Bench) -> Non
     bench.hostile.say(Done(count=1), Done(count=1))
     await waiting
     async with asyncio.timeout(20):
-        while not bench.hostile.killed:
+        while not bench.hostile.killed:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
