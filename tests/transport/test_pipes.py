@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grid.errors import WireError
@@ -45,6 +45,7 @@ HALF = READ_BYTES // 2
 SIZES = st.sampled_from([0, 1, 7, 8, 100, HALF, HALF + 1, READ_BYTES - 8, READ_BYTES, READ_BYTES + 1, 700_001])
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(SIZES, max_size=8), st.lists(st.sampled_from([1 << 10, 4097, 65_536, READ_BYTES]), min_size=1, max_size=4))
 def test_frames_come_out_whole_however_they_arrive(sizes: list[int], pieces: list[int]) -> None:
     sent = [bytes([index]) * size for index, size in enumerate(sizes)]
