@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
@@ -23,7 +24,18 @@ import torch
 
 from grid.errors import GridError
 from grid.ids import ObjectId
-from grid.node.nursery_messages import CANNOT_FORK, MAX_BYTES, OUT_OF_MEMORY, TABLE, Ended, Fork, Forked, Prepare, Share
+from grid.node.nursery_messages import (
+    CANNOT_FORK,
+    MAX_BYTES,
+    OUT_OF_MEMORY,
+    TABLE,
+    Ended,
+    Fork,
+    Forked,
+    Household,
+    Prepare,
+    Share,
+)
 from grid.node.pace import Pace, Pulse
 from grid.node.sharing import mapped_sources
 from grid.node.sources import Source
@@ -78,10 +90,13 @@ class Nursery:
         message = decode(frame, TABLE).message
         match message:
             case Share():
-                self._files.append(files.pop())
-                self._sizes.append(message.size)
+                self._sizes.extend(message.sizes)
+                self._files.extend(files)
+                files = []
             case Prepare():
-                self._prepare(message)
+                household = decode(os.pread(files[0], message.size, 0), TABLE).message
+                assert isinstance(household, Household)
+                self._prepare(household)
             case Fork():
                 process = self._fork(message, *files)
                 if process is not None:
@@ -90,7 +105,7 @@ class Nursery:
             os.close(fd)
         return True
 
-    def _prepare(self, message: Prepare) -> None:
+    def _prepare(self, message: Household) -> None:
         self._settings = load(NodeSettings, toml=json.loads(message.settings))
         self._sources = mapped_sources(message.sources, self._files, self._sizes)
         while self._files:
@@ -169,6 +184,8 @@ def _report(command: int, error: GridError) -> None:
 def main() -> None:
     """`python -m grid.node.nursery FD`."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every file of datasets stays open under its mapping
     nursery = Nursery(end_of(int(sys.argv[1])))
     try:
         nursery.run()

@@ -127,7 +127,9 @@ class ProcessRuntime(Runtime, WorkerUser):
 
     def _offered(self, result: asyncio.Future[TensorFrame], sent: asyncio.Future[None], offer: Message) -> None:
         assert isinstance(offer, Offer)
-        if len(offer.tensor.data) > PAUSE_BYTES and self._worker is not None and not result.done():
+        if result.done():  # nobody waits any more, so nothing is released
+            return
+        if len(offer.tensor.data) > PAUSE_BYTES and self._worker is not None:
             pipe = self._worker.pipe
             pipe.pause()
             sent.add_done_callback(lambda _: pipe.resume())
@@ -149,7 +151,8 @@ class ProcessRuntime(Runtime, WorkerUser):
 
         def offered(offer: Message) -> None:
             assert isinstance(offer, SumOffer)
-            self._in_lane(result, partial(self._desk.admit, offer, claim), lambda operand: operand)
+            if not result.done():
+                self._in_lane(result, partial(self._desk.admit, offer, claim), lambda operand: operand)
 
         self._ask(message, 1, offered, partial(_fail, result))
         return result

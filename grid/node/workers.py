@@ -23,13 +23,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import torch
+
 import grid.errors
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
-from grid.node.nursery_messages import MAX_BYTES, TABLE, Ended, Fork, Forked, Prepare, Share
+from grid.node.nursery_messages import MAX_BYTES, MAX_FILES, TABLE, Ended, Fork, Forked, Household, Prepare, Share
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
 from grid.node.sources import Source
 from grid.settings import NodeSettings
+from grid.tensors.mapped import TensorFile
 from grid.transport.pipes import End, LoopPipe, pipe, receive_files, send_files
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Buffer, ErrorInfo, Message
@@ -282,9 +285,15 @@ class Nursery:
         finally:
             theirs.close()
         self._loop.add_reader(self._control.fileno(), self._readable)
-        for fd, size in zip(data.files, data.sizes, strict=True):
-            self.say(Share(size=size), fd)
-        self.say(Prepare(sources=data.sources, settings=_as_json(settings)))
+        for first in range(0, len(data.files), MAX_FILES):
+            some = slice(first, first + MAX_FILES)
+            self.say(Share(sizes=tuple(data.sizes[some])), *data.files[some])
+        household = b"".join(encode(Household(sources=data.sources, settings=_as_json(settings)), table=TABLE))
+        file = TensorFile.of(torch.frombuffer(bytearray(household), dtype=torch.uint8))
+        try:
+            self.say(Prepare(size=len(household)), file.fd)
+        finally:
+            file.close()
 
     def say(self, message: Message, *files: int) -> None:
         """Send a message. Raises `OSError` once the nursery is gone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import resource
 import signal
@@ -21,8 +22,11 @@ from grid.errors import ExecutionFailed, GridError, QuotaExceeded, ReleaseDenied
 from grid.ids import ObjectId
 from grid.node import app
 from grid.node import workers as workers_module
+from grid.node.datasets import Dataset
+from grid.node.nursery_messages import MAX_FILES
 from grid.node.workers import Worker
 from grid.plans.trace import trace
+from grid.tensors.mapped import TensorFile
 from grid.wire.messages import Command, Commands, GetObject, Message, Ref
 
 aten = torch.ops.aten
@@ -325,6 +329,20 @@ async def test_too_many_sessions_at_once_are_refused_and_the_others_go_on() -> N
                 await third.put(torch.ones(1))
             await first.put(torch.ones(1))
         await ended(made)
+
+
+async def test_many_datasets_in_files_of_their_own_reach_the_workers() -> None:
+    tensors = []
+    for number in range(2 * MAX_FILES + 1):
+        file = TensorFile.of(torch.full((40, 1), float(number)))
+        tensors.append(file.tensor())
+        file.close()
+    policy = {"release": "open"}
+    many = [Dataset.from_tensors(f"d{number}", {"features": tensor, "policy": policy}) for number, tensor in enumerate(tensors)]
+    many = [dataclasses.replace(one, features=tensor) for one, tensor in zip(many, tensors, strict=True)]
+    async with mesh({"alice": many}, settings=SETTINGS) as made, client(made, "alice") as raw:
+        for number in (0, MAX_FILES, 2 * MAX_FILES):
+            assert (await raw.get(await raw.open(f"d{number}"))).tolist() == [[float(number)]] * 40
 
 
 async def test_sessions_do_not_share_random_numbers(made: Mesh) -> None:
