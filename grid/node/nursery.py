@@ -34,6 +34,7 @@ from grid.node.nursery_messages import (
     Forked,
     Household,
     Prepare,
+    Ready,
     Share,
 )
 from grid.node.pace import Pace, Pulse
@@ -83,7 +84,10 @@ class Nursery:
 
     def _next(self, watched: select.poll) -> bool:
         """Do what the node says; False at the end."""
-        received = receive_files(self._node, MAX_BYTES)
+        try:
+            received = receive_files(self._node, MAX_BYTES)
+        except (OSError, EOFError):
+            received = None
         if received is None:
             return False
         frame, files = received
@@ -115,6 +119,7 @@ class Nursery:
             raise RuntimeError(f"the nursery has more than one thread: {threading.enumerate()}")
         gc.collect()
         gc.freeze()  # what is here now stays, and is not to be copied into each worker by collections
+        self._say(Ready())
 
     def _fork(self, message: Fork, pipe: int, page: int) -> int | None:
         """Make a worker; a descriptor of its process, or None where the system has no room for it."""

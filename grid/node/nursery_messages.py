@@ -45,6 +45,11 @@ class Household(Message):
     settings: str
 
 
+@message("ready", TELL)
+class Ready(Message):
+    """Nursery -> node: everything is imported and mapped."""
+
+
 @message("fork", TELL)
 class Fork(Message):
     """Node -> nursery: make a worker. Its end of a pipe and the page of its `Pulse` come along.

@@ -27,7 +27,7 @@ import torch
 
 import grid.errors
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
-from grid.node.nursery_messages import MAX_BYTES, MAX_FILES, TABLE, Ended, Fork, Forked, Household, Prepare, Share
+from grid.node.nursery_messages import MAX_BYTES, MAX_FILES, TABLE, Ended, Fork, Forked, Household, Prepare, Ready, Share
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
 from grid.node.sources import Source
@@ -266,6 +266,7 @@ class Nursery:
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
+        self._ready = False
         self._loop = asyncio.get_running_loop()
         self._control, theirs = pipe()
         self._control.settimeout(CONTROL_S)
@@ -309,12 +310,16 @@ class Nursery:
             self._on_lost()
             return
         frame, files = received
-        self._on_message(decode(frame, TABLE).message, files)
+        message = decode(frame, TABLE).message
+        self._ready = self._ready or isinstance(message, Ready)
+        self._on_message(message, files)
 
     async def close(self) -> None:
         """End it, and with it all that it forked."""
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+        if not self._ready:  # it has no workers, and would import to the end before it looks
+            self._process.kill()
         try:
             await asyncio.to_thread(self._process.wait, ENDING_S)
         except subprocess.TimeoutExpired:
