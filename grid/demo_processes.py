@@ -35,7 +35,7 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, arguments: Sequence[str], *, prefix: Sequence[str] = ()) -> None:
-        """Start `grid ARGUMENTS --json`; `ready` waits for it. `prefix` is a command that runs it, such as `ip netns exec NAME`."""
+        """Start `grid ARGUMENTS --json`; `ready` waits for it. `prefix` is a command that runs it, as `ip netns exec` does."""
         log = self._folder / f"{name}.log"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as errors:

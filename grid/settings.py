@@ -53,7 +53,7 @@ class GatewaySettings:
     root: str = setting("", "the root's public key (from `grid root init`); required without --dev")
     allowed_hosts: tuple[str, ...] = setting((), "further host names under which the dashboard may be asked for")
     max_connections: int = setting(10_000, "connections at once", 1)
-    max_unauthenticated: int = setting(64, "connections at once that have not proved who they are", 1)
+    max_unauthenticated: int = setting(256, "connections at once that have not proved who they are", 1)
     max_links_per_peer: int = setting(256, "relayed links that one peer may have open", 1)
     link_buffer_bytes: int = setting(
         8 << 20, "bytes that may wait for one receiver, shared by all senders; at 4 times as many the fullest link ends", 1 << 20

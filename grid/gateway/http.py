@@ -229,7 +229,10 @@ class HttpServer:
         socket = new_socket()
         if not socket.can_prepare(request):
             raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # Whoever asked has hung up meanwhile.
+            return socket
         await self._gateway.serve(SocketTransport(socket, request), request.remote or "")
         return socket
 

@@ -268,3 +268,13 @@ def test_a_forgotten_peer_is_gone_from_every_index() -> None:
 
 def test_one_dataset_always_fits_a_page() -> None:
     assert MAX_DESCRIBED < rules.MAX_REPLY
+
+
+def test_what_nodes_say_alike_is_kept_once() -> None:
+    registry = Registry()
+    for number in range(2):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset("".join(["pat", "ients"]), tags=("".join(["#de", "mo"]),)))
+    (first,), (second,) = (entry.datasets for entry in registry.nodes())
+    assert first == second == make_dataset("patients")
+    assert first.tags[0] is second.tags[0] and first.columns[0].name is second.columns[0].name
