@@ -35,6 +35,7 @@ class SessionLimits:
     window_bytes: int = setting(16 << 20, "bytes of large values that a peer may send before we give credit", 4 << 20)
     heartbeat_s: float = setting(1.0, "silence after which we ask whether the peer is there", 0.01)
     patience_s: float = setting(10.0, "silence after which we give a peer up; one whose process ended is noticed at once", 0.1)
+    lease_s: float = setting(15.0, "time that a client's session waits for a lost connection to be made anew; 0: none")
     handshake_s: float = setting(10.0, "time for a new peer to prove who it is", 0.1)
     request_s: float = setting(60.0, "default deadline of a request", 0.1)
 

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from grid.client.dispatch import Place
 from grid.client.flow import OnFailed
@@ -25,6 +25,7 @@ from grid.rpc.dispatch import Handlers
 from grid.rpc.hop import Hop, join_gateway
 from grid.rpc.peer import Peer
 from grid.rpc.reconnect import SETTLED_S, Backoff
+from grid.rpc.resumable import Resumable, patient
 from grid.settings import ClientSettings
 from grid.transport.base import Dial, Transport
 from grid.wire.messages import CommandFailed
@@ -146,7 +147,7 @@ class Paths:
                 initiator=True,
                 handlers=handlers,
                 context=None,
-                limits=self._limits,
+                limits=patient(self._limits) if channel.resumable else self._limits,
                 clock=self._clock,
                 name=node.name,
             ) as peer,
@@ -162,7 +163,7 @@ class Paths:
             if channel is not None:
                 return channel
             try:
-                return await self._seal(await hop.links.open(PeerId(node.id)), node, hop)
+                return await self._seal(await hop.links.open(PeerId(node.id)), node, address, hop)
             except (NodeUnavailable, NotFound):
                 if self._joins < 2 or self._clock.monotonic() - self._joined_at > self._reconnect_s:
                     raise
@@ -173,13 +174,18 @@ class Paths:
         try:
             async with asyncio.timeout(DIRECT_S):
                 transport = await self._dial_direct(address)
-                return await self._seal(Metered(transport, self.meter), node, hop)
+                return await self._seal(Metered(transport, self.meter), node, address, hop)
         except (GridError, TimeoutError) as error:
             # The address is the gateway's word, and may be of another network: the relay is as safe, the channel sees to that.
             log.info("%s cannot be reached directly at %s (%s); its link is relayed", node.name, address, error)
             return None
 
-    async def _seal(self, transport: Transport, node: Place, hop: Hop) -> SecureChannel:
+    async def _seal(self, transport: Transport, node: Place, address: str, hop: Hop) -> SecureChannel:
+        def resumable(carrier: Transport, secret: bytes) -> Transport:
+            return Resumable(
+                carrier, secret, limits=self._limits, clock=self._clock, dial=lambda: self._dial_again(node, address)
+            )
+
         return await open_channel(
             transport,
             me=self._me,
@@ -188,7 +194,16 @@ class Paths:
             grid=hop.grid,
             limits=self._limits,
             clock=self._clock,
+            wrap=resumable if self._limits.lease_s else None,
         )
+
+    async def _dial_again(self, node: Place, address: str) -> Transport:
+        """Another connection to a node for a session that has lost its own: direct where that works, otherwise relayed."""
+        if address and self._dial_direct is not None:
+            with suppress(GridError, TimeoutError):
+                async with asyncio.timeout(DIRECT_S):
+                    return Metered(await self._dial_direct(address), self.meter)
+        return await (await self.hop()).links.open(PeerId(node.id))
 
     async def _metered_dial(self) -> Transport:
         return Metered(await self._dial(), self.meter)
