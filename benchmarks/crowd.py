@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import sys
@@ -39,6 +40,7 @@ WARM_NODES = 50
 
 SEARCHES = 300
 CALM_S = 3.0
+IDLE_S = 10.0
 PATIENCE_S = 300.0
 CLOCK = SystemClock()
 
@@ -59,6 +61,11 @@ class Crowd:
         lines = Path(f"/proc/{self.running['gateway'].pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
+    def cpu_s(self) -> float:
+        """Processor time of the gateway's process since its start."""
+        fields = Path(f"/proc/{self.running['gateway'].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     async def bring(self, count: int) -> None:
         """More nodes, until there are `count` and the gateway has registered them."""
         fresh = [make_presence(self.url, number) for number in range(len(self.nodes), count)]
@@ -71,7 +78,8 @@ class Crowd:
 
 def make_presence(url: str, number: int) -> Presence:
     name = f"node{number:05}"
-    announcement = Announce(datasets=tuple(make_dataset(f"set{one}", ("#all", f"#set{one}", f"#{name}")) for one in range(DATASETS)))
+    sets = (make_dataset(f"set{one}", ("#all", f"#set{one}", f"#{name}")) for one in range(DATASETS))
+    announcement = Announce(datasets=tuple(sets))
     return Presence(
         me=LocalIdentity.create(name=name, role="node", clock=CLOCK),
         trust=Trust.dev(),
@@ -135,7 +143,7 @@ async def searches(crowd: Crowd) -> Iterator[dict[str, Any]]:
 async def storm(crowd: Crowd) -> dict[str, Any]:
     """The gateway is killed and started again: how long until every node is back, and how long anybody waited for it."""
     crowd.running.kill("gateway")
-    while any(node.connected for node in crowd.nodes):
+    while any(node.connected for node in crowd.nodes):  # noqa: ASYNC110 - there is no event for a thousand losses
         await asyncio.sleep(0.01)
     crowd.running.start("gateway", crowd.arguments)
     await asyncio.to_thread(crowd.running.ready, "gateway")
@@ -161,7 +169,7 @@ async def storm(crowd: Crowd) -> dict[str, Any]:
 
 
 def health(page: str) -> None:
-    """An answer of the gateway's event loop; how long it takes is how long the loop was busy, this process's own waits included."""
+    """An answer of the gateway's event loop: the time it takes is that for which the loop was busy, and this process, too."""
     with urllib.request.urlopen(f"{page}healthz", timeout=60) as answer:
         answer.read()
 
@@ -180,11 +188,9 @@ async def run(nodes: int) -> None:
             for facts in await searches(made):
                 say("search_latency", facts)
             say("reconnect_storm", await storm(made))
-            cpu = Path(f"/proc/{made.running['gateway'].pid}/stat").read_text().rpartition(")")[2].split()
-            await asyncio.sleep(10)
-            after = Path(f"/proc/{made.running['gateway'].pid}/stat").read_text().rpartition(")")[2].split()
-            ticks = sum(int(after[at]) - int(cpu[at]) for at in (11, 12))
-            say("gateway_cpu_idle", {"nodes": nodes, "cores": round(ticks / 100 / 10, 3)})
+            before = made.cpu_s()
+            await asyncio.sleep(IDLE_S)
+            say("gateway_cpu_idle", {"nodes": nodes, "cores": round((made.cpu_s() - before) / IDLE_S, 3)})
 
 
 def say(workload: str, facts: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from random import Random
 from typing import Any
 
 from grid.clock import Clock
-from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NodeUnavailable
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, LocalProtocolError, NodeUnavailable
 from grid.rpc.channel import REFUSAL, printable, time_limit
 from grid.rpc.reconnect import Backoff
 from grid.rpc.resume import Resumption, is_ack, session_of
 from grid.settings import SessionLimits
-from grid.transport.base import Buffer, Dial, Transport
+from grid.transport.base import MAX_FRAME_BYTES, Buffer, Dial, Transport
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class Resumable(Transport):
 
     async def send(self, *parts: Buffer) -> None:
         self._check()
+        size = sum(memoryview(part).nbytes for part in parts)
+        if size > MAX_FRAME_BYTES:
+            raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
         while self._state.kept_bytes >= KEPT_BYTES:
             self._room.clear()
             await self._room.wait()

@@ -135,7 +135,7 @@ class Resumption:
         Raises `NodeUnavailable` where it lacks frames that are not kept any more.
         """
         said, proof = bytes(ask[1 + SESSION_BYTES : -PROOF_BYTES]), bytes(ask[-PROOF_BYTES:])
-        if not is_ask(ask) or not hmac.compare_digest(proof, self._proof(b"ask", said)):
+        if not is_ask(ask) or session_of(ask) != self.session or not hmac.compare_digest(proof, self._proof(b"ask", said)):
             raise AuthenticationFailed("whoever asks to resume this session does not hold its key")
         attempt, received = _SAID.unpack(said)
         if attempt <= self.attempt:
