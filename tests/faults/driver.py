@@ -38,7 +38,7 @@ def do(client: Client, work: str) -> Any:
 def main() -> None:
     url, patience_s, lease_s = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
     session = SessionLimits(patience_s=patience_s, heartbeat_s=patience_s / 6, lease_s=lease_s)
-    settings = ClientSettings(timeout_s=TIMEOUT_S, direct=False, reconnect_s=2.0, session=session)
+    settings = ClientSettings(timeout_s=TIMEOUT_S, direct=False, reconnect_s=lease_s, session=session)
     with grid.connect(url, remote_dev=True, settings=settings) as client:
         print("ready", flush=True)
         for line in sys.stdin:
