@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 DialDirect = Callable[[str], Awaitable[Transport]]
 """Opens a transport to an address that a node announced."""
 
+GONE_S = 4.0
+"""A node that a gateway has not seen for so long, while we have, has ended: its sessions are not waited for any more. One
+that has only lost its connection is back in a fraction of that."""
+
 DIRECT_S = 2.0
 """Time for a direct connection to a node; without one its link is relayed."""
 
@@ -69,6 +73,7 @@ class Paths:
         self._joined_at = -math.inf
         self._joins = 0
         self._why: GridError | None = None
+        self._offline: dict[str, float] = {}
 
     async def hop(self) -> Hop:
         """The connection to the gateway, joined. One that was lost is made anew in the background, and waited for here.
@@ -203,7 +208,18 @@ class Paths:
             with suppress(GridError, TimeoutError):
                 async with asyncio.timeout(DIRECT_S):
                     return Metered(await self._dial_direct(address), self.meter)
-        return await (await self.hop()).links.open(PeerId(node.id))
+        hop = await self.hop()
+        try:
+            link = await hop.links.open(PeerId(node.id))
+        except (NodeUnavailable, NotFound) as error:
+            now = self._clock.monotonic()
+            since = self._offline.setdefault(node.id, now)
+            if hop.peer.closed or now - max(since, self._joined_at) < GONE_S:
+                raise NodeUnavailable(error.message) from None
+            del self._offline[node.id]
+            raise NotFound(f"{error.message} (for {now - since:.0f} s)") from None
+        self._offline.pop(node.id, None)
+        return link
 
     async def _metered_dial(self) -> Transport:
         return Metered(await self._dial(), self.meter)

@@ -231,8 +231,8 @@ class HttpServer:
             raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
         try:
             await socket.prepare(request)
-        except ConnectionError:  # Whoever asked has hung up meanwhile.
-            return socket
+        except ConnectionError:  # Whoever asked has hung up meanwhile; nobody reads this.
+            return web.Response(status=400)
         await self._gateway.serve(SocketTransport(socket, request), request.remote or "")
         return socket
 

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from grid.clock import Clock
-from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, LocalProtocolError, NodeUnavailable
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, LocalProtocolError, NodeUnavailable, NotFound
 from grid.rpc.channel import REFUSAL, printable, time_limit
 from grid.rpc.reconnect import Backoff
 from grid.rpc.resume import Resumption, is_ack, session_of
@@ -31,6 +31,7 @@ KEPT_BYTES = 8 << 20
 
 class Resumable(Transport):
     """One end. `dial` opens another connection to the same peer; without it this is the responder, which `resume` helps.
+    It raises `NotFound` where the peer is gone and not worth waiting for.
 
     `on_end` is called once, when it cannot be resumed any more.
     """
@@ -185,7 +186,7 @@ class Resumable(Transport):
                 async with time_limit(self._clock, max(0.0, deadline - self._clock.monotonic()), "resuming a session"):
                     self._attach(await self._asked(await dial()))
                 return
-            except AuthenticationFailed as error:
+            except (AuthenticationFailed, NotFound) as error:
                 self._end(NodeUnavailable(f"the connection was lost ({why}), and the session ended with it: {error.message}"))
             except GridError as error:
                 if not isinstance(error, DeadlineExceeded):

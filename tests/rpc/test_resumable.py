@@ -12,7 +12,7 @@ from channel_rig import Grid
 
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import Expected
-from grid.errors import AuthenticationFailed, GridError, NodeUnavailable, WireError
+from grid.errors import AuthenticationFailed, GridError, NodeUnavailable, NotFound, WireError
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel
 from grid.rpc.resumable import Resumable, Sessions
 from grid.rpc.resume import ASK, is_ack, is_ask
@@ -199,6 +199,19 @@ async def test_a_far_end_that_does_not_know_the_session_ends_it_at_once() -> Non
     async with asyncio.timeout(20), two([3]) as made:
         made.sessions._known.clear()  # it was restarted
         with pytest.raises(NodeUnavailable, match="no such session"):
+            for frame in frames(b"a", 100):
+                await made.near.send(frame)
+                await asyncio.sleep(0.01)
+
+
+async def test_a_far_end_that_is_said_to_be_gone_is_not_waited_for() -> None:
+    async with asyncio.timeout(3), two([3]) as made:  # the lease is longer
+
+        async def gone() -> Transport:
+            raise NotFound("it has left for good")
+
+        made.near._dial = gone
+        with pytest.raises(NodeUnavailable, match="left for good"):
             for frame in frames(b"a", 100):
                 await made.near.send(frame)
                 await asyncio.sleep(0.01)
