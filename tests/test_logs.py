@@ -12,8 +12,9 @@ import sys
 import pytest
 
 from grid import logs
+from grid.display import printable
 from grid.errors import InvalidRequest, NodeUnavailable
-from grid.logs import REQUEST, configure, describe_error, loop_errors, one_line, session_of, tag_from_now, tags
+from grid.logs import REQUEST, configure, describe_error, loop_errors, session_of, tag_from_now, tags
 
 log = logging.getLogger("grid.test")
 
@@ -164,9 +165,9 @@ def test_the_loops_own_errors_do_not_quote(out: io.StringIO) -> None:
 
 
 def test_long_and_strange_text_fits_on_a_line() -> None:
-    assert one_line("x" * 5000, 100) == "x" * 99 + "…"
-    assert len(one_line("\x00" * 5000, 100)) == 100
-    assert one_line("plain") == "plain"
+    assert printable("x" * 5000, 100) == "x" * 99 + "…"
+    assert len(printable("\x00" * 5000, 100)) == 100
+    assert printable("plain") == "plain"
 
 
 def test_warnings_of_python_are_lines_as_well() -> None:

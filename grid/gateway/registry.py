@@ -19,7 +19,7 @@ from typing import NewType
 
 from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
-from grid.gateway.announcements import MAX_TAGS, check_announcement
+from grid.gateway.announcements import MAX_TAGS, check_announcement, compact
 from grid.gateway.index import Index
 from grid.ids import PeerId
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
@@ -170,7 +170,7 @@ class Registry:
         sizes = check_announcement(message, self._max_datasets)
         self._remove(entry)
         entry.sizes = sizes
-        entry.datasets = tuple(sorted(message.datasets, key=lambda dataset: dataset.name))
+        entry.datasets = tuple(sorted(map(compact, message.datasets), key=lambda dataset: dataset.name))
         entry.address = message.address
         self._add(entry)
 

@@ -283,3 +283,13 @@ def test_too_many_offline_nodes_and_too_much_of_them_at_once(monkeypatch: pytest
         registry.leave(ConnectionId(number), PeerId(f"id-{number}"), float(number))
     assert [(entry.name, len(entry.datasets)) for entry in registry.nodes()] == [("node2", 0), ("node3", 1)]
     assert [one.dataset.name for one in registry.search((), offline=True)[0]] == ["d3"]
+
+
+def test_what_nodes_say_alike_is_kept_once() -> None:
+    registry = Registry()
+    for number in range(2):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset("".join(["pat", "ients"]), tags=("".join(["#de", "mo"]),)))
+    (first,), (second,) = (entry.datasets for entry in registry.nodes())
+    assert first == second == make_dataset("patients")
+    assert first.tags[0] is second.tags[0] and first.columns[0].name is second.columns[0].name
