@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any
 
@@ -74,15 +74,28 @@ class Resumable(Transport):
 
     async def send(self, *parts: Buffer) -> None:
         self._check()
-        size = sum(memoryview(part).nbytes for part in parts)
-        if size > MAX_FRAME_BYTES:
-            raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
+        frame = _whole(parts)
         while self._state.kept_bytes >= KEPT_BYTES:
             self._room.clear()
             await self._room.wait()
             self._check()
-        self._state.keep(parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts))
+        self._state.keep(frame)
         await self._flush()
+
+    def can_send_now(self) -> bool:
+        link, state = self._link, self._state
+        ready = link is not None and self._error is None and self._next == state.sent and state.kept_bytes < KEPT_BYTES
+        return ready and not self._sending.locked() and link is not None and link.can_send_now()
+
+    def send_now(self, *parts: Buffer) -> None:
+        link, frame = self._link, _whole(parts)
+        assert link is not None  # `can_send_now` has seen it
+        self._state.keep(frame)
+        self._next += 1
+        try:
+            link.send_now(frame)
+        except GridError as error:
+            self._lost(link, error.message)
 
     async def receive(self) -> Buffer:
         while True:
@@ -102,8 +115,8 @@ class Resumable(Transport):
             if is_ack(frame):
                 self._acked(frame)
                 continue
-            if self._state.arrived(len(frame)) and not self._sending.locked():
-                self._spawn(self._flush(), "acknowledge")  # not here: reading must go on while the far end does not read
+            if self._state.arrived(len(frame)):
+                self._acknowledge(link)
             return frame
 
     async def close(self, reason: str = "") -> None:
@@ -133,6 +146,18 @@ class Resumable(Transport):
                     await link.send(frame)
                 except GridError as error:
                     self._lost(link, error.message)
+
+    def _acknowledge(self, link: Transport) -> None:
+        """Say what has come, without waiting here: reading must go on while the far end does not read."""
+        if self._sending.locked():
+            return  # whoever sends says it
+        if not link.can_send_now():
+            self._spawn(self._flush(), "acknowledge")
+            return
+        try:
+            link.send_now(self._state.ack())
+        except GridError as error:
+            self._lost(link, error.message)
 
     def _acked(self, frame: Buffer) -> None:
         try:
@@ -260,6 +285,14 @@ class Resumable(Transport):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _whole(parts: Sequence[Buffer]) -> bytes:
+    """A frame in one piece that nobody changes, as it is kept."""
+    size = sum(memoryview(part).nbytes for part in parts)
+    if size > MAX_FRAME_BYTES:
+        raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
 
 
 def patient(limits: SessionLimits) -> SessionLimits:
