@@ -69,6 +69,7 @@ PAGES = {
 
 def main() -> None:
     for name, make in PAGES.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(make(), encoding="utf-8")
 
 

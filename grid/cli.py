@@ -1,4 +1,4 @@
-"""The command line: `grid gateway | node | data | demo | ls | datasets | jobs | status | health | doctor | root | enroll | ...`.
+"""The command line: `grid gateway | node | ...`; the groups of commands are in the modules `cli_*`.
 
 Each command's work is imported when it runs, so that `--help` is quick. Results go to stdout, progress and errors to
 stderr; with `--json` each line of stdout is one JSON object or list. What the exit codes mean stands in `EXIT_CODES`.
@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from grid import cli_data, cli_doctor, cli_health, cli_look, cli_root, cli_serve, logs
+from grid import cli_approve, cli_data, cli_doctor, cli_health, cli_look, cli_root, cli_serve, logs
 from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup, say
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
@@ -68,6 +68,7 @@ def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None, w
 
 for command in (
     *cli_serve.COMMANDS,
+    *cli_approve.COMMANDS,
     *cli_data.COMMANDS,
     *cli_look.COMMANDS,
     *cli_health.COMMANDS,

@@ -179,7 +179,7 @@ def load(
     for path, value in _flatten(toml or {}):
         values[path] = _checked(_known(known, path, "the settings file"), value, f"{path} in the settings file")
     for one in known.values():
-        if env and one.variable in env:
+        if env and env.get(one.variable):  # an empty one is as good as none, as in shells and compose files
             values[one.path] = _from_text(one, env[one.variable], one.variable)
     for path, value in (flags or {}).items():
         if value is not None:

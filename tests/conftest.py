@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-LASTING_THREADS = ("grid", "asyncio_", "asyncio-waitpid", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy")
+LASTING_THREADS = (
+    *("grid", "asyncio_", "asyncio-waitpid", "uvloop_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy"),
+)
 """Threads by the start of their name that live as long as the process, or end by themselves soon after their owner."""
 
 
@@ -35,9 +39,11 @@ def nothing_left_running() -> Iterator[None]:
     threads = set(threading.enumerate())
     processes = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
-    left = [thread.name for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
-    left = [name for name in left if not name.startswith(LASTING_THREADS)]
-    assert not left, f"threads left running: {left}"
+    left = [thread for thread in threading.enumerate() if thread not in threads and not thread.name.startswith(LASTING_THREADS)]
+    for thread in left:  # one that was told to stop may need a moment, as those of rich do
+        thread.join(1.0)
+    left = [thread for thread in left if thread.is_alive()]
+    assert not left, f"threads left running: {[thread.name for thread in left]}"
     found = [process for process in psutil.Process().children(recursive=True) if process.pid not in processes]
     children = [process for process in found if not _belongs_to(process, processes)]
     assert not children, f"processes left running: {children}"
@@ -49,3 +55,18 @@ def _belongs_to(process: psutil.Process, others: set[int]) -> bool:
         return any(parent.pid in others for parent in process.parents())
     except psutil.NoSuchProcess:
         return True
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command line configures logging, and takes over the hooks for errors that nobody caught: pytest has its own."""
+    root, package = logging.getLogger(), logging.getLogger("grid")
+    before = (root.level, package.level, sys.excepthook, sys.unraisablehook, threading.excepthook)
+    handlers = list(root.handlers)
+    yield
+    logging.captureWarnings(False)
+    for handler in [one for one in root.handlers if one not in handlers and type(one).__module__ == "grid.logs"]:
+        root.removeHandler(handler)
+    root.setLevel(before[0])
+    package.setLevel(before[1])
+    sys.excepthook, sys.unraisablehook, threading.excepthook = before[2:]

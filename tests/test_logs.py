@@ -8,7 +8,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -25,17 +24,9 @@ def form(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def out() -> Iterator[io.StringIO]:
-    """Everything that is configured to be logged; the process is as before after the test."""
-    root, package = logging.getLogger(), logging.getLogger("grid")
-    before = (list(root.handlers), root.level, package.level, sys.excepthook, sys.unraisablehook)
-    yield io.StringIO()
-    root.handlers[:], (root.level, package.level) = before[0], before[1:3]
-    logging.getLogger("grid").manager._clear_cache()  # type: ignore[attr-defined]
-    sys.excepthook, sys.unraisablehook = before[3:]
-    import threading
-
-    threading.excepthook = threading.__excepthook__
+def out() -> io.StringIO:
+    """Where `configure` is told to write. What it changes in the process is undone after each test, by tests/conftest.py."""
+    return io.StringIO()
 
 
 def lines(out: io.StringIO) -> list[dict[str, object]]:
@@ -176,6 +167,18 @@ def test_long_and_strange_text_fits_on_a_line() -> None:
     assert one_line("x" * 5000, 100) == "x" * 99 + "…"
     assert len(one_line("\x00" * 5000, 100)) == 100
     assert one_line("plain") == "plain"
+
+
+def test_warnings_of_python_are_lines_as_well() -> None:
+    code = (
+        "import warnings\n"
+        "from grid.logs import configure\n"
+        "configure('warning', 'json')\n"
+        "warnings.warn('odd', stacklevel=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    (line,) = (json.loads(line) for line in done.stderr.splitlines())
+    assert line["logger"] == "py.warnings" and "odd" in line["message"]
 
 
 def test_an_uncaught_error_is_one_json_object() -> None:

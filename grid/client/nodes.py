@@ -119,7 +119,7 @@ class Node(Site):
         return self.name
 
     def __repr__(self) -> str:
-        return f"<Node {printable(self.name)} ({self.state}{self._since()}): {counted(len(self.card.datasets), 'dataset')}>"
+        return f"<Node {printable(self.name)} ({self.state}{self._since()}): {counted(_count(self.card), 'dataset')}>"
 
     def _repr_html_(self) -> str:
         facts = [("organisation", self.organisation), ("id", self.id)]
@@ -162,7 +162,7 @@ class Nodes(Mapping[str, Node]):
 
     def _rows(self) -> list[tuple[str, ...]]:
         nodes = [self._roster.find(name) for name in self._roster.names()]
-        return [(node.name, node.state, node.organisation, str(len(node.datasets)), node.id) for node in nodes]
+        return [(node.name, node.state, node.organisation, str(_count(node.card)), node.id) for node in nodes]
 
 
 def _shown(wall: float) -> str:
@@ -171,3 +171,8 @@ def _shown(wall: float) -> str:
         return datetime.datetime.fromtimestamp(int(wall), datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         return "a time that makes no sense"
+
+
+def _count(card: NodeCard) -> int:
+    """How many datasets a node has. A gateway of an older version lists them all and does not count."""
+    return max(card.dataset_count, len(card.datasets))

@@ -35,6 +35,7 @@ from grid.node.strangers import DIRECT, EVICTED, Strangers
 from grid.node.sums import Sums
 from grid.node.threads import ThreadRuntime
 from grid.node.transfers import Transfers
+from grid.policy.approvals import Approvals
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
@@ -105,7 +106,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._executor = Executor(settings.compute_threads)
         self._workers: Workers | None = None
-        self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock)
+        self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock, owner=me.public_key)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
         self._sums = Sums(
@@ -377,6 +378,11 @@ class Node:
     def neighbours(self) -> Neighbours:
         """Sessions with other nodes."""
         return self._neighbours
+
+    @property
+    def approvals(self) -> Approvals:
+        """Releases that wait for the owner's word."""
+        return self._custody.approvals
 
     @property
     def datasets(self) -> Mapping[str, Dataset]:

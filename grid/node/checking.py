@@ -129,7 +129,7 @@ def _look_at_policy(description: Description, card: DatasetCard, findings: Findi
     if policy.release == DENY:
         warn('nothing leaves this dataset (release = "deny"); write "aggregate" to let results leave', "release")
     if policy.release == APPROVE:
-        warn('this version cannot ask for approval yet, so nothing leaves (release = "approve")', "release")
+        warn('each result waits for your word (release = "approve"): `grid requests --state DIR` shows what waits', "release")
     if policy.release == OPEN:
         warn('everybody in the grid can fetch every row (release = "open"); "aggregate" keeps rows here', "release")
     if policy.release != AGGREGATE:

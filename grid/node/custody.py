@@ -19,6 +19,7 @@ from grid.errors import DatasetError
 from grid.node.dataset_views import DatasetView
 from grid.node.datasets import Dataset
 from grid.policy import blocks
+from grid.policy.approvals import Approvals
 from grid.policy.blocks import Ids
 from grid.policy.gate import Gate, Guarded, RateLimits
 from grid.settings import NodeSettings
@@ -33,9 +34,21 @@ SMALLEST_COHORT_DEV = 2
 
 
 class Custody:
-    """All datasets of one node and the rules that guard them. Shared by all clients, for any thread."""
+    """All datasets of one node and the rules that guard them. Shared by all clients, for any thread.
 
-    def __init__(self, datasets: Sequence[Dataset], *, store: Store, settings: NodeSettings, dev: bool, clock: Clock) -> None:
+    `owner` is the public key that answers to requests are signed with: the node's own.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        store: Store,
+        settings: NodeSettings,
+        dev: bool,
+        clock: Clock,
+        owner: bytes = b"",
+    ) -> None:
         names = [dataset.name for dataset in datasets]
         if len(set(names)) != len(names):
             raise DatasetError("two datasets of this node have the same name")
@@ -44,12 +57,14 @@ class Custody:
         self.sources: Mapping[str, DatasetView] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
         self.smallest_cohort = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
         self._cards = tuple(dataset.card() for dataset, _ in met)
+        self.approvals = Approvals(store, owner, clock)
         self.gate = Gate(
             [Guarded(dataset.name, dataset.rows, dataset.policy) for dataset, _ in met],
             store=store,
             clock=clock,
             limits=RateLimits(settings.max_releases_per_minute, settings.max_released_bytes_per_minute),
             max_errors=max(1, settings.max_private_errors),
+            approvals=self.approvals,
         )
 
     def cards(self) -> tuple[DatasetCard, ...]:

@@ -6,22 +6,29 @@ executor, and in the order in which the client asked.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
-from grid.errors import GridError, InvalidRequest, ReleaseDenied, WireError
-from grid.ids import PeerId
+from grid.errors import GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
+from grid.ids import PeerId, PlanId
 from grid.node.one_sum import Operand
-from grid.node.work import Offer, SumOffer
+from grid.node.work import Account, Offer, SumOffer
+from grid.plans.ir import decode
+from grid.policy.approvals import Content
 from grid.policy.gate import Gate
 from grid.settings import NodeSettings
 from grid.smpc import ring
 from grid.tensors.buffers import from_frame
 from grid.wire.dtypes import DTYPES, tensor_bytes
-from grid.wire.messages import ErrorInfo, TensorFrame
+from grid.wire.messages import ErrorInfo, PutPlan, TensorFrame
 
 MESSAGE_ROOM = 4096
 """Bytes of a message beside the value in it."""
+
+MAX_SHOWN_PLAN = 1 << 20
+MAX_SHOWN_PLANS = 16
+"""Bytes of a plan, and plans of one session, that are kept to be shown to an owner."""
 
 
 def check_size(nbytes: int, settings: NodeSettings) -> None:
@@ -38,6 +45,7 @@ class Desk:
         self._gate = gate
         self._client = client
         self._settings = settings
+        self._plans: dict[PlanId, bytes] = {}
 
     def release(self, offer: Offer) -> None:
         """Raise what the rules have against the value. Only when they let it go is told of a failure that depends on rows."""
@@ -45,8 +53,42 @@ class Desk:
             return
         self._gate.check_errors(self._client)
         elements, nbytes = _measure(offer.tensor)
-        self._gate.release(offer.claim, offer.account.origin, elements=elements, nbytes=nbytes, client=self._client)
+        self._gate.release(
+            offer.claim,
+            offer.account.origin,
+            elements=elements,
+            nbytes=nbytes,
+            client=self._client,
+            content=self._content(offer) if self._gate.needs_approval else None,
+        )
         self._tell(offer.failure)
+
+    def note_plan(self, message: PutPlan) -> None:
+        """Keep a plan as it came, to show it to an owner who releases by hand. Only looked into when that is asked for."""
+        if self._gate.needs_approval and len(message.encoding) <= MAX_SHOWN_PLAN:
+            self._plans[message.plan] = bytes(message.encoding)
+            if len(self._plans) > MAX_SHOWN_PLANS:
+                del self._plans[next(iter(self._plans))]
+
+    def _content(self, offer: Offer) -> Content:
+        frame = offer.tensor
+        shape = ", ".join(map(str, frame.shape))
+        made = offer.account.part if offer.account.plan is not None else ""
+        return Content(made, f"{frame.dtype}[{shape}]", hashlib.sha256(frame.data).digest(), partial(self._code, offer.account))
+
+    def _code(self, account: Account) -> str:
+        assert account.plan is not None  # else the gate has refused
+        known = self._plans.get(account.plan)
+        if known is None:
+            return f"The plan {account.plan} is too large to be kept here, or came long ago: have its file sent to you."
+        try:
+            plan = decode(known)
+        except PlanRejected as error:
+            return f"No valid plan: {error.message}"
+        if plan.id != account.plan:
+            return "The client sent another plan under this id."
+        others = sorted(set(account.plans or ()) - {plan.id})
+        return plan.code + "".join(f"# It takes results of the plan {other}, too.\n" for other in others)
 
     def allow_move(self, offer: Offer, to: str) -> None:
         """Raise `ReleaseDenied` unless the owners of the rows behind a value let it go to the node of this name."""

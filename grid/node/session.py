@@ -61,6 +61,7 @@ class ClientSession:
         self._services = services
         self._loop = asyncio.get_running_loop()
         runtime.on_failed = self._report
+        self._desk = desk
         desk.on_ended = lambda error: self._from_thread(self._end, error)
 
     @property
@@ -138,6 +139,7 @@ class ClientSession:
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused."""
+        self._desk.note_plan(message)
         return self._ok(message)
 
     def run_plan(self, message: RunPlan) -> Awaitable[Message]:

@@ -67,16 +67,20 @@ class MarkFailed(Message):
 
 @record
 class Account:
-    """How a value was made, as `policy.gate.Origin`; `arguments` is the hash of a plan's arguments, "" where there is none."""
+    """How a value was made, as `policy.gate.Origin`; `arguments` is the hash of a plan's arguments, "" where there is none.
+
+    `part` names it as an argument of a further plan (`node.lineage`), "" where nothing can be said.
+    """
 
     plans: tuple[PlanId, ...] | None
     plan: PlanId | None
     arguments: str = ""
+    part: str = ""
 
     @classmethod
-    def of(cls, origin: Origin, arguments: str = "") -> Account:
+    def of(cls, origin: Origin, arguments: str = "", part: str = "") -> Account:
         plans = None if origin.plans is None else tuple(sorted(origin.plans))
-        return cls(plans=plans, plan=origin.plan, arguments=arguments)
+        return cls(plans=plans, plan=origin.plan, arguments=arguments, part=part)
 
     @property
     def origin(self) -> Origin:

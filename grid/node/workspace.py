@@ -150,7 +150,7 @@ class Workspace:
         stored = self._objects.get(message.object)
         value, kind = stored.value, self._labels.type_of(stored.value)
         self._checked_size(value, value.element_size())
-        account = Account.of(stored.lineage.origin)
+        account = Account.of(stored.lineage.origin, part=stored.lineage.part)
         if not kind.labelled:
             return Offer(tensor=to_frame(value, copy=False), claim=None, account=account)
         return Offer(

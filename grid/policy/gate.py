@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 
 import numpy as np
 
 from grid.clock import Clock
 from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
+from grid.policy.approvals import Approvals, Content
 from grid.policy.claims import Claim, RowsClaim
 from grid.policy.rules import ANY, APPROVE, DENY, OPEN, Policy
 from grid.store.base import DatasetState, Store
@@ -92,7 +93,14 @@ class Gate:
     """
 
     def __init__(
-        self, datasets: Iterable[Guarded], *, store: Store, clock: Clock, limits: RateLimits, max_errors: int = 5
+        self,
+        datasets: Iterable[Guarded],
+        *,
+        store: Store,
+        clock: Clock,
+        limits: RateLimits,
+        max_errors: int = 5,
+        approvals: Approvals | None = None,
     ) -> None:
         self._datasets: Mapping[str, Guarded] = {dataset.name: dataset for dataset in datasets}
         self._store = store
@@ -101,16 +109,35 @@ class Gate:
         self._rates: dict[PeerId, _Rate] = {}
         self._errors: dict[PeerId, tuple[float, ...]] = {}
         self._max_errors = max_errors
+        self._approvals = approvals
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------ what callers ask
 
-    def release(self, claim: Claim, origin: Origin, *, elements: int, nbytes: int, client: PeerId) -> None:
-        """Let such a value go to this client, or raise `ReleaseDenied`, `BudgetExhausted`, `QuotaExceeded`."""
+    @property
+    def needs_approval(self) -> bool:
+        """Whether any dataset here is released by hand, so that what made a value is to be shown to its owner."""
+        return any(dataset.policy.release == APPROVE for dataset in self._datasets.values())
+
+    def release(
+        self, claim: Claim, origin: Origin, *, elements: int, nbytes: int, client: PeerId, content: Content | None = None
+    ) -> None:
+        """Let such a value go to this client, or raise `ReleaseDenied`, `BudgetExhausted`, `QuotaExceeded`.
+
+        `content` is the value itself, which an owner who releases by hand decides on; without it that owner's data stays.
+        """
         with self._lock:
-            values = [self._checked(value, claim, origin) for value in self._guarded(claim)]
+            guarded = self._guarded(claim)
+            by_hand = [value for value in guarded if value.dataset.policy.release == APPROVE]
+            values = [self._checked(value, claim, origin) for value in guarded if value not in by_hand]
+            approved = [self._approved(value, claim, origin, client, content) for value in by_hand]
             self._charge_rate(client, nbytes)
-            self._commit(values, elements, origin)
+            after = [self._after(value, elements, origin) for value in values if value.dataset.policy.release != OPEN]
+            after += [self._after_by_hand(value, claim, elements) for value in by_hand]
+            for request in approved:
+                request()
+            for name, state in after:
+                self._store.save(name, state)
 
     def check_sum(self, claim: Claim, origin: Origin) -> int:
         """Whether a value may go into a secure sum, before anything is committed; the rows of the smallest cell behind it."""
@@ -199,12 +226,29 @@ class Gate:
             raise _denied(
                 "release",
                 dataset,
-                "its owner approves each release by hand, which this version cannot do yet, so nothing leaves",
-                instead="ask the owner for release = \"aggregate\"",
+                "its owner approves each release by hand, and a part of a sum is not known before it is released",
+                instead="get() of a result at this node alone, or ask the owner for release = \"aggregate\"",
             )
         self._check_plans(dataset, origin)
         self._check_labels(value, claim)
         return value
+
+    def _approved(
+        self, value: _Value, claim: Claim, origin: Origin, client: PeerId, content: Content | None
+    ) -> Callable[[], None]:
+        """What uses up the owner's approval of this value; raises without one."""
+        if content is None or self._approvals is None:
+            raise _denied("approve", value.dataset, "its owner approves each release by hand", instead="get() of a result")
+        request = self._approvals.approved(value.dataset.name, client, origin.plan, content, self._report(value, claim))
+        return partial(self._approvals.use, request)
+
+    def _report(self, value: _Value, claim: Claim) -> str:
+        """What the rules of "aggregate" say to a value, for its owner alone: it counts rows."""
+        try:
+            self._check_labels(value, claim)
+        except ReleaseDenied as error:
+            return f'release = "aggregate" would refuse it ({error.details["rule"]}): {error.message}'
+        return f'release = "aggregate" would let it leave; the smallest group behind it has {value.cells.smallest} rows'
 
     def _check_plans(self, dataset: Guarded, origin: Origin) -> None:
         if dataset.policy.plans == ANY or _is_allowed(dataset.policy, origin):
@@ -263,10 +307,18 @@ class Gate:
 
     # ------------------------------------------------------------ what adds up
 
-    def _commit(self, values: Sequence[_Value], elements: int, origin: Origin) -> None:
-        after = [self._after(value, elements, origin) for value in values if value.dataset.policy.release != OPEN]
-        for name, state in after:
-            self._store.save(name, state)
+    def _after_by_hand(self, value: _Value, claim: Claim, elements: int) -> tuple[str, DatasetState]:
+        """The same for a value that its owner let go: no limit holds, and what it may tell of rows counts as known."""
+        dataset = value.dataset
+        state = self._store.load(dataset.name)
+        assert state is not None
+        if claim.mixed or value.part.axis is not None:
+            ids, own = np.arange(1, dataset.rows + 1, dtype=np.int32), ""
+        else:
+            ids, own = _refined(state, value.cells).ids, DRAWN[value.cells.choice]
+        drawn = own if not state.drawn else state.drawn if own in ("", state.drawn) else "both"
+        partition = ids.astype("<i4").tobytes()
+        return dataset.name, dataclasses.replace(state, partition=partition, elements=state.elements + elements, drawn=drawn)
 
     def _after(self, value: _Value, elements: int, origin: Origin) -> tuple[str, DatasetState]:
         """What will be remembered of a dataset once the value has left; raises where that would be too much."""

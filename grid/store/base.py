@@ -45,6 +45,30 @@ class KnownNode:
     online: bool
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReleaseRequest:
+    """A release that waits for its owner's word, or has it.
+
+    `key` says what is to leave, without its content (`policy.approvals`); `id` is how people name the request. `value` is its
+    dtype and shape, `digest` a hash of its bytes. `code` and `report` are for the owner: what made the value, and what the rules
+    of "aggregate" say to it. `asked` is wall time. `decision` is the owner's signed answer, b"" before there is one; `used`: the
+    one release that it allowed has been made.
+    """
+
+    id: str
+    key: str
+    dataset: str
+    client: str
+    plan: str
+    value: str
+    digest: bytes
+    code: str
+    report: str
+    asked: float
+    decision: bytes = b""
+    used: bool = False
+
+
 class Store(abc.ABC):
     """A service's memory. One node or gateway uses it at a time."""
 
@@ -70,6 +94,26 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def keep_nodes(self, changes: Mapping[str, KnownNode | None]) -> None:
         """Remember these in place of what was known of the same ids, and forget those with None: all of it or nothing."""
+
+    @abc.abstractmethod
+    def ask(self, request: ReleaseRequest) -> None:
+        """Remember a request; one of the same id stays as it is."""
+
+    @abc.abstractmethod
+    def requests(self) -> list[ReleaseRequest]:
+        """All requests that are remembered, the oldest first."""
+
+    @abc.abstractmethod
+    def decide(self, request_id: str, decision: bytes) -> bool:
+        """Remember the owner's answer to a request that has none yet; False where there is no such request."""
+
+    @abc.abstractmethod
+    def use(self, request_id: str) -> bool:
+        """Mark a request as used: True for the first who asks."""
+
+    @abc.abstractmethod
+    def forget_requests(self, asked_before: float) -> None:
+        """Forget requests that are older than this wall time."""
 
     @abc.abstractmethod
     def close(self) -> None:

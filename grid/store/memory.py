@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import threading
 from collections.abc import Mapping
 
-from grid.store.base import DatasetState, KnownNode, Store
+from grid.store.base import DatasetState, KnownNode, ReleaseRequest, Store
 
 
 class MemoryStore(Store):
@@ -18,6 +19,7 @@ class MemoryStore(Store):
         self._claims: set[str] = set()
         self._expiries: list[tuple[float, str]] = []
         self._nodes: dict[str, KnownNode] = {}
+        self._requests: dict[str, ReleaseRequest] = {}
 
     def load(self, dataset: str) -> DatasetState | None:
         with self._lock:
@@ -48,6 +50,34 @@ class MemoryStore(Store):
                     self._nodes.pop(peer, None)
                 else:
                     self._nodes[peer] = node
+
+    def ask(self, request: ReleaseRequest) -> None:
+        with self._lock:
+            self._requests.setdefault(request.id, request)
+
+    def requests(self) -> list[ReleaseRequest]:
+        with self._lock:
+            return sorted(self._requests.values(), key=lambda request: request.asked)
+
+    def decide(self, request_id: str, decision: bytes) -> bool:
+        with self._lock:
+            request = self._requests.get(request_id)
+            if request is None or request.decision:
+                return False
+            self._requests[request_id] = dataclasses.replace(request, decision=decision)
+            return True
+
+    def use(self, request_id: str) -> bool:
+        with self._lock:
+            request = self._requests.get(request_id)
+            if request is None or request.used:
+                return False
+            self._requests[request_id] = dataclasses.replace(request, used=True)
+            return True
+
+    def forget_requests(self, asked_before: float) -> None:
+        with self._lock:
+            self._requests = {one.id: one for one in self._requests.values() if one.asked >= asked_before}
 
     def close(self) -> None:
         return None

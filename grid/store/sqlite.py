@@ -7,6 +7,7 @@ order, each in one transaction with the number that records it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sqlite3
 import threading
@@ -16,7 +17,9 @@ from importlib import resources
 from pathlib import Path
 
 from grid.errors import InvalidRequest
-from grid.store.base import DatasetState, KnownNode, Store
+from grid.store.base import DatasetState, KnownNode, ReleaseRequest, Store
+
+REQUEST_COLUMNS = "id, key, dataset, client, plan, value, digest, code, report, asked, decision, used"
 
 
 class SqliteStore(Store):
@@ -75,6 +78,33 @@ class SqliteStore(Store):
                     " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (peer, node.name, node.organisation, node.card, node.announcement, node.since, node.online),
                 )
+
+    def ask(self, request: ReleaseRequest) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                f"INSERT OR IGNORE INTO request ({REQUEST_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                dataclasses.astuple(request),
+            )
+
+    def requests(self) -> list[ReleaseRequest]:
+        with self._lock:
+            rows = self._connection.execute(f"SELECT {REQUEST_COLUMNS} FROM request ORDER BY asked, id").fetchall()
+        return [ReleaseRequest(*(*row[:-1], bool(row[-1]))) for row in rows]
+
+    def decide(self, request_id: str, decision: bytes) -> bool:
+        with self._transaction() as connection:
+            done = connection.execute(
+                "UPDATE request SET decision = ? WHERE id = ? AND length(decision) = 0", (decision, request_id)
+            )
+            return done.rowcount == 1
+
+    def use(self, request_id: str) -> bool:
+        with self._transaction() as connection:
+            return connection.execute("UPDATE request SET used = 1 WHERE id = ? AND used = 0", (request_id,)).rowcount == 1
+
+    def forget_requests(self, asked_before: float) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM request WHERE asked < ?", (asked_before,))
 
     def close(self) -> None:
         with self._lock:

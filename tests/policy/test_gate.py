@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from grid.crypto.keys import SigningKey
 from grid.errors import BudgetExhausted, InvalidRequest, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy import blocks
+from grid.policy.approvals import Approvals, Content
 from grid.policy.claims import claim_of
 from grid.policy.gate import POINTERS, Gate, Guarded, Origin, RateLimits
 from grid.policy.labels import Labels
@@ -178,7 +181,7 @@ def test_the_default_is_a_third_of_the_rows() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "rule"),
-    [({"release": "deny"}, "release"), ({"release": "approve"}, "release"), ({"plans": "builtin"}, "plans")],
+    [({"release": "deny"}, "release"), ({"release": "approve"}, "approve"), ({"plans": "builtin"}, "plans")],
     ids=["deny", "approve", "builtin"],
 )
 def test_modes_that_let_nothing_out(policy: dict[str, object], rule: str) -> None:
@@ -322,3 +325,52 @@ def test_bytes_have_a_rate_per_client() -> None:
 def test_a_policy_that_makes_no_sense_names_the_key(table: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(table))):
         Policy.from_table(table)
+
+
+# ---------------------------------------------------------------- released by hand
+
+
+def released_by_hand(value_of: Callable[[Bench], Tensor]) -> Bench:
+    """A dataset of which a value left with its owner's approval, and whose owner then turned to "aggregate"."""
+    bench, owner = Bench(release="approve"), SigningKey(b"o" * 32)
+    approvals = Approvals(bench.store, owner.public, bench.clock)
+    gate = Gate(
+        [Guarded("d", ROWS, bench.policy)], store=bench.store, clock=bench.clock, limits=bench.limits, approvals=approvals
+    )
+    value = value_of(bench)
+    claim, content = claim_of(bench.labels.type_of(value)), Content("plan:1", "f4[4]", b"digest", lambda: "def f(): ...")
+
+    def release() -> None:
+        gate.release(claim, Origin(plan=PLAN), elements=4, nbytes=16, client=CLIENT, content=content)
+
+    with pytest.raises(ReleaseDenied, match="waiting for approval"):
+        release()
+    state = bench.store.load("d")
+    assert state is not None and not state.partition and state.elements == 0, "nothing has left yet"
+    (request,) = approvals.requests()
+    assert ("would let it leave" in request.report) == (claim.mixed == "" and claim.rows[0].axis is None)
+    approvals.decide(request.id, allow=True, key=owner)
+    release()
+    bench.policy = dataclasses.replace(bench.policy, release="aggregate")
+    bench.open_gate()
+    return bench
+
+
+def test_what_left_by_hand_counts_in_later_rules() -> None:
+    bench = released_by_hand(lambda bench: bench.total())
+    state = bench.store.load("d")
+    assert state is not None and state.elements == 4
+    bench.release(bench.total())
+
+
+def test_rows_that_left_by_hand_are_known_for_ever() -> None:
+    for value_of in (lambda bench: bench.x, lambda bench: bench.op("max.dim", bench.x, 0)):
+        bench = released_by_hand(value_of)
+        assert bench.refused(bench.total()).details["rule"] == "partition"
+
+
+def test_a_dataset_released_by_hand_takes_no_part_in_sums() -> None:
+    bench = Bench(release="approve")
+    with pytest.raises(ReleaseDenied, match="by hand") as caught:
+        bench.gate.check_sum(claim_of(bench.labels.type_of(bench.total())), Origin(plan=PLAN))
+    assert caught.value.details["rule"] == "release"

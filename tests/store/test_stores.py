@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 
 from grid.errors import InvalidRequest
-from grid.store.base import DatasetState, KnownNode, Store
+from grid.store.base import DatasetState, KnownNode, ReleaseRequest, Store
 from grid.store.memory import MemoryStore
 from grid.store.sqlite import SqliteStore
 
 STATE = DatasetState(rows=3, min_rows=1, blocks=bytes(12), partition=bytes(range(12)), elements=7, drawn="blocks")
 ALICE = KnownNode(name="alice", organisation="A", card=b"card", announcement=b"\x00\xff", since=12.5, online=True)
 BOB = KnownNode(name="bob", organisation="", card=b"", announcement=b"", since=0.0, online=False)
+
+
+REQUEST = ReleaseRequest("a", "key", "d", "client", "plan", "f4[2]", b"digest", "def f():", "would leave", asked=10.0)
 
 
 class StoreConformance:
@@ -77,6 +80,18 @@ class StoreConformance:
         gone = dataclasses.replace(ALICE, online=False, since=13.0)
         store.keep_nodes({"a": gone, "b": None, "c": None})
         assert store.nodes() == {"a": gone}
+
+    def test_a_request_is_asked_decided_and_used_once(self, store: Store) -> None:
+        store.ask(REQUEST)
+        store.ask(dataclasses.replace(REQUEST, code="another under the same id"))
+        later = dataclasses.replace(REQUEST, id="b", asked=11.0)
+        store.ask(later)
+        assert store.requests() == [REQUEST, later]
+        assert store.decide("a", b"yes") and not store.decide("a", b"no") and not store.decide("c", b"yes")
+        assert store.use("a") and not store.use("a") and not store.use("c")
+        assert store.requests()[0] == dataclasses.replace(REQUEST, decision=b"yes", used=True)
+        store.forget_requests(10.5)
+        assert store.requests() == [later]
 
     def test_closing_twice_is_allowed(self, store: Store) -> None:
         store.close()

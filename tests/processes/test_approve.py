@@ -1,0 +1,77 @@
+"""A release by hand, over real processes: the client waits, the owner reads and signs at the node, the value leaves once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import grid
+from grid.cli import grid as command
+from grid.demo_processes import processes
+
+pytestmark = pytest.mark.process
+
+DESCRIPTION = 'file = "patients.csv"\ntags = ["#approve"]\n[policy]\nrelease = "approve"\n'
+
+
+@grid.plan
+def oldest(x: torch.Tensor) -> torch.Tensor:
+    return x.max(0).values
+
+
+def owner(*arguments: str, state: Path) -> Result:
+    """What the owner types at the node's machine."""
+    return CliRunner().invoke(command, [*arguments, "--state", str(state)])
+
+
+def test_a_value_leaves_once_after_the_owners_word(tmp_path: Path) -> None:
+    data, state = tmp_path / "data", tmp_path / "state"
+    data.mkdir()
+    (data / "patients.toml").write_text(DESCRIPTION)
+    (data / "patients.csv").write_text("age,pressure\n" + "\n".join(f"{20 + row},{100 + row}" for row in range(40)) + "\n")
+    assert "no node has kept its keys" in owner("requests", state=tmp_path).output
+    with processes(tmp_path) as running:
+        running.start("gateway", ["gateway", "--dev", "--listen", "127.0.0.1:0"])
+        url = running.ready("gateway")["url"]
+        running.start("alice", ["node", "alice", "--gateway", url, "--data", str(data), "--state", str(state), "--dev"])
+        running.ready("alice")
+        with grid.connect(url) as g:
+            (ds,) = g.search("#approve")
+            value = oldest(ds.features)
+            with pytest.raises(grid.ReleaseDenied, match="waiting for approval, request") as caught:
+                value.get()
+            request = str(caught.value.details["request"])
+            assert request in str(caught.value)
+
+            (listed,) = json.loads(owner("requests", "--json", state=state).stdout)
+            assert [listed[name] for name in ("id", "dataset", "value", "state")] == [request, "patients", "f4[2]", "waiting"]
+            assert request in owner("requests", state=state).stdout
+            page = owner("requests", request, state=state).stdout
+            assert "def oldest(" in page and "aten.max.dim" in page and value_plan(ds) in page
+            assert 'release = "aggregate" would refuse it' in page and "waiting" in page
+            assert "59" not in page.replace(request, "").replace(value_plan(ds), "").replace(listed["client"], "")
+
+            assert f"approved: f4[2] of patients, for {listed['client']}" in owner("approve", request, state=state).stdout
+            assert owner("deny", request, state=state).exit_code == 2
+            assert value.get().tolist() == [59.0, 139.0]
+            with pytest.raises(grid.ReleaseDenied, match="waiting for approval") as again:
+                value.get()
+            other = str(again.value.details["request"])
+            assert other != request
+
+            assert owner("deny", other, state=state).exit_code == 0
+            with pytest.raises(grid.ReleaseDenied, match="its owner denied this release"):
+                oldest(ds.features).get()
+            for refused in (ds.features, ds.features.mean(0), ds.features.sum()):
+                with pytest.raises(grid.ReleaseDenied, match="no direct result of a plan call"):
+                    refused.get()
+        assert owner("requests", state=state).stdout == "No release waits for your word.\n"
+        assert len(json.loads(owner("requests", "--all", "--json", state=state).stdout)) == 2
+
+
+def value_plan(ds: object) -> str:
+    return oldest.trace_for(ds.features).id  # type: ignore[attr-defined]
