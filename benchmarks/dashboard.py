@@ -15,7 +15,7 @@ import time
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from benchmarks.__main__ import commit, machine
+from benchmarks.measure import commit, machine
 from grid.gateway.http import HttpServer
 from grid.gateway.registry import ConnectionId
 from grid.ids import PeerId
