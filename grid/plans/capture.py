@@ -34,7 +34,7 @@ from grid.plans.ir import PlanTarget, is_tensor
 from grid.plans.layers import Layers
 from grid.plans.lines import at_line, errors_explained, user_line
 from grid.plans.trees import Tree, flatten
-from grid.tensors.table import HIDDEN_WRITES
+from grid.tensors.table import HIDDEN_WRITES, INSTEAD
 
 aten = torch.ops.aten
 
@@ -222,7 +222,8 @@ def _refuse(func: Any, args: Any, kwargs: Any) -> None:
     if any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks):
         raise PlanRejected("`x[mask]` has a shape that depends on values; use torch.where(mask, x, torch.zeros_like(x))")
     if torch.Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor:
-        raise PlanRejected(f"the shape of the result of {func} depends on values; use torch.where and sums over all rows instead")
+        advice = INSTEAD.get(str(func).split(".")[1].lstrip("_"), "use torch.where and sums over all rows instead")
+        raise PlanRejected(f"the shape of the result of {func} depends on values; {advice}")
     for name, value in _written(func, args, kwargs):
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
             raise PlanRejected(

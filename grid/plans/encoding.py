@@ -6,6 +6,9 @@ The encoding is one msgpack list in the order of `Program`'s fields, behind a fo
     input    = [dtype, [size or name, ...]]              range = [least, most or nil]
     constant = [dtype, [size, ...], bytes]               step = [op, [arg, ...], [[keyword, arg], ...], [output, ...]]
 
+A plan's id is the hash of its encoding, so an encoding is never changed by reading it, and what it means never changes
+(docs/adr/0008-plans-that-stay.md). Another version of the format gets another number; every later version of grid reads it.
+
 `unpack` is total and bounded: a `Program` or `PlanRejected`. It checks all that can be checked without the op table: sizes,
 depths, names, numbering, that nothing is used before it is there; and last, that the plan's encoding is what came.
 """
@@ -85,8 +88,13 @@ def unpack(data: bytes | bytearray | memoryview, max_bytes: int = MAX_PLAN_BYTES
     rows = _unpack(data, max_bytes)
     if not (isinstance(rows, list) and len(rows) == 11 and rows[0] == FORMAT and type(rows[1]) is int):
         raise PlanRejected("these bytes are not a plan")
-    if rows[1] != VERSION:
-        raise PlanRejected(f"a plan has the format version {rows[1]}; this side reads version {VERSION}")
+    if isinstance(rows[1], bool) or rows[1] < 1:
+        raise PlanRejected("these bytes are not a plan")
+    if rows[1] > VERSION:
+        raise PlanRejected(
+            f"the plan was made by a newer version of grid (plan format {rows[1]}, and this side reads up to {VERSION}); "
+            "install the newer version here, or trace the function with this one"
+        )
     constants = tuple(_items(rows[7], MAX_CONSTANTS, "constants", _constant))
     steps = tuple(_items(rows[8], MAX_STEPS, "steps", _step))
     inputs = tuple(_items(rows[5], MAX_INPUTS, "inputs", _input))

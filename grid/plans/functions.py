@@ -177,6 +177,10 @@ def _no_packing(*args: Any, **kwargs: Any) -> Tensor:
     raise PlanRejected("packed sequences have a shape that depends on values; use padded ones, and torch.where for the padding")
 
 
+def _no_printing(*args: Any, **kwargs: Any) -> Tensor:
+    raise PlanRejected("the function prints a tensor, which has no values while it is traced; return it, and print the result")
+
+
 FUNCTIONS: Mapping[Any, Callable[..., Tensor]] = {
     Tensor.unfold: _unfold,
     F.unfold: _im2col,
@@ -189,8 +193,14 @@ FUNCTIONS: Mapping[Any, Callable[..., Tensor]] = {
     torch.linalg.cross: _cross,
     torch.bilinear: _bilinear,
     F.gaussian_nll_loss: _gaussian_nll_loss,
-    torch._pack_padded_sequence: _no_packing,
     **{func: _cov for func in (torch.cov, Tensor.cov)},
     **{func: _corrcoef for func in (torch.corrcoef, Tensor.corrcoef)},
 }
 """PyTorch's function -> the same in terms of others."""
+
+REFUSED: Mapping[Any, Callable[..., Tensor]] = {
+    torch._pack_padded_sequence: _no_packing,
+    Tensor.__repr__: _no_printing,
+    Tensor.__format__: _no_printing,
+}
+"""Functions that would fail later, where nobody could tell why."""

@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from grid.plans.functions import FUNCTIONS
+from grid.plans.functions import FUNCTIONS, REFUSED
 
 SELU_FLOOR = -1.7580993408473766
 """What SELU gives for a large negative number: -scale * alpha of Klambauer et al., 2017."""
 
 
 class Layers(TorchFunctionMode):
-    """Inside this mode the functions of `_REPLACED` mean what this file says."""
+    """Inside this mode functions mean what this file and `grid.plans.functions` say."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _RECURRENT:
+        if func in RECURRENT:
             return _recurrent(func, *args, **kwargs)
-        return _REPLACED.get(func, func)(*args, **kwargs)
+        return (DROPOUTS.get(func) or FUNCTIONS.get(func) or REFUSED.get(func) or func)(*args, **kwargs)
 
 
 # ---------------------------------------------------------------- dropout
@@ -115,12 +115,11 @@ def _without_library() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(before)
 
 
-_RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+RECURRENT = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 
-_REPLACED: Mapping[Any, Callable[..., Tensor]] = {
+DROPOUTS: Mapping[Any, Callable[..., Tensor]] = {
     **{func: _dropout for func in (F.dropout, torch.dropout, torch.dropout_)},
     **{func: _feature_dropout for func in (F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, torch.feature_dropout_)},
     **{func: _alpha_dropout for func in (F.alpha_dropout, torch.alpha_dropout)},
     **{func: _feature_alpha_dropout for func in (F.feature_alpha_dropout, torch.feature_alpha_dropout)},
-    **FUNCTIONS,
 }

@@ -6,6 +6,7 @@ Frames of PyTorch, of the standard library and of this package do not count, nor
 from __future__ import annotations
 
 import linecache
+import os
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +29,8 @@ def errors_explained() -> Iterator[None]:
     try:
         yield
     except PlanRejected as error:
-        line = _error_line(error)
-        raise PlanRejected(f"{error.message}{at_line(line)}", **error.details) from error
+        line = "" if AT in error.message else _error_line(error)
+        raise PlanRejected(f"{error.message}{_advice(error)}{at_line(line)}", **error.details) from error
     except InvalidRequest as error:
         raise PlanRejected(f"the function's result cannot be a plan's: {error.message}") from error
     except GridError:
@@ -37,12 +38,34 @@ def errors_explained() -> Iterator[None]:
     except Exception as error:
         line = _error_line(error)
         raise PlanRejected(
-            f"the function raised {type(error).__name__} while it was traced{at_line(line)}: {str(error).strip()[:500]}"
+            f"the function raised {type(error).__name__} while it was traced{_advice(error)}{at_line(line)}: "
+            f"{str(error).strip()[:500]}"
         ) from error
 
 
+AT = " — at "
+
+
 def at_line(line: str) -> str:
-    return f" — at {line}" if line else ""
+    return f"{AT}{line}" if line else ""
+
+
+def _advice(error: BaseException) -> str:
+    """What to write instead, where the frames or the text that an error comes with tell what was tried."""
+    frames = [(frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
+    if any(f"{os.sep}torch{os.sep}optim{os.sep}" in name for name, _ in frames):
+        return "; an optimizer of torch.optim keeps its state in itself: use grid.SGD, grid.Adam or grid.AdamW in a plan"
+    if any(function == "one_hot" for _, function in frames) or "one_hot" in str(error):
+        return "; one_hot needs num_classes"
+    text = str(error)
+    if "numpy" in text.lower() or "data_ptr" in text:
+        return "; tensors have no values while a function is traced, so NumPy cannot see them: use PyTorch's functions"
+    if "does not require grad" in text or "not have been used in the graph" in text:
+        return (
+            "; pass parameters that require gradients (`params = dict(module.named_parameters())`), or take their gradients after"
+            " `params = {name: p.detach().requires_grad_() for name, p in params.items()}`"
+        )
+    return ""
 
 
 def _error_line(error: BaseException) -> str:
@@ -69,6 +92,10 @@ def _is_the_users(frame: FrameType) -> bool:
 
 
 def _describe(frame: FrameType, number: int) -> str:
-    name = frame.f_code.co_filename
+    return line_of(frame.f_code.co_filename, number)
+
+
+def line_of(name: str, number: int) -> str:
+    """How messages name a line: the file's own name, the number, and what stands there."""
     text = linecache.getline(name, number).strip()[:120]
     return f"{Path(name).name}:{number}" + (f": {text}" if text else "")

@@ -119,6 +119,8 @@ class Lowering:
             self._values[node] = self._arg(node.args[0])
         elif target is aten.slice_scatter.default and _is_whole(node.args[2:], node.kwargs):
             self._values[node] = self._arg(node.args[1])
+        elif target is aten.t.default and (inner := _transposed(node.args[0])) is not None:
+            self._values[node] = self._arg(inner)
         elif target is aten.copy.default and self._fits(node.args[0], node.args[1]):
             self._values[node] = self._arg(node.args[1])
         elif isinstance(target, torch._ops.OpOverload) and isinstance(node.meta.get("val"), (Tensor, tuple, list)):
@@ -275,6 +277,11 @@ def _rewritten(
             return aten.fill.Scalar, (args[0], constants[str(value.target)].item()), kwargs
         return aten.copy.default, args, kwargs
     return target, args, kwargs
+
+
+def _transposed(value: Any) -> Any:
+    """What a value is the transpose of, where that is how it was made: gradients of linear layers transpose twice."""
+    return value.args[0] if isinstance(value, fx.Node) and value.target is aten.t.default else None
 
 
 def _is_whole(cut: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

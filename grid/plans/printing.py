@@ -1,34 +1,53 @@
 """A program as text that a person can judge before letting it run.
 
     def step(
-        params_weight: f4[2, 4],    # params['weight']
+        params_weight: f4[4, 2],  # params['weight']
         x: f4[n0, 4],
     ):
-        t = aten.t(params_weight)
-        mm = aten.mm(x, t)
+        mm = mm(x, params_weight)  # f4[n0, 2]
         ...
         return {'loss': mean}
 
-It is meant for reading: names are made from operations, sizes are `n0`, `n1`,
-constants show their shape, small ones their values. The id stands for the plan; this text does not.
+It is meant for reading: names are made from operations, and for results from where they stand in what is returned; arguments
+have the names of the op table, sizes are `n0`, `n1`, and constants show their shape, small ones their values. The id stands
+for the plan; this text does not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from grid.errors import GridError
 from grid.plans.checks import leaf_names
 from grid.plans.interpret import constants_of
-from grid.plans.program import InputSpec, Program, Step
-from grid.plans.trees import unflatten
+from grid.plans.program import SYM_OPS, InputSpec, Program, Step
+from grid.plans.shapes import dry_run
+from grid.plans.trees import paths, unflatten
+from grid.tensors.buffers import short_dtype
+from grid.tensors.ops import OPS
 from grid.wire.messages import DType, MemoryFormat, Ref
 
-_SHOWN_CONSTANT = 16
+SHOWN_CONSTANT = 8
 """Elements of a constant that is written out."""
 
-_INFIX = {"sym.add": "+", "sym.sub": "-", "sym.mul": "*", "sym.floordiv": "//", "sym.mod": "%", "sym.truediv": "/"}
+SHOWN_KINDS = 5000
+"""Steps up to which a program's text tells dtypes and sizes, which takes two dry runs to find out."""
+
+WIDTH = 110
+"""Characters of what is returned, beyond which it takes a line for each entry."""
+
+_ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+_INFIX = {
+    **{f"aten.{op}.{kind}": sign for kind in ("Tensor", "Scalar") for op, sign in {**_ARITHMETIC, **_COMPARISONS}.items()},
+    **{f"aten.pow.{kind}": "**" for kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
+    **{"sym.add": "+", "sym.sub": "-", "sym.mul": "*", "sym.floordiv": "//", "sym.mod": "%", "sym.truediv": "/"},
+}
+"""Operations of two arguments that are written between them."""
 
 
 class _Name(str):
@@ -42,22 +61,25 @@ class _Name(str):
 
 def to_code(program: Program) -> str:
     """The program's text, ending in a newline."""
-    names = _Names()
+    names = _Names(_wished(program))
     written = leaf_names(program)
     lines = [f"def {program.name}("]
     for index, (spec, where) in enumerate(zip(program.inputs, written, strict=True)):
-        name = names.give(index, re.sub(r"\W+", "_", where).strip("_"))
+        name = names.give(index, _identifier(where))
         lines.append(f"    {name}: {_spec(spec)}," + (f"  # {where}" if name != where else ""))
     lines.append("):")
     lines += [f"    # n{index} {limit}" for index, limit in _limits(program)]
     for index, tensor in enumerate(constants_of(program)):
         constant = program.constants[index]
         name = names.give(len(program.inputs) + index, "const")
-        shown = f"{tensor.tolist()}, " if tensor.numel() <= _SHOWN_CONSTANT else ""
+        shown = f"{_values(tensor)}, " if tensor.numel() <= SHOWN_CONSTANT else ""
         lines.append(f"    {name} = constant({shown}{constant.dtype}[{', '.join(map(str, constant.shape))}])")
-    lines += [f"    {_step(program, step, names)}" for step in program.steps]
+    kinds = _kinds(program)
+    for step in program.steps:
+        kind = ", ".join(kinds[value] for value in step.outputs if value in kinds)
+        lines.append(f"    {_step(program, step, names)}" + (f"  # {kind}" if kind else ""))
     result = unflatten(program.gives, (_Name(names[output]) for output in program.outputs))
-    lines.append(f"    return {result!r}")
+    lines.append(f"    return {_structure(result, '    ')}")
     return "\n".join(lines) + "\n"
 
 
@@ -73,16 +95,50 @@ def _spec(spec: InputSpec) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.sizes))}]"
 
 
-class _Names:
-    """A readable name for each value, no name twice."""
+def _values(tensor: Tensor) -> str:
+    """A constant's elements with as many digits as tell floats of 32 bits apart by eye."""
 
-    def __init__(self) -> None:
+    def shown(value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(shown, value))}]"
+        return f"{value:.7g}" if isinstance(value, float) and value != _whole(value) else repr(value)
+
+    return shown(tensor.tolist())
+
+
+def _whole(value: float) -> int | None:
+    """The whole number that a float is, if it is one."""
+    return int(value) if value == value and abs(value) < 1e15 and value == int(value) else None
+
+
+def _structure(value: Any, indent: str) -> str:
+    """What is returned, on one line or with a line for each entry."""
+    flat = repr(value)
+    if len(flat) + len(indent) <= WIDTH or not value or not isinstance(value, (dict, list, tuple)):
+        return flat
+    inner = indent + "    "
+    if isinstance(value, dict):
+        parts = [f"{key!r}: {_structure(item, inner)}" for key, item in value.items()]
+    else:
+        parts = [_structure(item, inner) for item in value]
+    first, last = {dict: ("{", "}"), list: ("[", "]"), tuple: ("(", ")")}[type(value)]
+    return "\n".join([first, *(f"{inner}{part}," for part in parts), indent + last])
+
+
+# ---------------------------------------------------------------- names
+
+
+class _Names:
+    """A readable name for each value, no name twice. `wished` has names of results, which come before others."""
+
+    def __init__(self, wished: Mapping[int, str]) -> None:
+        self._wished = wished
         self._names: dict[int, str] = {}
         self._used: dict[str, int] = {}
 
     def give(self, value: int, wish: str) -> str:
         """Name a value, with a number appended where the name is taken."""
-        wish = wish if re.match(r"[A-Za-z_]", wish) else f"v_{wish}"
+        wish = self._wished.get(value, wish)
         name = wish
         while name in self._used:
             self._used[wish] += 1
@@ -95,16 +151,100 @@ class _Names:
         return self._names[value]
 
 
+def _identifier(text: str) -> str:
+    clean = re.sub(r"\W+", "_", text).strip("_")
+    return clean if re.match(r"[A-Za-z_]", clean) else f"v_{clean}"
+
+
+def _wished(program: Program) -> dict[int, str]:
+    """Names for results by the keys under which they are returned; `new_` before those that an argument has as well."""
+    came = {_keys(where) for where in leaf_names(program)}
+    taken = {_identifier(where) for where in leaf_names(program)}
+    wished: dict[int, str] = {}
+    for where, value in zip(paths(program.gives, ""), program.outputs, strict=True):
+        keys = _keys(where)
+        if keys and value >= program.first_step_value:
+            wish = _identifier("_".join(keys))
+            wished.setdefault(value, f"new_{wish.removeprefix('v_')}" if keys in came or wish in taken else wish)
+    return wished
+
+
+def _keys(where: str) -> tuple[str, ...]:
+    """The text keys in how a leaf is written: `params['0.weight']` has one."""
+    return tuple(re.findall(r"\['(.*?)'\]", where))
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def _kinds(program: Program) -> dict[int, str]:
+    """Dtype and sizes of the values that steps give, in terms of the free dimensions, found by two dry runs."""
+    if len(program.steps) > SHOWN_KINDS:
+        return {}
+    free = list(dict.fromkeys(size for spec in program.inputs for size in spec.sizes if isinstance(size, str)))
+    runs = []
+    for first in (11, 23):
+        sizes: dict[str, int] = {}
+        for at, (name, span) in enumerate(zip(free, program.ranges, strict=True)):
+            wanted = max(span.least, first + 6 * at)
+            sizes[name] = wanted if span.most is None else min(wanted, span.most)
+        seen: dict[int, Tensor] = {}
+        shapes = [tuple(sizes[size] if isinstance(size, str) else size for size in spec.sizes) for spec in program.inputs]
+        try:
+            dry_run(program, shapes, seen)
+        except GridError:
+            return {}
+        runs.append((sizes, seen))
+    (one, tensors), (other, others) = runs
+    kinds: dict[int, str] = {}
+    for value, tensor in tensors.items():
+        told = [_size(a, b, one, other) for a, b in zip(tensor.shape, others[value].shape, strict=True)]
+        kinds[value] = f"{short_dtype(tensor.dtype)}[{', '.join(told)}]"
+    return kinds
+
+
+def _size(a: int, b: int, one: Mapping[str, int], other: Mapping[str, int]) -> str:
+    if a == b:
+        return str(a)
+    for name, size in one.items():
+        times, rest = divmod(a, size)
+        if not rest and b == times * other[name]:
+            return name if times == 1 else f"{times}*{name}"
+    return "?"
+
+
+# ---------------------------------------------------------------- steps
+
+
 def _step(program: Program, step: Step, names: _Names) -> str:
-    args = [_arg(arg, names) for arg in step.args] + [f"{name}={_arg(arg, names)}" for name, arg in step.kwargs]
-    if step.op in _INFIX:
-        expression = f" {_INFIX[step.op]} ".join(args)
-    elif step.op == "sym.size":
-        expression = f"{args[0]}.shape[{args[1]}]"
-    else:
-        expression = f"{step.op.removeprefix('sym.').removesuffix('.default')}({', '.join(args)})"
+    expression = _expression(step, names)
     outputs = [names.give(output, _wish(program, step)) for output in step.outputs]
     return f"{', '.join(outputs)} = {expression}" if outputs else expression
+
+
+def _expression(step: Step, names: _Names) -> str:
+    args = [_arg(arg, names) for arg in step.args]
+    if step.op in _INFIX and len(args) == 2 and not step.kwargs:
+        return f"{args[0]} {_INFIX[step.op]} {args[1]}"
+    if step.op == "sym.size":
+        return f"{args[0]}.shape[{args[1]}]"
+    if step.op == "aten.rsub.Scalar" and len(args) == 2 and not step.kwargs:
+        return f"{args[1]} - {args[0]}"
+    if step.op not in SYM_OPS:
+        args = _labelled(step, args)
+    args += [f"{name}={_arg(arg, names)}" for name, arg in step.kwargs]
+    return f"{step.op.split('.')[1]}({', '.join(args)})"
+
+
+def _labelled(step: Step, args: Sequence[str]) -> list[str]:
+    """Arguments that are no tensors get their names, from the first such one on."""
+    parameters = OPS[step.op].parameters
+    first = next((at for at, arg in enumerate(step.args) if at and not _holds_value(arg) and arg is not None), len(args))
+    return [text if at < first else f"{parameters[at].name}={text}" for at, text in enumerate(args)]
+
+
+def _holds_value(arg: Any) -> bool:
+    return type(arg) is Ref or (isinstance(arg, tuple) and any(map(_holds_value, arg)))
 
 
 def _wish(program: Program, step: Step) -> str:
@@ -121,4 +261,6 @@ def _arg(arg: Any, names: _Names) -> str:
         return f"[{', '.join(_arg(item, names) for item in arg)}]"
     if isinstance(arg, (DType, MemoryFormat)):
         return str(arg)
+    if type(arg) is float:
+        return f"{arg:.12g}" if _whole(arg) is None else repr(arg)
     return repr(arg)

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grid.errors import GridError, PlanRejected
 from grid.plans.checks import Shaped, check_inputs, compute_size, resolve
@@ -24,7 +25,7 @@ from grid.plans.flops import flops, workspace
 from grid.plans.program import SYM_OPS, Program, Step
 from grid.tensors.bounds import measure
 from grid.tensors.buffers import torch_dtype
-from grid.tensors.ops import Meta, bind, lookup
+from grid.tensors.ops import Meta, bind, elements, lookup
 from grid.wire.dtypes import tensor_bytes
 
 LARGEST_RESULT = 1 << 50
@@ -99,11 +100,13 @@ class DryRuns:
         return known
 
 
-def dry_run(program: Program, shapes: Sequence[tuple[int, ...]]) -> DryRun:
-    """One dry run, worked out anew. `shapes` fit the program's inputs."""
+def dry_run(program: Program, shapes: Sequence[tuple[int, ...]], seen: dict[int, Tensor] | None = None) -> DryRun:
+    """One dry run, worked out anew. `shapes` fit the program's inputs. `seen` gets the tensors, without values, of all steps."""
     env: dict[int, Any] = {}
     memory = _Memory()
     for index, (spec, shape) in enumerate(zip(program.inputs, shapes, strict=True)):
+        if elements(shape) > LARGEST_RESULT:
+            raise PlanRejected(f"input {index} would be larger than any tensor")
         env[index] = torch.empty(shape, dtype=torch_dtype(spec.dtype), device="meta")
     for index, constant in enumerate(program.constants, start=len(program.inputs)):
         env[index] = torch.empty(constant.shape, dtype=torch_dtype(constant.dtype), device="meta")
@@ -114,6 +117,8 @@ def dry_run(program: Program, shapes: Sequence[tuple[int, ...]]) -> DryRun:
             costs.append(_step(step, env, memory))
         except GridError as error:
             raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from error
+        if seen is not None:
+            seen.update((value, env[value]) for value in step.outputs if isinstance(env[value], Tensor))
         for value in step.frees:
             del env[value]
             memory.free(value)

@@ -31,6 +31,7 @@ from grid.plans.ir import Plan, PlanTarget, is_tensor
 from grid.plans.lower import Lowering
 from grid.plans.program import Program
 from grid.plans.ranges import limited
+from grid.plans.surroundings import surroundings_kept
 from grid.plans.trees import Tree, flatten, unflatten
 from grid.tensors.buffers import short_dtype
 
@@ -73,7 +74,7 @@ class _Tracer:
 
     def plan(self) -> Plan:
         """Trace, and check against other sizes what only held for these."""
-        with no_ambient_modes():
+        with no_ambient_modes(), surroundings_kept(self._function):
             captured, leaves = self._generalised()
             self.seen = captured.seen
             program = self._lower(captured, leaves)

@@ -277,8 +277,8 @@ and read past the end of one that is not."""
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
         "_local_scalar_dense": "the value is at the node: `x.get().item()` asks for it",
-        "nonzero": "the result's shape would depend on values; use `torch.where(condition, x, torch.zeros_like(x))`",
-        "masked_select": "the result's shape would depend on values; use `torch.where(condition, x, torch.zeros_like(x))`",
+        "nonzero": "use `torch.where(condition, x, torch.zeros_like(x))`; the result's shape would depend on values",
+        "masked_select": "use `torch.where(condition, x, torch.zeros_like(x))`; the result's shape would depend on values",
         "masked_scatter": "use `torch.where(mask, a, b)`",
         "unique": "use `(x[:, None] == torch.arange(k)).sum(0)`",
         "unique2": "use `(x[:, None] == torch.arange(k)).sum(0)`",

@@ -19,6 +19,7 @@ from plan_models import assert_same, classes, cnn, gradient_of, pictures
 from grid.errors import InvalidRequest, NotFound, PlanRejected
 from grid.plans import encoding
 from grid.plans.ir import Plan, decode, encode, validate
+from grid.plans.optimizers import SGD
 from grid.plans.program import Program, Step
 from grid.plans.shapes import check_limits
 from grid.plans.trace import trace
@@ -129,16 +130,44 @@ def test_code_reads_like_a_program() -> None:
         "    x: f4[n0, 4],\n"
         "):\n"
         "    const = constant([0.5, 1.0], f4[2])\n"
-        "    mm = aten.mm(x, params_in_weight)\n"
-        "    relu = aten.relu(mm)\n"
-        "    add = aten.add.Tensor(relu, const)\n"
-        "    sum = aten.sum.dim_IntList(add, [0])\n"
+        "    mm = mm(x, params_in_weight)  # f4[n0, 2]\n"
+        "    relu = relu(mm)  # f4[n0, 2]\n"
+        "    add = relu + const  # f4[n0, 2]\n"
+        "    sum = sum(add, dim=[0])  # f4[2]\n"
         "    n0 = x.shape[0]\n"
-        "    div = aten.div.Tensor(sum, n0)\n"
-        "    to_copy = aten._to_copy(add, dtype=f8)\n"
-        "    return {'mean': div, 'rows': [to_copy, x]}\n"
+        "    mean = sum / n0  # f4[2]\n"
+        "    rows = _to_copy(add, dtype=f8)  # f8[n0, 2]\n"
+        "    return {'mean': mean, 'rows': [rows, x]}\n"
     )
     assert "    # n0 >= 5\n" in MADE.code
+
+
+def test_code_of_a_training_step() -> None:
+    """Parameters keep their names, from what comes in to what goes out, and what is returned has a line for each part."""
+    params = {"0.weight": torch.zeros(4, 2, requires_grad=True)}
+    sgd = SGD(lr=0.1, momentum=0.9)
+
+    def step(params: Any, state: Any, x: torch.Tensor) -> Any:
+        loss = (x @ params["0.weight"]).square().sum()
+        params, state = sgd.update(params, torch.autograd.grad(loss, list(params.values())), state)
+        return {"params": params, "state": state, "loss": loss, "a rather long name that makes it longer": x}
+
+    code = trace(step, params, sgd.init(params), torch.zeros(8, 4)).code
+    assert "    params_0_weight: f4[4, 2],  # params['0.weight']\n" in code
+    assert "    state_momentum_0_weight: f4[4, 2],  # state['momentum']['0.weight']\n" in code
+    assert "    new_params_0_weight = params_0_weight - mul" in code
+    assert "    loss = sum(" in code
+    assert code.endswith(
+        "    return {\n"
+        "        'params': {'0.weight': new_params_0_weight},\n"
+        "        'state': {'momentum': {'0.weight': new_state_momentum_0_weight}},\n"
+        "        'loss': loss,\n"
+        "        'a rather long name that makes it longer': x,\n"
+        "    }\n"
+    )
+
+
+def test_plans_have_a_short_repr() -> None:
     assert repr(MADE) == f"<Plan function {MADE.id[:12]}: 2 inputs, {len(MADE.steps)} steps>"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from plan_models import mlp, vectors
 from torch import Tensor, nn
 
@@ -81,9 +83,77 @@ def wants_device(x: Tensor) -> Tensor:
     return torch.zeros(3, device="meta")
 
 
+seen: list[Tensor] = []
+calls = 0
+
+
+def keeps(x: Tensor) -> Tensor:
+    y = x * 2
+    seen.append(y)
+    return y
+
+
+def counts_calls(x: Tensor) -> Tensor:
+    global calls
+    calls += 1
+    return x + calls
+
+
+def prints(x: Tensor) -> Tensor:
+    print(x.sum())
+    return x
+
+
+def formats(x: Tensor) -> str:
+    return f"{x.sum():.3f}"
+
+
+def asks_numpy(x: Tensor) -> Any:
+    return torch.from_numpy(np.exp(np.asarray(x)))
+
+
+def takes_the_largest(x: Tensor) -> Tensor:
+    return x[int(x.sum(1).argmax())]
+
+
+def bins(x: Tensor) -> Tensor:
+    return torch.bincount(x.long().flatten())
+
+
+def encodes(x: Tensor) -> Tensor:
+    return F.one_hot(x.long())
+
+
+def has_no_operation(x: Tensor) -> Tensor:
+    return torch.fft.rfft(x).abs()
+
+
+def steps_an_optimizer(x: Tensor) -> Tensor:
+    optimizer = torch.optim.Adam([w := x[0].clone().requires_grad_()])
+    optimizer.state[w] = {"step": x[0, 0], "exp_avg": x[0] * 0, "exp_avg_sq": x[0] * 0}
+    w.grad = x[1]
+    optimizer.step()
+    return w.detach()
+
+
+def has_no_gradient(x: Tensor) -> Any:
+    return torch.autograd.grad(x.sum(), x)
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
+        (keeps, "changes 'seen', which is not among its arguments.*return the new value"),
+        (counts_calls, "changes 'calls'"),
+        (prints, "prints a tensor.*return it, and print the result"),
+        (formats, "prints a tensor"),
+        (asks_numpy, "use PyTorch's functions"),
+        (takes_the_largest, "reads a value"),
+        (bins, r"x\[:, None\] == torch.arange"),
+        (encodes, "num_classes"),
+        (has_no_operation, "not an operation that runs remotely"),
+        (steps_an_optimizer, "grid.SGD, grid.Adam or grid.AdamW"),
+        (has_no_gradient, r"requires_grad_\(\)"),
         (branches, "torch.where"),
         (reads_item, "torch.where"),
         (reads_list, r"reads a value"),
@@ -97,7 +167,7 @@ def wants_device(x: Tensor) -> Tensor:
         (compares_all_rows, "every row would meet every other row"),
         (misfits, "same reduction dim"),
         (fails, "KeyError"),
-        (leaves_torch, "numpy"),
+        (leaves_torch, "use PyTorch's functions"),
         (wants_device, "leave it out"),
     ],
 )
@@ -105,7 +175,7 @@ def test_the_message_names_the_line_and_a_way_out(function: Callable[..., Any], 
     with pytest.raises(PlanRejected, match=says) as caught:
         trace(function, vectors(8))
     first = function.__code__.co_firstlineno
-    lines = [f"test_refusals.py:{number}:" for number in range(first, first + 5)]
+    lines = [f"test_refusals.py:{number}:" for number in range(first, first + 6)]
     assert any(line in caught.value.message for line in lines), caught.value.message
 
 
@@ -157,3 +227,56 @@ def test_results_that_no_plan_gives() -> None:
         nested = [nested]
     with pytest.raises(PlanRejected, match="levels deep"):
         trace(lambda x: nested, vectors(8))
+
+
+def test_tracing_leaves_everything_as_it_was() -> None:
+    """Parameters, buffers, gradients, flags, hooks, attributes and the random generator, after an error in the middle, too."""
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), Counting(), nn.LSTM(4, 2))
+    module[0].bias.requires_grad_(False)
+    module[0].weight.grad = torch.ones(4, 8)
+    module[1].eval()
+    module[0].register_forward_hook(lambda module, args, out: out * 2)
+    state = dict(module.state_dict())
+    params = {name: value for name, value in state.items() if "num_batches" not in name}
+
+    def step(params: dict[str, Tensor], x: Tensor, fail: bool) -> Any:
+        module.train()
+        module[1].momentum = 0.5
+        module[0].weight.requires_grad_(False)
+        out = torch.func.functional_call(module, (params, {"1.num_batches_tracked": params["1.running_mean"] * 0}), (x,))
+        if fail:
+            raise ValueError("now")
+        return out[0]
+
+    for fail in (False, True):
+        before = picture(module)
+        try:
+            trace(step, params, vectors(8), fail)
+        except PlanRejected:
+            assert fail
+        assert picture(module) == before
+    assert torch.equal(module[0].weight.grad, torch.ones(4, 8))
+
+
+class Counting(nn.Module):
+    """Keeps what it saw in itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = self.extra = x
+        return x + self.calls
+
+
+def picture(module: nn.Module) -> Any:
+    parts = []
+    for part in module.modules():
+        own = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(part).items()}
+        parts.append({name: repr(value) for name, value in own.items()})
+    flags = [(name, p.requires_grad, p.grad is None, p._version) for name, p in module.named_parameters()]
+    return parts, flags, torch.get_rng_state().tolist()
