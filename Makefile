@@ -12,7 +12,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test browser-test containers-test compose-secrets check docs bench clean
+.PHONY: install demo test browser-test containers-test compose-secrets fuzz check docs bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -41,6 +41,9 @@ ROOT ?= root.key
 HOST ?= localhost
 compose-secrets: $(STAMP)
 	deploy/compose-secrets.sh $(ROOT) secrets $(HOST)
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(PYTEST_ARGS)
 
 check: $(STAMP)
 	$(BIN)/python -m ruff check .

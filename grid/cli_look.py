@@ -200,6 +200,7 @@ def _node_facts(card: NodeCard) -> dict[str, Any]:
         "state": card.state,
         "organisation": card.organisation,
         "datasets": [dataset.name for dataset in card.datasets],
+        "dataset_count": card.dataset_count,
     }
 
 

@@ -163,7 +163,7 @@ async def run_gateway(settings: GatewaySettings, ready: Ready) -> None:
             raise InvalidRequest(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
         url, event = server.socket_url, {"event": "ready", "url": server.socket_url, "id": me.id, "dev": settings.dev}
         dashboard = server.url
-        if "GRID_TOKEN" not in os.environ:  # whoever set it knows it, and what is printed is often kept
+        if not os.environ.get("GRID_TOKEN"):  # whoever set it knows it, and what is printed is often kept
             dashboard = f"{server.url}?token={token}"
             event["token"] = token
         event["dashboard"] = dashboard

@@ -30,12 +30,13 @@ LOG_LINES = 15
 class Processes:
     """`grid` commands as child processes. Their stderr goes to `NAME.log` in `folder`. Used by one thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stop_s: float) -> None:
         self._folder = folder
+        self._stop_s = stop_s
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, arguments: Sequence[str], *, prefix: Sequence[str] = ()) -> None:
-        """Start `grid ARGUMENTS --json`; `ready` waits for it. `prefix` runs it, such as `ip netns exec NAME`."""
+        """Start `grid ARGUMENTS --json`; `ready` waits for it. `prefix` is a command that runs it, as `ip netns exec` does."""
         log = self._folder / f"{name}.log"
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as errors:
@@ -70,9 +71,9 @@ class Processes:
         _end(process, time.monotonic())
 
     def stop(self) -> None:
-        """SIGTERM to all but the first, then to that one, which the others need; SIGKILL to what has not ended in `STOP_S`."""
+        """SIGTERM to all but the first, then to that one, which the others need; SIGKILL to what has not ended in time."""
         first, *others = self._running.values() if self._running else (None,)
-        end = time.monotonic() + STOP_S
+        end = time.monotonic() + self._stop_s
         for group in (others, [first] if first is not None else []):
             for process in group:
                 _signal(process, signal.SIGTERM)
@@ -86,9 +87,10 @@ class Processes:
 
 
 @contextlib.contextmanager
-def processes(folder: Path) -> Iterator[Processes]:
-    """`Processes` that are gone at the end of the block. SIGTERM ends the block as Ctrl-C does."""
-    started = Processes(folder)
+def processes(folder: Path, *, stop_s: float = STOP_S) -> Iterator[Processes]:
+    """`Processes` that are gone at the end of the block, where each has `stop_s` to end by itself. SIGTERM ends the block as
+    Ctrl-C does."""
+    started = Processes(folder, stop_s)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield started

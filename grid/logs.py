@@ -168,7 +168,7 @@ class _Lines(logging.StreamHandler[IO[str]]):
 def configure(level: str = "warning", form: str = "text", stream: IO[str] | None = None) -> None:
     """Write this package's lines from `level` on, and other packages' warnings, to `stream`, standard error unless given.
 
-    Errors that nobody caught go the same way. Called again, it takes the place of what was before.
+    Errors that nobody caught, and Python's own warnings, go the same way. Called again, it takes the place of what was before.
     """
     handler = _Lines(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -178,6 +178,7 @@ def configure(level: str = "warning", form: str = "text", stream: IO[str] | None
     root.addHandler(handler)
     root.setLevel(max(LEVELS[level], logging.WARNING))
     logging.getLogger(PACKAGE).setLevel(LEVELS[level])
+    logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = lambda given: _uncaught(given.exc_type, given.exc_value, given.exc_traceback)
     sys.unraisablehook = lambda given: _uncaught(given.exc_type, given.exc_value, given.exc_traceback)

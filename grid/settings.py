@@ -35,6 +35,7 @@ class SessionLimits:
     window_bytes: int = setting(16 << 20, "bytes of large values that a peer may send before we give credit", 4 << 20)
     heartbeat_s: float = setting(1.0, "silence after which we ask whether the peer is there", 0.01)
     patience_s: float = setting(10.0, "silence after which we give a peer up; one whose process ended is noticed at once", 0.1)
+    lease_s: float = setting(15.0, "time that a client's session waits for a lost connection to be made anew; 0: none")
     handshake_s: float = setting(10.0, "time for a new peer to prove who it is", 0.1)
     request_s: float = setting(60.0, "default deadline of a request", 0.1)
 
@@ -63,7 +64,7 @@ class GatewaySettings:
     root: str = setting("", "the root's public key (from `grid root init`), or a file with it; required without --dev")
     allowed_hosts: tuple[str, ...] = setting((), "further host names under which the dashboard may be asked for")
     max_connections: int = setting(10_000, "connections at once", 1)
-    max_unauthenticated: int = setting(64, "connections at once that have not proved who they are", 1)
+    max_unauthenticated: int = setting(256, "connections at once that have not proved who they are", 1)
     max_links_per_peer: int = setting(256, "relayed links that one peer may have open", 1)
     link_buffer_bytes: int = setting(
         8 << 20, "bytes that may wait for one receiver, shared by all senders; at 4 times as many the fullest link ends", 1 << 20
@@ -179,7 +180,7 @@ def load(
     for path, value in _flatten(toml or {}):
         values[path] = _checked(_known(known, path, "the settings file"), value, f"{path} in the settings file")
     for one in known.values():
-        if env and one.variable in env:
+        if env and env.get(one.variable):  # an empty one is as good as none, as in shells and compose files
             values[one.path] = _from_text(one, env[one.variable], one.variable)
     for path, value in (flags or {}).items():
         if value is not None:

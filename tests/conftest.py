@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-LASTING_THREADS = ("grid", "asyncio_", "asyncio-waitpid", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy")
+LASTING_THREADS = (
+    *("grid", "asyncio_", "asyncio-waitpid", "uvloop_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy"),
+)
 """Threads by the start of their name that live as long as the process, or end by themselves soon after their owner."""
 
 
@@ -51,3 +55,18 @@ def _belongs_to(process: psutil.Process, others: set[int]) -> bool:
         return any(parent.pid in others for parent in process.parents())
     except psutil.NoSuchProcess:
         return True
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command line configures logging, and takes over the hooks for errors that nobody caught: pytest has its own."""
+    root, package = logging.getLogger(), logging.getLogger("grid")
+    before = (root.level, package.level, sys.excepthook, sys.unraisablehook, threading.excepthook)
+    handlers = list(root.handlers)
+    yield
+    logging.captureWarnings(False)
+    for handler in [one for one in root.handlers if one not in handlers and type(one).__module__ == "grid.logs"]:
+        root.removeHandler(handler)
+    root.setLevel(before[0])
+    package.setLevel(before[1])
+    sys.excepthook, sys.unraisablehook, threading.excepthook = before[2:]

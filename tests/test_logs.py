@@ -8,13 +8,13 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from grid import logs
+from grid.display import printable
 from grid.errors import InvalidRequest, NodeUnavailable
-from grid.logs import REQUEST, configure, describe_error, loop_errors, one_line, session_of, tag_from_now, tags
+from grid.logs import REQUEST, configure, describe_error, loop_errors, session_of, tag_from_now, tags
 
 log = logging.getLogger("grid.test")
 
@@ -25,17 +25,9 @@ def form(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def out() -> Iterator[io.StringIO]:
-    """Everything that is configured to be logged; the process is as before after the test."""
-    root, package = logging.getLogger(), logging.getLogger("grid")
-    before = (list(root.handlers), root.level, package.level, sys.excepthook, sys.unraisablehook)
-    yield io.StringIO()
-    root.handlers[:], (root.level, package.level) = before[0], before[1:3]
-    logging.getLogger("grid").manager._clear_cache()  # type: ignore[attr-defined]
-    sys.excepthook, sys.unraisablehook = before[3:]
-    import threading
-
-    threading.excepthook = threading.__excepthook__
+def out() -> io.StringIO:
+    """Where `configure` is told to write. What it changes in the process is undone after each test, by tests/conftest.py."""
+    return io.StringIO()
 
 
 def lines(out: io.StringIO) -> list[dict[str, object]]:
@@ -173,9 +165,21 @@ def test_the_loops_own_errors_do_not_quote(out: io.StringIO) -> None:
 
 
 def test_long_and_strange_text_fits_on_a_line() -> None:
-    assert one_line("x" * 5000, 100) == "x" * 99 + "…"
-    assert len(one_line("\x00" * 5000, 100)) == 100
-    assert one_line("plain") == "plain"
+    assert printable("x" * 5000, 100) == "x" * 99 + "…"
+    assert len(printable("\x00" * 5000, 100)) == 100
+    assert printable("plain") == "plain"
+
+
+def test_warnings_of_python_are_lines_as_well() -> None:
+    code = (
+        "import warnings\n"
+        "from grid.logs import configure\n"
+        "configure('warning', 'json')\n"
+        "warnings.warn('odd', stacklevel=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    (line,) = (json.loads(line) for line in done.stderr.splitlines())
+    assert line["logger"] == "py.warnings" and "odd" in line["message"]
 
 
 def test_an_uncaught_error_is_one_json_object() -> None:

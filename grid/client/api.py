@@ -196,9 +196,16 @@ class Client:
         self._refreshing = False
 
     async def _request(self, message: Any) -> Any:
-        self._check_open()
-        hop = await self._paths.hop()
-        return await hop.peer.request(message, timeout_s=self.settings.timeout_s)
+        """Ask the gateway; asked again where it is lost in between, as nothing that is asked of it changes anything."""
+        deadline = self._clock.monotonic() + self.settings.timeout_s
+        while True:
+            self._check_open()
+            hop = await self._paths.hop()
+            try:
+                return await hop.peer.request(message, timeout_s=max(0.0, deadline - self._clock.monotonic()))
+            except NodeUnavailable:
+                if not hop.peer.closed or self._clock.monotonic() >= deadline:
+                    raise
 
     # ------------------------------------------------------------ sessions with nodes
 

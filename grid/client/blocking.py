@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import importlib.util
 import os
 import threading
 import weakref
@@ -79,11 +80,20 @@ class _Call:
             self._task.cancel()
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """A loop of our own thread is nobody else's, so it is the quickest one that there is here."""
+    if importlib.util.find_spec("uvloop") is None:
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
 class LoopThread:
     """An event loop that runs in a thread until the process ends."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = _new_loop()
         self.clients: weakref.WeakSet[api.Client] = weakref.WeakSet()
         self._process = os.getpid()
         started = threading.Event()

@@ -50,6 +50,9 @@ COMMAND_TIMEOUT_S = 7 * 24 * 3600.0
 class Peer(Protocol):
     """What is used of `rpc.peer.Peer`."""
 
+    @property
+    def closed(self) -> bool: ...
+
     def start_request(self, message: Message, *, timeout_s: float | None = None) -> asyncio.Future[Message]: ...
     def notify(self, message: Message) -> None: ...
     async def wait_closed(self) -> GridError | None: ...
@@ -283,15 +286,18 @@ class Flow:
         except GridError as error:
             self._finish(sending, error)
             return
-        reply.add_done_callback(lambda done: self._replied(sending, done))
+        reply.add_done_callback(lambda done: self._replied(peer, sending, done))
         if single is not None and single.answer is not None:
             single.answer.add_done_callback(lambda asked: reply.cancel() if asked.cancelled() else None)
 
-    def _replied(self, sending: Sending, reply: asyncio.Future[Message]) -> None:
+    def _replied(self, peer: Peer, sending: Sending, reply: asyncio.Future[Message]) -> None:
         if reply.cancelled():
-            self._finish(sending, NodeUnavailable(f"the request to {self._name} was cancelled"))
+            outcome: Message | BaseException = NodeUnavailable(f"the request to {self._name} was cancelled")
         else:
-            self._finish(sending, reply.exception() or reply.result())
+            outcome = reply.exception() or reply.result()
+            if isinstance(outcome, NodeUnavailable) and peer.closed:
+                outcome = self._gone(outcome)
+        self._finish(sending, outcome)
         self.flush()
 
     def _finish(self, sending: Sending, outcome: Message | BaseException) -> None:
@@ -329,8 +335,7 @@ class Flow:
 
     def _lost(self, error: GridError) -> None:
         if isinstance(error, NodeUnavailable):
-            gone = "; its remote values are gone" if self._peer is not None else ""  # what was never there is not gone
-            self.error = NodeUnavailable(f"{self._name}: {error.message}{gone}", node=self._name)
+            self.error = self._gone(error)
         else:
             self.error = type(error)(f"{self._name}: {error.message}", **error.details)
         self._peer = None
@@ -340,6 +345,11 @@ class Flow:
             if single.answer is not None and not single.answer.done():
                 single.answer.set_exception(again(self.error))
         self._wake_waiting()
+
+    def _gone(self, error: NodeUnavailable) -> NodeUnavailable:
+        """What those hear whose session has ended. What was never there is not gone."""
+        gone = "; its remote values are gone" if self._peer is not None else ""
+        return NodeUnavailable(f"{self._name}: {error.message}{gone}", node=self._name)
 
     def _wake_waiting(self) -> None:
         with self._room:

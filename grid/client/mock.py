@@ -96,5 +96,6 @@ def _targets(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Genera
 
 def _draw(shape: tuple[int, ...], dtype: torch.dtype, classes: int, rng: numpy.random.Generator) -> torch.Tensor:
     if classes or not dtype.is_floating_point:
-        return torch.from_numpy(rng.integers(0, classes or 2, shape)).to(dtype)
+        least = 256 if dtype is torch.uint8 else 2  # bytes are images
+        return torch.from_numpy(rng.integers(0, classes or least, shape)).to(dtype)
     return torch.from_numpy(rng.standard_normal(shape)).to(dtype)

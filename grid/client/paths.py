@@ -11,7 +11,7 @@ import logging
 import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from grid.client.dispatch import Place
 from grid.client.flow import OnFailed
@@ -25,6 +25,7 @@ from grid.rpc.dispatch import Handlers
 from grid.rpc.hop import Hop, join_gateway
 from grid.rpc.peer import Peer
 from grid.rpc.reconnect import SETTLED_S, Backoff
+from grid.rpc.resumable import Resumable, patient
 from grid.settings import ClientSettings
 from grid.transport.base import Dial, Transport
 from grid.wire.messages import CommandFailed
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 DialDirect = Callable[[str], Awaitable[Transport]]
 """Opens a transport to an address that a node announced."""
+
+GONE_S = 4.0
+"""A node that a gateway has not seen for so long, while we have, has ended: its sessions are not waited for any more. One
+that has only lost its connection is back in a fraction of that."""
 
 DIRECT_S = 2.0
 """Time for a direct connection to a node; without one its link is relayed."""
@@ -68,6 +73,7 @@ class Paths:
         self._joined_at = -math.inf
         self._joins = 0
         self._why: GridError | None = None
+        self._offline: dict[str, float] = {}
 
     async def hop(self) -> Hop:
         """The connection to the gateway, joined. One that was lost is made anew in the background, and waited for here.
@@ -146,7 +152,7 @@ class Paths:
                 initiator=True,
                 handlers=handlers,
                 context=None,
-                limits=self._limits,
+                limits=patient(self._limits) if channel.resumable else self._limits,
                 clock=self._clock,
                 name=node.name,
                 about={"peer_id": node.id, "session": channel.session, "link": link},
@@ -167,7 +173,7 @@ class Paths:
                 return channel, None
             try:
                 link = await hop.links.open(PeerId(node.id))
-                return await self._seal(link, node, hop), link.id
+                return await self._seal(link, node, address, hop), link.id
             except (NodeUnavailable, NotFound):
                 if self._joins < 2 or self._clock.monotonic() - self._joined_at > self._reconnect_s:
                     raise
@@ -178,13 +184,18 @@ class Paths:
         try:
             async with asyncio.timeout(DIRECT_S):
                 transport = await self._dial_direct(address)
-                return await self._seal(Metered(transport, self.meter), node, hop)
+                return await self._seal(Metered(transport, self.meter), node, address, hop)
         except (GridError, TimeoutError) as error:
             # The address is the gateway's word, and may be of another network: the relay is as safe, the channel sees to that.
             log.info("%s cannot be reached directly at %s (%s); its link is relayed", node.name, address, error)
             return None
 
-    async def _seal(self, transport: Transport, node: Place, hop: Hop) -> SecureChannel:
+    async def _seal(self, transport: Transport, node: Place, address: str, hop: Hop) -> SecureChannel:
+        def resumable(carrier: Transport, secret: bytes) -> Transport:
+            return Resumable(
+                carrier, secret, limits=self._limits, clock=self._clock, dial=lambda: self._dial_again(node, address)
+            )
+
         return await open_channel(
             transport,
             me=self._me,
@@ -193,7 +204,27 @@ class Paths:
             grid=hop.grid,
             limits=self._limits,
             clock=self._clock,
+            wrap=resumable if self._limits.lease_s else None,
         )
+
+    async def _dial_again(self, node: Place, address: str) -> Transport:
+        """Another connection to a node for a session that has lost its own: direct where that works, otherwise relayed."""
+        if address and self._dial_direct is not None:
+            with suppress(GridError, TimeoutError):
+                async with asyncio.timeout(DIRECT_S):
+                    return Metered(await self._dial_direct(address), self.meter)
+        hop = await self.hop()
+        try:
+            link = await hop.links.open(PeerId(node.id))
+        except (NodeUnavailable, NotFound) as error:
+            now = self._clock.monotonic()
+            since = self._offline.setdefault(node.id, now)
+            if hop.peer.closed or now - max(since, self._joined_at) < GONE_S:
+                raise NodeUnavailable(error.message) from None
+            del self._offline[node.id]
+            raise NotFound(f"{error.message} (for {now - since:.0f} s)") from None
+        self._offline.pop(node.id, None)
+        return link
 
     async def _metered_dial(self) -> Transport:
         return Metered(await self._dial(), self.meter)

@@ -147,6 +147,17 @@ class Handshake:
         self._end()
         return payload
 
+    def export(self) -> bytes:
+        """32 bytes that only the two sides have, and which tell nothing of the channel's keys; once finished.
+
+        A third output of the split (Noise, "additional symmetric keys").
+        """
+        if not self.finished:
+            raise LocalProtocolError("the handshake has not finished")
+        temporary = hmac.digest(self._chaining_key, b"", "sha256")
+        _, second = _expand(self._chaining_key, b"")
+        return hmac.digest(temporary, second + b"\x03", "sha256")
+
     def split(self) -> tuple[CipherState, CipherState]:
         """(for sending, for receiving), once finished."""
         if not self.finished:

@@ -338,7 +338,9 @@ class Gateway:
         assert connection.peer is not None
         connection.peer.tag(peer=card.name, peer_id=card.id)
         log.info("%s joined", card.role)
-        self._note("joined", card, "")
+        entry = self._registry.get(card.id)
+        if entry is not None and not entry.others:  # Of several programs of one person the first has joined.
+            self._note("joined", card, "")
         self._tell_presence(card, "online")
         self._changed()
         statement = welcome_statement(connection.greeting, message.nonce, card.id)

@@ -41,9 +41,9 @@ def chart(values: Sequence[float], slots: int, rounded: Callable[[float], float]
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 4 or 10 times a power of ten, at least 1: the middle of the axis is a round number, too."""
+    """The next of 1, 2, 4, 6, 8 or 10 times a power of ten, at least 1: the middle of the axis is a round number, too."""
     power = 10.0 ** math.floor(math.log10(value)) if value > 1 else 1.0
-    return next(power * factor for factor in (1, 2, 4, 10) if value <= power * factor or factor == 10)
+    return next(power * factor for factor in (1, 2, 4, 6, 8, 10) if value <= power * factor or factor == 10)
 
 
 def round_bytes(value: float) -> float:

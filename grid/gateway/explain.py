@@ -101,18 +101,24 @@ def _shape(rows: int, rest: tuple[int, ...]) -> str:
     return f"({', '.join(map(str, (rows, *rest)))}{',' if not rest else ''})"
 
 
-def snippet(card: DatasetCard, node: str, address: str, *, dev: bool) -> str:
-    """A few lines of Python that connect and open the dataset. Names are literals of Python, whatever is in them."""
+def snippet(card: DatasetCard, node: str, address: str, *, dev: bool, listed: bool = True) -> str:
+    """A few lines of Python that connect and open the dataset. Names are literals of Python, whatever is in them.
+
+    Where it is not `listed` with its node, as the grid is large, the lines search for it.
+    """
     token = "" if dev else ', token="TOKEN"'
+    found = f"g.nodes[{node!a}].datasets[{card.name!a}]"
+    if not listed:
+        found = f"next(ds for ds in g.search(text={node!a}) if (ds.node.name, ds.name) == ({node!a}, {card.name!a}))"
     lines = [
         "import grid",
         "",
         f"g = grid.connect({address!a}{token})",
-        f"ds = g.nodes[{node!a}].datasets[{card.name!a}]",
+        f"ds = {found}",
         "",
         "print(ds.mock.head())          # made-up rows of the same schema",
     ]
-    if card.policy.release in ("aggregate", "open"):
+    if card.policy.release == "open" or (card.policy.release, card.policy.plans) == ("aggregate", "any"):
         lines.append("mean = ds.features.mean(0)     # computed at the node")
         lines.append("print(mean.get())              # leaves if the policy allows")
     return "\n".join(lines)

@@ -221,7 +221,10 @@ class HttpServer:
         socket = new_socket()
         if not socket.can_prepare(request):
             raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # Whoever asked has hung up meanwhile; nobody reads this.
+            return web.Response(status=400)
         await self._gateway.serve(SocketTransport(socket, request), request.remote or "")
         return socket
 

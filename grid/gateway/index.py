@@ -44,7 +44,10 @@ class Listed:
 
 
 class Index:
-    """Follows the registry: `add` and `remove` are called with each change of a node, and cost what that node has."""
+    """Follows the registry: `add` and `remove` are called with each change of a node, and cost what that node has.
+
+    `online`, `datasets` and `tags` count what nodes that are online have.
+    """
 
     def __init__(self) -> None:
         self.online = 0

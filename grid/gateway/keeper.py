@@ -17,7 +17,7 @@ from typing import Self
 from grid.crypto.cards import read_card
 from grid.crypto.trust import Trust
 from grid.errors import GridError
-from grid.gateway.announcements import check_announcement
+from grid.gateway.announcements import check_announcement, compact
 from grid.gateway.registry import Entry
 from grid.ids import PeerId
 from grid.store.base import KnownNode, Store
@@ -68,7 +68,7 @@ class Keeper:
                 since=now if node.online else node.since,
                 connection=None,
                 address=announced.address,
-                datasets=announced.datasets,
+                datasets=tuple(map(compact, announced.datasets)),
                 sizes=sizes,
             )
 

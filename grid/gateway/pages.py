@@ -122,6 +122,7 @@ class Pages:
         if found is None:
             raise NotFound(f"{printable(name)!r} is not here: node {entry.name} lists no dataset of that name now")
         _, card = found
+        listed = self._views.registry.lists_datasets_of(entry)
         facts = {
             "node": entry,
             "dataset": card,
@@ -129,7 +130,7 @@ class Pages:
             "policy": explain(card),
             "mock_columns": card.columns[:MOCK_COLUMNS],
             "mock": await asyncio.to_thread(_mock, card),
-            "snippet": snippet(card, entry.name, self.address, dev=self._views.dev),
+            "snippet": snippet(card, entry.name, self.address, dev=self._views.dev, listed=listed),
         }
         return self._page("dataset", facts)
 
@@ -151,7 +152,7 @@ class Pages:
             "bytes": self._chart(over, "bytes_per_s"),
             "frames": self._chart(over, "frames_per_s"),
             "connections": self._chart(over, "connections"),
-            "rows": condensed(samples, row_s)[::-1],
+            "rows": [(sample.wall // row_s * row_s, sample) for sample in condensed(samples, row_s)][::-1],
         }
         return self._page("traffic", facts)
 

@@ -19,7 +19,7 @@ from typing import NewType
 
 from grid.display import printable
 from grid.errors import InvalidRequest, QuotaExceeded
-from grid.gateway.announcements import MAX_TAGS, check_announcement
+from grid.gateway.announcements import MAX_TAGS, check_announcement, compact
 from grid.gateway.index import Index
 from grid.ids import PeerId
 from grid.wire.messages import Announce, DatasetCard, FoundDataset, NodeCard
@@ -170,7 +170,7 @@ class Registry:
         sizes = check_announcement(message, self._max_datasets)
         self._remove(entry)
         entry.sizes = sizes
-        entry.datasets = tuple(sorted(message.datasets, key=lambda dataset: dataset.name))
+        entry.datasets = tuple(sorted(map(compact, message.datasets), key=lambda dataset: dataset.name))
         entry.address = message.address
         self._add(entry)
 
@@ -205,6 +205,10 @@ class Registry:
             described.add(entry.id)
         cards = [entry.to_card(described=entry.id in described) for entry in sorted(listed, key=_by_name)]
         return tuple(cards)
+
+    def lists_datasets_of(self, entry: Entry) -> bool:
+        """Whether `cards` has room for the datasets of this node; in a large grid only a search finds those of later nodes."""
+        return any(card.id == entry.id and card.datasets for card in self.cards())
 
     def online(self, role: str) -> int:
         """How many peers of a role are connected."""
@@ -253,12 +257,12 @@ class Registry:
         self._remove(entry)
 
     def _forget_oldest(self) -> None:
-        offline = [entry for entry in self._entries.values() if not entry.online]
+        offline = sorted((entry for entry in self._entries.values() if not entry.online), key=lambda entry: entry.since)
         if len(offline) > self._max_offline:
-            self._remove(min(offline, key=lambda entry: entry.since))
+            self._remove(offline.pop(0))
         described = [entry for entry in offline if entry.sizes]
         if sum(sum(entry.sizes.values()) for entry in described) > MAX_OFFLINE_BYTES:
-            oldest = min(described, key=lambda entry: entry.since)
+            oldest = described[0]
             self._remove(oldest)
             oldest.datasets, oldest.sizes = (), {}
             self._add(oldest)

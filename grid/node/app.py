@@ -39,6 +39,8 @@ from grid.policy.approvals import Approvals
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
+from grid.rpc.resumable import Sessions, patient
+from grid.rpc.resume import is_ask
 from grid.settings import NodeSettings
 from grid.store.base import Store
 from grid.transport.base import Dial, Transport
@@ -102,6 +104,7 @@ class Node:
         self._names: dict[PeerId, str] = {me.id: me.name}
         self._strangers = Strangers(MAX_HANDSHAKES, self._evict)
         self._sessions: dict[PeerId, set[int]] = {}
+        self._resumable = Sessions(limits=settings.session, clock=clock)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._executor = Executor(settings.compute_threads)
@@ -232,6 +235,8 @@ class Node:
         with tags(link=getattr(transport, "id", None)):
             try:
                 channel = await self._accept_channel(transport, sender)
+                if channel is None:
+                    return
                 with tags(**_about(channel)):
                     await (self._serve_node(channel) if channel.peer.role == NODE else self._serve_client(channel))
             except GridError as error:
@@ -239,14 +244,27 @@ class Node:
             finally:
                 await transport.close()
 
-    async def _accept_channel(self, transport: Transport, sender: PeerId) -> SecureChannel:
-        grid = self._grid
+    async def _accept_channel(self, transport: Transport, sender: PeerId) -> SecureChannel | None:
+        """A channel to whoever opened the transport; None where it carried on a session of before, and is done with that."""
+        grid, limits = self._grid, self.settings.session
         if grid is None:
             raise NodeUnavailable("this node does not know its grid yet")
         with self._strangers.entered(transport, sender):
-            return await accept_channel(
-                transport, me=self.me, trust=self.trust, grid=grid, limits=self.settings.session, clock=self.clock
-            )
+            async with time_limit(self.clock, limits.handshake_s, "the first frame of a connection"):
+                first = await transport.receive()
+            if not is_ask(first):
+                return await accept_channel(
+                    transport,
+                    me=self.me,
+                    trust=self.trust,
+                    grid=grid,
+                    limits=limits,
+                    clock=self.clock,
+                    first=first,
+                    wrap=self._resumable.wrap if limits.lease_s else None,
+                )
+        await self._resumable.resume(first, transport)
+        return None
 
     def _evict(self, transport: Transport) -> None:
         self.spawn(transport.close(EVICTED), "eviction")
@@ -308,7 +326,7 @@ class Node:
             initiator=initiator,
             handlers=handlers,
             context=context,
-            limits=self.settings.session,
+            limits=patient(self.settings.session) if channel.resumable else self.settings.session,
             clock=self.clock,
             name=str(channel.peer),
             about=_about(channel),

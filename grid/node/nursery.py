@@ -12,29 +12,48 @@ import gc
 import json
 import logging
 import os
+import resource
 import select
 import signal
 import sys
 import threading
 from collections.abc import Mapping
+from typing import NoReturn
 
 import torch
 
 from grid.errors import GridError
 from grid.ids import ObjectId
+from grid.logs import configure, tag_from_now
 from grid.node.dataset_views import DatasetView
-from grid.node.nursery_messages import MAX_BYTES, OUT_OF_MEMORY, TABLE, Ended, Fork, Forked, Prepare, Share
+from grid.node.nursery_messages import (
+    CANNOT_FORK,
+    MAX_BYTES,
+    OUT_OF_MEMORY,
+    TABLE,
+    Ended,
+    Fork,
+    Forked,
+    Household,
+    Prepare,
+    Ready,
+    Share,
+)
 from grid.node.pace import Pace, Pulse
 from grid.node.sharing import mapped_sources
 from grid.node.worker import Worker, settle
 from grid.node.workspace import Workspace
 from grid.settings import NodeSettings, load
 from grid.tensors.buffers import to_frame
+from grid.tensors.exhausted import is_exhausted
 from grid.transport.pipes import BlockingPipe, End, end_of, receive_files, send_files
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Command, Commands, Message, PutObject, Ref
 
 log = logging.getLogger(__name__)
+
+PIPE_FD = 3
+"""The one file that a worker has beside the standard ones."""
 
 ROOM = 1 << 20
 """Bytes of a frame beside the message that the session's limit bounds."""
@@ -66,25 +85,34 @@ class Nursery:
 
     def _next(self, watched: select.poll) -> bool:
         """Do what the node says; False at the end."""
-        received = receive_files(self._node, MAX_BYTES)
+        try:
+            received = receive_files(self._node, MAX_BYTES)
+        except (OSError, EOFError):
+            received = None
         if received is None:
             return False
         frame, files = received
         message = decode(frame, TABLE).message
         match message:
             case Share():
-                self._files.append(files.pop())
-                self._sizes.append(message.size)
+                self._sizes.extend(message.sizes)
+                self._files.extend(files)
+                files = []
             case Prepare():
-                self._prepare(message)
+                household = decode(os.pread(files[0], message.size, 0), TABLE).message
+                assert isinstance(household, Household)
+                self._prepare(household)
             case Fork():
-                watched.register(self._fork(message, *files), select.POLLIN)
+                process = self._fork(message, *files)
+                if process is not None:
+                    watched.register(process, select.POLLIN)
         for fd in files:
             os.close(fd)
         return True
 
-    def _prepare(self, message: Prepare) -> None:
+    def _prepare(self, message: Household) -> None:
         self._settings = load(NodeSettings, toml=json.loads(message.settings))
+        configure(self._settings.log.level, self._settings.log.format)
         self._sources = mapped_sources(message.sources, self._files, self._sizes)
         while self._files:
             os.close(self._files.pop())
@@ -93,10 +121,17 @@ class Nursery:
             raise RuntimeError(f"the nursery has more than one thread: {threading.enumerate()}")
         gc.collect()
         gc.freeze()  # what is here now stays, and is not to be copied into each worker by collections
+        self._say(Ready())
 
-    def _fork(self, message: Fork, pipe: int, page: int) -> int:
+    def _fork(self, message: Fork, pipe: int, page: int) -> int | None:
+        """Make a worker; a descriptor of its process, or None where the system has no room for it."""
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.error("no worker can be forked: %s", error.strerror)
+            self._say(Ended(number=message.number, status=CANNOT_FORK))
+            return None
         if not pid:
             self._become_worker(message, pipe, page, parent)
         process = os.pidfd_open(pid)
@@ -104,22 +139,22 @@ class Nursery:
         self._say(Forked(number=message.number, pid=pid), process)
         return process
 
-    def _become_worker(self, message: Fork, pipe: int, page: int, parent: int) -> None:
-        """The life of a worker. Never returns."""
+    def _become_worker(self, message: Fork, pipe: int, page: int, parent: int) -> NoReturn:
+        """The life of a worker."""
         status = 1
+        tag_from_now(worker=message.number)
         try:
             pulse = Pulse(page)
-            os.dup2(pipe, 3)
-            os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+            os.dup2(pipe, PIPE_FD)
+            os.closerange(PIPE_FD + 1, os.sysconf("SC_OPEN_MAX"))  # mappings stay without their files
             settle(self._settings, parent)
-            end = BlockingPipe(end_of(3), self._settings.session.max_message_bytes + ROOM)
+            end = BlockingPipe(end_of(PIPE_FD), self._settings.session.max_message_bytes + ROOM)
             lost = None if message.lost is None else message.lost.to_error()
             Worker(end, pulse, self._sources, self._settings, lost).run()
         except EOFError:
             status = 0
-        except MemoryError:
-            status = OUT_OF_MEMORY
-        except BaseException:
+        except BaseException as error:
+            status = OUT_OF_MEMORY if is_exhausted(error) else 1
             log.exception("a worker failed")
         finally:
             os._exit(status)
@@ -156,7 +191,9 @@ def _report(command: int, error: GridError) -> None:
 
 def main() -> None:
     """`python -m grid.node.nursery FD`."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every file of datasets stays open under its mapping
     nursery = Nursery(end_of(int(sys.argv[1])))
     try:
         nursery.run()

@@ -6,27 +6,48 @@ from grid.node.sharing import SharedSource
 from grid.wire.codec import Table
 from grid.wire.messages import ErrorInfo, Message, message
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 20
+"""Of one message on the pipe."""
+
+MAX_FILES = 200
 
 OUT_OF_MEMORY = 3
 """Exit code of a worker that could not even take in a request."""
+
+CANNOT_FORK = 4
+"""In place of an exit code: the system gave no process."""
 
 TELL: dict[str, type[Message]] = {}
 
 
 @message("share", TELL)
 class Share(Message):
-    """Node -> nursery: the next file that datasets lie in, and its length. The file comes along."""
+    """Node -> nursery: the lengths of further files that datasets lie in. The files come along, at most `MAX_FILES`."""
 
-    size: int
+    sizes: tuple[int, ...]
 
 
 @message("prepare", TELL)
 class Prepare(Message):
-    """Node -> nursery, once, after the files: the datasets, and the node's settings as JSON."""
+    """Node -> nursery, once, after the files: begin. A file of `size` bytes comes along that holds `Household`.
+
+    It would fill the pipe, and a nursery that has just been started takes seconds before it reads.
+    """
+
+    size: int
+
+
+@message("household", TELL)
+class Household(Message):
+    """The datasets, and the node's settings as JSON."""
 
     sources: tuple[SharedSource, ...]
     settings: str
+
+
+@message("ready", TELL)
+class Ready(Message):
+    """Nursery -> node: everything is imported and mapped."""
 
 
 @message("fork", TELL)

@@ -23,7 +23,7 @@ from grid.errors import ExecutionFailed, GridError, NodeUnavailable, QuotaExceed
 from grid.ids import ObjectId, PeerId, PlanId
 from grid.node.desk import Desk
 from grid.node.executor import Lane
-from grid.node.nursery_messages import OUT_OF_MEMORY
+from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY
 from grid.node.one_sum import Operand
 from grid.node.pace import Running, time_advice
 from grid.node.runtime import PAUSE_BYTES, Runtime
@@ -127,7 +127,9 @@ class ProcessRuntime(Runtime, WorkerUser):
 
     def _offered(self, result: asyncio.Future[TensorFrame], sent: asyncio.Future[None], offer: Message) -> None:
         assert isinstance(offer, Offer)
-        if len(offer.tensor.data) > PAUSE_BYTES and self._worker is not None and not result.done():
+        if result.done():  # nobody waits any more, so nothing is released
+            return
+        if len(offer.tensor.data) > PAUSE_BYTES and self._worker is not None:
             pipe = self._worker.pipe
             pipe.pause()
             sent.add_done_callback(lambda _: pipe.resume())
@@ -149,7 +151,8 @@ class ProcessRuntime(Runtime, WorkerUser):
 
         def offered(offer: Message) -> None:
             assert isinstance(offer, SumOffer)
-            self._in_lane(result, partial(self._desk.admit, offer, claim), lambda operand: operand)
+            if not result.done():
+                self._in_lane(result, partial(self._desk.admit, offer, claim), lambda operand: operand)
 
         self._ask(message, 1, offered, partial(_fail, result))
         return result
@@ -366,6 +369,8 @@ class ProcessRuntime(Runtime, WorkerUser):
         status = worker.ended.result() if worker.ended.done() else None
         if status == OUT_OF_MEMORY:
             return self.overate(worker.running)
+        if status == CANNOT_FORK:
+            return NodeUnavailable("the node's machine has no room for a further process; try again later")
         what, number = self._work(worker.running)
         if status == -signal.SIGKILL:
             how = "was killed from outside, perhaps because the machine ran out of memory,"

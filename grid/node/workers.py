@@ -23,13 +23,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import torch
+
 import grid.errors
-from grid.errors import GridError, NodeUnavailable, QuotaExceeded, WireError
+from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.dataset_views import DatasetView
-from grid.node.nursery_messages import MAX_BYTES, TABLE, Ended, Fork, Forked, Prepare, Share
+from grid.node.nursery_messages import MAX_BYTES, MAX_FILES, TABLE, Ended, Fork, Forked, Household, Prepare, Ready, Share
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
 from grid.settings import NodeSettings
+from grid.tensors.mapped import TensorFile
 from grid.transport.pipes import End, LoopPipe, pipe, receive_files, send_files
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Buffer, ErrorInfo, Message
@@ -69,6 +72,7 @@ class Worker:
         self.cause: GridError | None = None
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self.pid = 0
+        self._inherited = 0
         self._pulse = pulse
         self._process = -1
         self._killed = False
@@ -84,6 +88,7 @@ class Worker:
     def has_begun(self, pid: int, process: int) -> None:
         """It runs; `process` is a descriptor of it."""
         self.pid, self._process = pid, process
+        self._inherited = self._private_bytes()
         if self._killed:
             self.kill()
 
@@ -106,15 +111,19 @@ class Worker:
             self._last = self._pulse.read()
             self._pulse.close()
 
-    def resident_bytes(self) -> int:
-        """Memory of its own that it has touched; datasets are not part of it."""
+    def taken_bytes(self) -> int:
+        """Memory of its own that it has taken since it began; neither modules nor datasets are part of it."""
+        return self._private_bytes() - self._inherited
+
+    def _private_bytes(self) -> int:
         if not self.pid:
             return 0
         try:
-            fields = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()
-        except OSError:
+            with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+                _, resident, shared, *_ = file.read().split()
+        except OSError:  # it is gone
             return 0
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGESIZE")
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGESIZE")
 
 
 class WorkerUser(Protocol):
@@ -140,8 +149,11 @@ class Workers:
         self._numbers = itertools.count(1)
 
     async def __aenter__(self) -> Self:
-        self._data = await asyncio.to_thread(SharedData, self._sources)
-        self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+        try:
+            self._data = await asyncio.to_thread(SharedData, self._sources)
+            self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+        except OSError as error:
+            raise DatasetError(f"the datasets cannot be shared with the processes of sessions: {error.strerror}") from error
         self._spawn(self._watch(), "watch over workers")
         return self
 
@@ -226,7 +238,7 @@ class Workers:
         if 0 < running.until < now - self._settings.kill_grace_s:
             log.warning("worker %d is ended: it overran its limit of time", worker.number)
             worker.kill(worker.user.overran(running))
-        elif worker.resident_bytes() > self._settings.max_process_bytes + SLACK_BYTES:
+        elif worker.taken_bytes() > self._settings.max_process_bytes + SLACK_BYTES:
             log.warning("worker %d is ended: it takes more memory than it may", worker.number)
             worker.kill(worker.user.overate(running))
 
@@ -254,11 +266,13 @@ class Nursery:
     ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
+        self._ready = False
         self._loop = asyncio.get_running_loop()
         self._control, theirs = pipe()
         self._control.settimeout(CONTROL_S)
         try:
             self._process = subprocess.Popen(
+                # -P: no module comes from the working folder.
                 [sys.executable, "-P", "-m", "grid.node.nursery", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -272,9 +286,15 @@ class Nursery:
         finally:
             theirs.close()
         self._loop.add_reader(self._control.fileno(), self._readable)
-        for fd, size in zip(data.files, data.sizes, strict=True):
-            self.say(Share(size=size), fd)
-        self.say(Prepare(sources=data.sources, settings=_as_json(settings)))
+        for first in range(0, len(data.files), MAX_FILES):
+            some = slice(first, first + MAX_FILES)
+            self.say(Share(sizes=tuple(data.sizes[some])), *data.files[some])
+        household = b"".join(encode(Household(sources=data.sources, settings=_as_json(settings)), table=TABLE))
+        file = TensorFile.of(torch.frombuffer(bytearray(household), dtype=torch.uint8))
+        try:
+            self.say(Prepare(size=len(household)), file.fd)
+        finally:
+            file.close()
 
     def say(self, message: Message, *files: int) -> None:
         """Send a message. Raises `OSError` once the nursery is gone."""
@@ -290,12 +310,16 @@ class Nursery:
             self._on_lost()
             return
         frame, files = received
-        self._on_message(decode(frame, TABLE).message, files)
+        message = decode(frame, TABLE).message
+        self._ready = self._ready or isinstance(message, Ready)
+        self._on_message(message, files)
 
     async def close(self) -> None:
         """End it, and with it all that it forked."""
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+        if not self._ready:  # it has no workers, and would import to the end before it looks
+            self._process.kill()
         try:
             await asyncio.to_thread(self._process.wait, ENDING_S)
         except subprocess.TimeoutExpired:

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgpack
 
@@ -46,6 +46,9 @@ from grid.settings import SessionLimits
 from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
 
 CHANNEL_VERSION = 1
+RESUMABLE_VERSION = 2
+"""The version that the initiator names: 2 where both sides can go on over another connection (`resumable`)."""
+
 MAGIC = b"grid channel"
 MAX_OPENING_BYTES = 256
 
@@ -101,11 +104,14 @@ class _Side:
 
     async def receive(self, longest: int = MAX_MESSAGE_BYTES) -> bytes:
         """The next handshake frame, without its first byte."""
-        frame = await self.receive_frame()
+        return self.unwrapped(await self.receive_frame(), longest)
+
+    def unwrapped(self, frame: Buffer, longest: int) -> bytes:
+        """What a handshake frame holds after its first byte."""
         if not 1 <= len(frame) <= 1 + longest:
             raise WireError(f"a handshake frame has 1 to {1 + longest} bytes, this one {len(frame)}")
         if frame[0] == REFUSAL:
-            reason = _printable(bytes(frame[1:]).decode("utf-8", "replace"))
+            reason = printable(bytes(frame[1:]).decode("utf-8", "replace"))
             raise AuthenticationFailed(f"the far end, or somebody between us, refused the channel: {reason}")
         if frame[0] != HANDSHAKE:
             raise WireError("a handshake frame of unknown kind")
@@ -152,11 +158,24 @@ class _Side:
         return card
 
 
+Wrap = Callable[[Transport, bytes], Transport]
+"""What carries a channel once it is open, made of what carried its handshake and a secret that only the two sides have."""
+
+
 async def open_channel(
-    transport: Transport, *, me: LocalIdentity, trust: Trust, expect: Expected, grid: GridId, limits: SessionLimits, clock: Clock
+    transport: Transport,
+    *,
+    me: LocalIdentity,
+    trust: Trust,
+    expect: Expected,
+    grid: GridId,
+    limits: SessionLimits,
+    clock: Clock,
+    wrap: Wrap | None = None,
 ) -> SecureChannel:
     """Open a channel as initiator to the peer `expect`, which must say an id. The channel owns the transport from then on.
 
+    With `wrap` the channel is a resumable one. It is called when the far end has accepted.
     Raises AuthenticationFailed (ClockSkew) or WireError if the far end is not that peer or somebody interferes,
     NodeUnavailable if the connection ends, DeadlineExceeded after `handshake_s`; the transport is closed then.
     """
@@ -165,7 +184,8 @@ async def open_channel(
     side = _Side(transport, me, trust, grid, clock)
     async with _handshake_of(side, limits):
         me.card_for(clock)  # without a card that counts, there is no point in troubling anybody
-        prologue = Prologue(CHANNEL_VERSION, grid, me.id, expect.id).encode()
+        version = CHANNEL_VERSION if wrap is None else RESUMABLE_VERSION
+        prologue = Prologue(version, grid, me.id, expect.id).encode()
         handshake = Handshake(initiator=True, static=me.noise, prologue=prologue)
         await side.send(bytes([len(prologue)]), prologue, handshake.write())
         payload = _read(handshake, await side.receive(), expect.name or expect.id)
@@ -173,7 +193,9 @@ async def open_channel(
         await side.send(handshake.write(side.credentials()))
         sending, receiving = handshake.split()
         _believe(_open_frame(receiving, await side.receive_frame(), card), card)
-        return SecureChannel(transport, card, trust, clock, sending, receiving, session_of(handshake.hash))
+        carrier = transport if wrap is None else wrap(transport, handshake.export())
+        session = session_of(handshake.hash)
+        return SecureChannel(carrier, card, trust, clock, sending, receiving, session, resumable=wrap is not None)
 
 
 async def accept_channel(
@@ -185,16 +207,20 @@ async def accept_channel(
     limits: SessionLimits,
     clock: Clock,
     roles: Sequence[str] = (CLIENT, NODE),
+    first: Buffer | None = None,
+    wrap: Wrap | None = None,
 ) -> SecureChannel:
     """Answer a channel as responder to any believed peer of one of `roles`; `peer` of the result says who it is.
 
+    `first` is the first frame where it has been received already. `wrap` is called where the initiator wants a resumable
+    channel; without it that is refused.
     Raises as `open_channel`; the transport is closed then.
     """
     side = _Side(transport, me, trust, grid, clock)
     async with _handshake_of(side, limits):
-        prologue, first = await _opening(side)
+        prologue, message = await _opening(side, first, resumable=wrap is not None)
         handshake = Handshake(initiator=False, static=me.noise, prologue=prologue.encode())
-        handshake.read(first)
+        handshake.read(message)
         await side.send(handshake.write(side.credentials()))
         payload = _read(handshake, await side.receive(), prologue.initiator)
         side.sending, receiving = handshake.split()
@@ -202,15 +228,19 @@ async def accept_channel(
         if card.role not in roles:
             raise AuthenticationFailed(f"{card} may not open a channel here: only a {' or '.join(roles)} may")
         await side.answer(None)
-        return SecureChannel(transport, card, trust, clock, side.sending, receiving, session_of(handshake.hash))
+        resumable = wrap is not None and prologue.version == RESUMABLE_VERSION
+        carrier = wrap(transport, handshake.export()) if resumable and wrap is not None else transport
+        session = session_of(handshake.hash)
+        return SecureChannel(carrier, card, trust, clock, side.sending, receiving, session, resumable=resumable)
 
 
-async def _opening(side: _Side) -> tuple[Prologue, bytes]:
-    frame = await side.receive(MAX_OPENING_BYTES)
+async def _opening(side: _Side, first: Buffer | None, *, resumable: bool) -> tuple[Prologue, bytes]:
+    frame = await side.receive(MAX_OPENING_BYTES) if first is None else side.unwrapped(first, MAX_OPENING_BYTES)
     size = frame[0] if frame else 0
     prologue, first = Prologue.decode(frame[1 : 1 + size]), frame[1 + size :]
-    if prologue.version != CHANNEL_VERSION:
-        raise WireError(f"the far end opens a channel of version {prologue.version}; here runs version {CHANNEL_VERSION}")
+    if prologue.version != CHANNEL_VERSION and not (resumable and prologue.version == RESUMABLE_VERSION):
+        newest = RESUMABLE_VERSION if resumable else CHANNEL_VERSION
+        raise WireError(f"the far end opens a channel of version {prologue.version}; here runs version {newest}")
     if prologue.grid != side.grid:
         raise AuthenticationFailed(f"the far end belongs to the grid {prologue.grid}, this peer to {side.grid}")
     if prologue.responder != side.me.id:
@@ -238,7 +268,7 @@ def _open_frame(receiving: CipherState, frame: Buffer, peer: Card) -> bytearray:
         ) from error
 
 
-def _printable(reason: str) -> str:
+def printable(reason: str) -> str:
     """A far end's words, fit for a terminal and a log."""
     return "".join(letter for letter in reason[:MAX_REASON_LETTERS] if letter.isprintable())
 
@@ -250,7 +280,7 @@ def _believe(answer: bytearray, peer: Card) -> None:
         raise WireError(f"the answer of {peer} to the handshake makes no sense")
     code, message = parts
     if code:
-        raise from_wire(code, f"{peer} refused us: {_printable(message)}", {})
+        raise from_wire(code, f"{peer} refused us: {printable(message)}", {})
 
 
 @contextlib.asynccontextmanager
@@ -315,9 +345,12 @@ class SecureChannel(Transport):
         sending: CipherState,
         receiving: CipherState,
         session: str = "",
+        *,
+        resumable: bool = False,
     ) -> None:
         self.peer = peer
         self.session = session
+        self.resumable = resumable
         self.max_payload = MAX_PAYLOAD_BYTES
         self._transport = transport
         self._trust = trust

@@ -5,6 +5,8 @@ How much memory an operation takes follows from shapes, which are public, so who
 
 from __future__ import annotations
 
+import errno
+
 from grid.errors import QuotaExceeded
 
 _WORDS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc", "could not create a memory object")
@@ -13,7 +15,7 @@ _WORDS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc", "could
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether this is an allocation that was refused."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 

@@ -78,13 +78,15 @@ BLOCKS_AND_POSITIONS = Reason(
 class Order:
     """Distinct rows of one dataset in one sequence. In one space, equal orders of one choice are one object.
 
-    `parents` are the orders that it was selected from, as far as anything still uses them. The sequence of all rows is
+    `parents` are the orders that it was selected from, as far as anything still uses them; `cells`, once somebody has asked,
+    are its rows as one class. The sequence of all rows is
     `Choice.WHOLE`, however it came about, but never equal to one of blocks.
     """
 
-    __slots__ = ("__weakref__", "choice", "dataset", "index", "parents", "space")
+    __slots__ = ("__weakref__", "cells", "choice", "dataset", "index", "parents", "space")
 
     def __init__(self, space: Space, dataset: str, index: Ids, choice: Choice) -> None:
+        self.cells: Cells | None = None
         self.space = space
         self.dataset = dataset
         self.index = index
@@ -300,9 +302,11 @@ class Space:
 
     def cells_of(self, order: Order) -> Cells:
         """One class: the rows of the order. The others are not involved."""
-        ids = np.zeros(self.rows[order.dataset], np.int32)
-        ids[order.index] = 1
-        return self.cells(order.dataset, ids, order.choice)
+        if order.cells is None:
+            ids = np.zeros(self.rows[order.dataset], np.int32)
+            ids[order.index] = 1
+            order.cells = self.cells(order.dataset, ids, order.choice)
+        return order.cells
 
     def refine(self, a: Cells, b: Cells) -> Cells:
         """The coarsest partition that keeps apart what either keeps apart: the join of the lattice."""

@@ -24,12 +24,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
-from websockets.frames import apply_mask  # type: ignore[attr-defined]  # in C where the library was built with it
 from websockets.http11 import Request, Response
-from websockets.protocol import CLIENT, State
+from websockets.protocol import CLIENT, SERVER, State
 
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
 from grid.transport.base import DIRECT_BYTES, MAX_FRAME_BYTES, Buffer, Transport
+from grid.transport.reading import Reader, apply_mask
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,101 @@ MAX_REASON = 100
 """Characters of a close reason; the protocol has room for 123 bytes."""
 
 
+class _Messages(Connection):
+    """The library's connection, whose data frames go to a `Reader` of ours; the rest of the protocol stays its own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reader = Reader(masked=self.protocol.side is SERVER, max_bytes=MAX_FRAME_BYTES)
+        self._head = bytearray()
+        self._has_head = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._lost = self._stopped = self._dropping = False
+
+    def data_received(self, data: bytes) -> None:
+        if not self._has_head:
+            data = self._after_head(data)
+        elif self.protocol.state is State.CONNECTING:  # a client that does not wait for the answer to its upgrade
+            self.transport.abort()
+            return
+        if not data:
+            return
+        for other in self._reader.feed(data):
+            super().data_received(other)
+        if self._reader.messages:
+            self._arrived()
+
+    def _after_head(self, data: bytes) -> bytes:
+        """Give the library what belongs to the handshake, and the caller what came after it."""
+        known = len(self._head)
+        self._head += data
+        end = self._head.find(b"\r\n\r\n", max(0, known - 3))
+        if end < 0 or (self.protocol.side is CLIENT and self._head[9:12] != b"101"):
+            super().data_received(data)
+            return b""
+        self._head, self._has_head = bytearray(), True
+        super().data_received(data[: end + 4 - known])
+        return data[end + 4 - known :]
+
+    def _arrived(self) -> None:
+        messages = self._reader.messages
+        if self._dropping:
+            messages.clear()
+        elif len(messages) > QUEUED_FRAMES[0] and not self._stopped:
+            self._stopped = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost = True
+        self._wake()
+
+    async def message(self) -> Buffer | None:
+        """The next message, None for one of text. Raises `NodeUnavailable` after the last one."""
+        messages = self._reader.messages
+        while not messages:
+            if self._lost:
+                raise _gone(self.protocol.close_exc)
+            if self._waiter is not None:
+                raise LocalProtocolError("two tasks receive from one transport at once")
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._stopped and len(messages) <= QUEUED_FRAMES[1] + 1:
+            self._go_on()
+        return messages.popleft()
+
+    def drop_messages(self) -> None:
+        """Keep reading, for the end of the connection, and drop what comes."""
+        self._dropping = True
+        if self._stopped:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._stopped = False
+        if not self._lost:
+            self.transport.resume_reading()
+
+
+class _Dialed(_Messages, ClientConnection):
+    """The dialing end."""
+
+
+class _Accepted(_Messages, ServerConnection):
+    """The listening end."""
+
+
 class WebSocketTransport(Transport):
     """One end of an open WebSocket connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: _Dialed | _Accepted) -> None:
         self._connection = connection
         self._network = connection.transport
         self._masks = connection.protocol.side is CLIENT
@@ -93,16 +184,14 @@ class WebSocketTransport(Transport):
             self._network.writelines([frame_head(len(frame)), frame])
 
     async def receive(self) -> Buffer:
-        try:
-            frame = await self._connection.recv()
-        except ConnectionClosed as error:
-            raise _gone(error) from None
-        if isinstance(frame, str):
+        frame = await self._connection.message()
+        if frame is None:
             await self.close("only binary messages make sense here")
             raise WireError("a text message came over a connection that carries binary frames")
         return frame
 
     async def close(self, reason: str = "") -> None:
+        self._connection.drop_messages()
         with contextlib.suppress(TimeoutError):  # then it is cut, below
             async with asyncio.timeout(CLOSE_S):
                 await self._connection.close(reason=reason.encode()[:MAX_REASON].decode(errors="ignore"))
@@ -165,11 +254,11 @@ async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: flo
     shown = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
     options: dict[str, Any] = {} if ssl is None or place.scheme == "ws" else {"ssl": ssl}
     try:
-        connection: ClientConnection = await _Dialing(
+        connection = await _Dialing(
             url,
+            create_connection=_Dialed,
             compression=None,
             max_size=MAX_FRAME_BYTES,
-            max_queue=QUEUED_FRAMES,
             write_limit=WRITE_BUFFER_BYTES,
             ping_interval=None,
             open_timeout=open_s,
@@ -189,6 +278,7 @@ async def dial_websocket(url: str, *, ssl: SSLContext | None = None, open_s: flo
         ) from None
     except (OSError, TimeoutError, WebSocketException) as error:
         raise NodeUnavailable(f"cannot connect to {shown}: {str(error) or type(error).__name__}") from None
+    assert isinstance(connection, _Dialed)
     return WebSocketTransport(connection)
 
 
@@ -216,6 +306,7 @@ async def serve_websocket(
 
     async def run(connection: ServerConnection) -> None:
         nonlocal count
+        assert isinstance(connection, _Accepted)
         transport = WebSocketTransport(connection)
         count += 1
         try:
@@ -235,12 +326,12 @@ async def serve_websocket(
         run,
         host,
         port,
+        create_connection=_Accepted,
         ssl=ssl,
         origins=[None],
         process_request=admit,
         compression=None,
         max_size=MAX_FRAME_BYTES,
-        max_queue=QUEUED_FRAMES,
         write_limit=WRITE_BUFFER_BYTES,
         ping_interval=None,
         open_timeout=OPEN_S,

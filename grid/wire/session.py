@@ -250,7 +250,7 @@ class Session:
             if whole is None:
                 self._give_credit()
                 return []
-            if codec.PREFIX.unpack_from(whole)[0] == CHUNK:
+            if whole[:4] == _CHUNK_KIND:
                 raise WireError("a chunk inside of chunks")
             return self._message(whole, now)
         return self._message(frame, now)

@@ -485,6 +485,14 @@ async def test_a_node_process_that_is_killed_or_hangs_shows_within_three_seconds
         assert person.problems == []
 
 
+async def run_python(code: str) -> list[str]:
+    """What a program prints, in words without the table's head."""
+    ran = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    printed, _ = await ran.communicate()
+    assert ran.returncode == 0
+    return printed.decode().partition("\n")[2].split()
+
+
 GATEWAY = ("gateway", "--dev", "--session-patience-s", "2")
 
 
@@ -504,6 +512,7 @@ target = "ill"
 
 [policy]
 release = "aggregate"
+plans = "any"
 
 [columns.age]
 min = 0
@@ -531,6 +540,10 @@ async def test_a_page_lives_on_after_the_gateway_was_killed_and_started_again(tm
         await page.get_by_role("link", name="patients").click()
         await expect(page.locator("#page")).to_contain_text("Patients of site A")
         await expect(page.locator("#page")).to_contain_text("0 to 110")
+        shown = await page.locator(".mock tbody tr").first.locator("td").all_inner_texts()
+        printed = await run_python(await page.locator("pre code").inner_text())
+        assert [f"{float(shown[0]):.1f}", shown[1]] == [f"{float(printed[1]):.1f}", printed[2]]
+        assert "tensor([" in printed[-1]  # A result left the node, as the policy says.
         await person.open(f"{root}nodes")
         await expect(page.locator(person.state_of("alice"))).to_have_text("online")
         loads = person.loads

@@ -32,6 +32,7 @@ SLOWEST_S = 60.0
 """No piece of work may take longer, whatever goes wrong: calls have deadlines of 15 s."""
 
 SETTLED_S = 120.0
+STOP_S = 30.0
 REPOSITORY = Path(__file__).parent.parent.parent
 
 
@@ -237,7 +238,7 @@ def free_port() -> int:
 
 def chaos(folder: Path, *, seed: int, seconds: float, pace_s: float) -> Report:
     """One run. What must not be is in `problems` of the report."""
-    with processes(folder) as running:
+    with processes(folder, stop_s=STOP_S) as running:
         run = Chaos(running, folder, seed)
         try:
             run.start_all()

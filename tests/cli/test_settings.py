@@ -20,6 +20,11 @@ def test_each_source_wins_over_the_one_before() -> None:
     assert (made.port, made.max_connections, made.session.heartbeat_s) == (3, 1, 0.5)
 
 
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    made = load(GatewaySettings, toml={"port": 1}, env={"GRID_PORT": "", "GRID_TLS_CERT": "", "GRID_DEV": ""})
+    assert (made.port, made.tls_cert, made.dev) == (1, None, False)
+
+
 def test_every_kind_of_value_is_read_from_text(tmp_path: Path) -> None:
     env = {"GRID_DEV": "yes", "GRID_STATE": str(tmp_path), "GRID_ALLOWED_HOSTS": "a.example, b.example,"}
     made = load(GatewaySettings, env=env | {"GRID_SESSION_PATIENCE_S": "7"})

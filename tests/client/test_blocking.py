@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from grid.client import blocking
 from grid.client.blocking import Client, LoopThread, background
 from grid.errors import InvalidRequest, NodeUnavailable, NotFound
 from grid.plans.trace import trace
@@ -113,18 +113,20 @@ def test_a_forked_child_gets_an_error_instead_of_hanging(g: Client) -> None:
     assert (x + 1).get().tolist() == [2, 2]
 
 
-def test_ctrl_c_leaves_a_get_and_the_client_usable(g: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = g.nodes["alice"].send(torch.ones(2))
-    started = blocking._Call.start
+def test_ctrl_c_leaves_a_wait_ends_its_work_and_the_client_stays_usable(g: Client) -> None:
+    x, cancelled, program = g.nodes["alice"].send(torch.ones(2)), threading.Event(), threading.get_ident()
 
-    def interrupted(call: blocking._Call) -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        started(call)
+    async def work() -> None:
+        signal.pthread_kill(program, signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
-    with monkeypatch.context() as patched:
-        patched.setattr(blocking._Call, "start", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            x.get()
+    with pytest.raises(KeyboardInterrupt):
+        background().run(work())
+    assert cancelled.wait(10)
     assert x.get().tolist() == [1, 1]
 
 
@@ -175,6 +177,7 @@ def test_a_node_that_comes_back_has_a_new_session(g: Client, local: LocalGrid) -
 
 def test_search_needs_every_tag(g: Client) -> None:
     assert len(g.search()) == 1 and g.search("#train", "#other") == []
+    assert len(g.search(text="ALICE pat")) == 1 and g.search("#train", text="nothing such") == []
     with pytest.raises(InvalidRequest, match="tags"):
         g.search(["#train"])  # type: ignore[arg-type]
 

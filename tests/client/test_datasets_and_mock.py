@@ -90,6 +90,10 @@ def test_parts_are_opened_with_the_shape_and_dtype_of_the_card(owner: Owner) -> 
         ("patients", "column", (105,), "f4", "age", ()),
         ("patients", "column", (105,), "i8", "housing", ()),
     ]
+    weight = ColumnCard(name="weight", kind="number", role="other", minimum=1.0, maximum=2.0)
+    beside = Dataset(owner, card(columns=(*COLUMNS, weight)))  # such as an array of one number a row beside images
+    assert beside["weight"].dtype == torch.float32
+    assert beside.mock["weight"].between(1, 2).all() and beside.mock.features.shape == (105, 5)
     with pytest.raises(NotFound, match="'age', 'housing'"):
         ds["agee"]
     with pytest.raises(NotFound, match="text"):
@@ -188,6 +192,8 @@ def test_mock_data_of_other_forms() -> None:
     assert mock.targets is not None and set(mock.targets.tolist()) == set(range(10))
     plain: dict[str, Any] = dict(columns=(), feature_names=(), feature_shape=(4,), feature_dtype="i8")
     tokens = make_mock(card(**plain, target_dtype="f4", classes=0), 20)
+    pixels = make_mock(card(**{**plain, "feature_dtype": "u1", "feature_shape": (1, 8, 8)}), 20)
+    assert pixels.features.dtype is torch.uint8 and pixels.features.float().std() > 50
     assert tokens.features.dtype is torch.int64 and tokens.targets is not None and tokens.targets.dtype is torch.float32
     assert make_mock(card(target_dtype=""), 5).targets is None
     with pytest.raises(InvalidRequest, match="none of its columns"):

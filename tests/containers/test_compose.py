@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from container_stack import OWNERS, ROOT, Stack, missing, podman, stack
@@ -48,6 +49,12 @@ def learn(client: grid.Client) -> float:
     *_, last = train(total, fresh_model(total), sum(one.rows for one in rows), STEPS)
     assert last.loss < 0.5
     return accuracy(node_total(test), last.model, sum(one.rows for one in test))
+
+
+def rows_of(client: grid.Client, owner: str) -> Any:
+    """An owner's training set."""
+    (found,) = (one for one in client.search("#breast-cancer", "#train") if one.node.name == owner)
+    return found
 
 
 def learn_pooled() -> float:
@@ -97,7 +104,8 @@ def test_a_dev_grid_trains_survives_a_kill_and_keeps_its_state(running: Stack) -
     with grid.connect(url) as client:
         assert abs(learn(client) - learn_pooled()) <= 0.01
         with pytest.raises(grid.ReleaseDenied):
-            client.search("#train")[0].features.get()
+            rows_of(client, "alice").features.get()
+        assert rows_of(client, "alice").features[:50].sum(0).get().shape == (30,)
 
     pid = running.state("bob")["Pid"]
     running.kill("bob")
@@ -119,14 +127,15 @@ def test_a_dev_grid_trains_survives_a_kill_and_keeps_its_state(running: Stack) -
     assert {name: running.ledger(f"{name}-state") for name in OWNERS} == ledgers
     with grid.connect(url) as client:
         assert {name: client.nodes[name].id for name in OWNERS} == {name: identities[name] for name in OWNERS}
-        (rows,) = (one for one in client.search("#train") if one.node.name == "alice")
-        features, _ = next(iter(rows.batches(32)))
-        with pytest.raises(grid.ReleaseDenied):  # it has released sums of all rows, and still knows that
+        features, _ = next(iter(rows_of(client, "alice").batches(32)))
+        with pytest.raises(grid.ReleaseDenied):  # it has released rows chosen by position, and still knows that
             features.sum(0).get()
         learn(client)
     for service in OWNERS:
-        lines = [line for line in running.logs(service).splitlines() if line.startswith("{")]
-        assert lines and all(json.loads(line)["message"] for line in lines)
+        lines = [json.loads(line) for line in running.logs(service).splitlines()]
+        assert any(line.get("event") == "ready" for line in lines)
+    looked = json.loads(podman("exec", running.container("alice"), "grid", "doctor", "node", "alice", "--json"))
+    assert {one["check"] for one in looked if one["verdict"] == "wrong"} == set(), looked
 
 
 def test_an_enrolled_grid_runs_on_secret_files_alone(running: Stack, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A client in a network namespace, which does what it is told: a line on standard input is a piece of work, answered by JSON.
 
-    python -m tests.faults.driver URL PATIENCE_S
+    python -m tests.faults.driver URL PATIENCE_S LEASE_S
 
 "work" sends a few numbers and reads them back; "large" does so with 40 MB; "search" looks for datasets; "nodes" lists them.
 The answer is {"outcome": "right" or an error's code, "message", "s"}.
@@ -36,9 +36,9 @@ def do(client: Client, work: str) -> Any:
 
 
 def main() -> None:
-    url, patience_s = sys.argv[1], float(sys.argv[2])
-    session = SessionLimits(patience_s=patience_s, heartbeat_s=patience_s / 6)
-    settings = ClientSettings(timeout_s=TIMEOUT_S, direct=False, reconnect_s=2.0, session=session)
+    url, patience_s, lease_s = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+    session = SessionLimits(patience_s=patience_s, heartbeat_s=patience_s / 6, lease_s=lease_s)
+    settings = ClientSettings(timeout_s=TIMEOUT_S, direct=False, reconnect_s=lease_s, session=session)
     with grid.connect(url, remote_dev=True, settings=settings) as client:
         print("ready", flush=True)
         for line in sys.stdin:

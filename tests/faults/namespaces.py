@@ -24,8 +24,13 @@ from tests.faults.wire import NETWORK
 REPOSITORY = Path(__file__).parent.parent.parent
 PLACES = {"gateway": 1, "alice": 2, "ann": 3, "ben": 4}
 PATIENCE_S = 3.0
+LEASE_S = 3.0
 HEALED_S = 30.0
-LIMITS = ("--session-patience-s", str(PATIENCE_S), "--session-heartbeat-s", str(PATIENCE_S / 6))
+LIMITS = [
+    *("--session-patience-s", str(PATIENCE_S)),
+    *("--session-heartbeat-s", str(PATIENCE_S / 6)),
+    *("--session-lease-s", str(LEASE_S)),
+]
 
 _numbers = itertools.count(1)
 
@@ -141,7 +146,7 @@ def rig(folder: Path) -> Iterator[Rig]:
         running.ready("alice")
         clients = {}
         for name in ("ann", "ben"):
-            command = [*inside(name), sys.executable, "-m", "tests.faults.driver", f"ws://{address}", str(PATIENCE_S)]
-            clients[name] = Child(command, folder / f"{name}.log")
+            program = [sys.executable, "-m", "tests.faults.driver", f"ws://{address}", str(PATIENCE_S), str(LEASE_S)]
+            clients[name] = Child([*inside(name), *program], folder / f"{name}.log")
             stack.callback(clients[name].end)
         yield Rig(running, wire, clients)

@@ -6,16 +6,17 @@ In each: the others work on, errors are clear and come in time, and everything r
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.namespaces import PATIENCE_S, Rig, missing, rig
+from tests.faults.namespaces import LEASE_S, PATIENCE_S, Rig, missing, rig
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
-IN_TIME_S = PATIENCE_S + 4.0
-"""Silence is noticed after `patience_s`; the call that runs into it may have waited for a lost gateway before (2 s)."""
+IN_TIME_S = PATIENCE_S + LEASE_S + 4.0
+"""Silence is noticed after `patience_s`, and then the connection has `lease_s` to come back; the rest is for a busy machine."""
 
 LOST = {"unavailable", "deadline"}
 
@@ -88,6 +89,17 @@ def test_a_client_that_is_cut_in_the_middle_of_a_large_value_gets_an_error_and_g
     assert answer["outcome"] in LOST and answer["s"] < IN_TIME_S, answer
     grid.fault()
     grid.until_right("ann")
+
+
+def test_work_in_the_middle_of_a_cut_goes_on_when_that_is_healed_within_the_lease(grid: Rig) -> None:
+    grid.begin("ann", "large")
+    grid.both_ways("ann", "gateway", loss=1.0)
+    began = time.monotonic()
+    while time.monotonic() < began + PATIENCE_S + 0.5:  # by then both ends have given the connection up
+        assert grid.do("ben")["outcome"] == "right"
+    assert grid.fault() > 0
+    answer = grid.end("ann")
+    assert answer["outcome"] == "right" and answer["s"] > PATIENCE_S, answer
 
 
 def test_a_client_that_stops_reading_holds_up_nobody_else(grid: Rig) -> None:

@@ -94,8 +94,10 @@ class Mutator:
         return frame[:MAX_FRAME_BYTES]
 
     def of_header(self, rng: random.Random, frame: bytes) -> bytes:
-        """A frame with one value of its header replaced, or as it is where it has none."""
-        size = PREFIX.unpack_from(frame)[1]
+        """A frame with one value of its header replaced."""
+        kind, size = PREFIX.unpack_from(frame)
+        if kind != WHOLE:  # a piece of a longer message
+            return _flip(rng, frame, b"")
         header = msgpack.unpackb(frame[8 : 8 + size], ext_hook=msgpack.ExtType, strict_map_key=False)
         raw = frame[8 + size + (-size & 7) :]
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -167,7 +169,7 @@ def _prefix(rng: random.Random, frame: bytes, other: bytes) -> bytes:
 
 def _chunk(rng: random.Random, frame: bytes, other: bytes) -> bytes:
     """A piece of a message that says of itself what it likes."""
-    totals = (len(frame), len(frame) - 1, 0, 1 << 20, 1 << 29, 1 << 40, (1 << 64) - 1)
+    totals = (len(frame), max(0, len(frame) - 1), 0, 1 << 20, 1 << 29, 1 << 40, (1 << 64) - 1)
     total, offset = rng.choice(totals), rng.choice((0, 0, 0, 1, len(frame), 1 << 63))
     return CHUNK_PREFIX.pack(CHUNK, rng.choice((0, 0, 0, 1, 0xFFFFFFFF)), offset, total) + frame
 

@@ -165,6 +165,13 @@ class Place:
         self.other = str(local.node("bob").id)
         self._dataset: Any = None
 
+    async def warm_up(self) -> None:
+        """Have what lasts as long as the nodes do, such as their session with each other."""
+        await self.probe()
+        alice, bob = self._good.nodes["alice"], self._good.nodes["bob"]
+        moved = await alice.send(X).move(bob)
+        assert torch.equal(await moved.get(), X)
+
     async def probe(self) -> None:
         """Work of another client goes on as before."""
         async with asyncio.timeout(20):
@@ -206,7 +213,7 @@ async def pour_into_node(
 ) -> None:
     me = LocalIdentity.create(name="mallory", role=role, clock=CLOCK)
     async with place() as there:
-        await there.probe()
+        await there.warm_up()
         async with there.session(me) as session:  # what a first session keeps for good is there before anything is counted
             for message in setup:
                 assert await session.ask(message)

@@ -41,16 +41,18 @@ def test_it_finds_what_reading_everything_finds(
             there[one.id] = one
     nodes = sorted(there.values(), key=lambda one: (one.name, one.id))
     assert index.nodes() == nodes and len(index) == len(nodes)
-    listed = [(one, card) for one in nodes if one.online for card in one.datasets]
+    everything = [(one, card) for one in nodes for card in one.datasets]
+    listed = [(one, card) for one, card in everything if one.online]
     assert index.online == sum(one.online for one in nodes) and index.datasets == len(listed)
     words = words_of(" ".join(typed))
-    expected = [
-        (one, card)
-        for one, card in listed
-        if set(tags) <= set(card.tags)
-        and all(word in f"{card.name} {one.name} {' '.join(card.tags)} {card.description}".casefold() for word in words)
-    ]
-    assert [(one.entry, one.card) for one in index.find(tags, words)] == expected
+    for offline in (False, True):
+        expected = [
+            (one, card)
+            for one, card in (everything if offline else listed)
+            if set(tags) <= set(card.tags)
+            and all(word in f"{card.name} {one.name} {' '.join(card.tags)} {card.description}".casefold() for word in words)
+        ]
+        assert [(one.entry, one.card) for one in index.find(tags, words, offline=offline)] == expected
     counts = {tag: sum(tag in card.tags for _, card in listed) for tag in TAGS}
     assert dict(index.most_used_tags(9)) == {tag: count for tag, count in counts.items() if count}
 

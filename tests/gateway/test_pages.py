@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import html
 import re
@@ -206,6 +207,7 @@ def test_policies_are_told_in_words(release: str, plans: str) -> None:
 
 def test_the_snippet_is_python_whatever_the_names_are() -> None:
     name = "it's \"q\" \\ \u2028 é"
-    code = snippet(dataclasses.replace(make_dataset(), name=name), "alice", "ws://h:1", dev=False)
-    compiled = compile(code, "snippet", "exec")
-    assert name in [constant for constant in compiled.co_consts if isinstance(constant, str)] and 'token="TOKEN"' in code
+    for listed in (True, False):
+        code = snippet(dataclasses.replace(make_dataset(), name=name), "alice", "ws://h:1", dev=False, listed=listed)
+        literals = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert name in literals and "TOKEN" in literals and ("g.search" in code) == (not listed)

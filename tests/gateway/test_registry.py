@@ -129,6 +129,7 @@ def test_search_needs_every_tag_in_one_dataset() -> None:
     assert found(registry, "#a", "#none") == []
     assert found(registry) == ["alice/p", "alice/q", "bob/x", "bob/y"]
     assert found(registry, "#a", offset=1, limit=1) == ["bob/x"]
+    assert [one.dataset.name for one in registry.search(("#a",), words=("bob",))[0]] == ["x", "y"]
     assert registry.search(("#a",), 1, 1)[1] == 3
     assert registry.index.most_used_tags(9) == [("#a", 3), ("#b", 2)]
 
@@ -230,6 +231,8 @@ def test_replies_fit_a_message_whatever_nodes_announce() -> None:
         announce(registry, f"id-{number:02}", *huge)
     cards = registry.cards()
     assert len(cards) == 12 and cards[0].datasets and not cards[-1].datasets
+    assert {card.dataset_count for card in cards} == {24}
+    assert [registry.lists_datasets_of(entry) for entry in registry.nodes()] == [bool(card.datasets) for card in cards]
     encode(NodeList(nodes=cards))
     seen: list[str] = []
     while True:
@@ -269,3 +272,24 @@ def test_a_forgotten_peer_is_gone_from_every_index() -> None:
 
 def test_one_dataset_always_fits_a_page() -> None:
     assert MAX_DESCRIBED < rules.MAX_REPLY
+
+
+def test_too_many_offline_nodes_and_too_much_of_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_OFFLINE_BYTES", 600)
+    registry = Registry(max_offline=2)
+    for number in range(4):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset(f"d{number}", description="x" * 300))
+        registry.leave(ConnectionId(number), PeerId(f"id-{number}"), float(number))
+    assert [(entry.name, len(entry.datasets)) for entry in registry.nodes()] == [("node2", 0), ("node3", 1)]
+    assert [one.dataset.name for one in registry.search((), offline=True)[0]] == ["d3"]
+
+
+def test_what_nodes_say_alike_is_kept_once() -> None:
+    registry = Registry()
+    for number in range(2):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset("".join(["pat", "ients"]), tags=("".join(["#de", "mo"]),)))
+    (first,), (second,) = (entry.datasets for entry in registry.nodes())
+    assert first == second == make_dataset("patients")
+    assert first.tags[0] is second.tags[0] and first.columns[0].name is second.columns[0].name

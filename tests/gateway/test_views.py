@@ -100,7 +100,7 @@ def test_charts_stay_in_their_box_and_end_now(values: list[float]) -> None:
 
 
 def test_axes_end_at_round_numbers() -> None:
-    assert [round_count(value) for value in (0, 1, 2, 2.1, 4.1, 11, 40, 41)] == [2, 2, 2, 4, 10, 20, 40, 100]
+    assert [round_count(value) for value in (0, 1, 2, 2.1, 4.1, 11, 40, 41, 81)] == [2, 2, 2, 4, 6, 20, 40, 60, 100]
     assert round_bytes(3) == 1000 and round_bytes(1_500_000) == 2_000_000
 
 

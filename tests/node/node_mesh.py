@@ -52,7 +52,7 @@ from grid.wire.messages import (
 )
 
 CLOCK = SystemClock()
-LIMITS = SessionLimits(handshake_s=20.0, request_s=20.0)
+LIMITS = SessionLimits(handshake_s=20.0, request_s=60.0)
 
 aten = torch.ops.aten
 

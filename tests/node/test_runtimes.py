@@ -65,8 +65,8 @@ async def made(processes: bool) -> AsyncIterator[Mesh]:
 async def workers_have_ended(made: Mesh) -> AsyncIterator[None]:
     """A session's process ends soon after the session; a test ends after that."""
     yield
-    async with asyncio.timeout(20):
-        while any(len(node._workers or ()) for node in made.nodes.values()):
+    async with asyncio.timeout(60):
+        while any(len(node._workers or ()) for node in made.nodes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -167,7 +167,9 @@ async def test_blocks_are_the_same_rows_in_every_session(made: Mesh) -> None:
 
 async def test_a_dataset_that_is_not_there_or_not_as_expected_is_refused(raw: RawClient) -> None:
     message = OpenDataset(command=1, dataset="d", part="features", object=ObjectId(77), shape=(41, 3), dtype="f4")
-    for number, (change, error) in enumerate([({}, InvalidRequest), ({"dataset": "e"}, NotFound), ({"part": "rows"}, NotFound)], 1):
+    wrong: list[tuple[dict[str, str], type[GridError]]]
+    wrong = [({}, InvalidRequest), ({"dataset": "e"}, NotFound), ({"part": "rows"}, NotFound)]
+    for number, (change, error) in enumerate(wrong, 1):
         await raw.request(dataclasses.replace(message, command=number, **change))
         assert isinstance(raw.failures[number], error)
         with pytest.raises(error):

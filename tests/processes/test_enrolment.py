@@ -55,7 +55,9 @@ def test_members_enrol_work_and_are_put_out(processes: Processes, tmp_path: Path
     with grid.connect(url, home=home) as client:
         x = client.nodes["alice"].send(torch.ones(2))
         assert x.get().tolist() == [1.0, 1.0]
-        assert [one["name"] for one in run("ls", "--gateway", url, GRID_HOME=str(home))["list"]] == ["alice"]
+        (listed,) = run("ls", "--gateway", url, GRID_HOME=str(home))["list"]
+        assert (listed["name"], listed["dataset_count"]) == ("alice", 0)
+        assert run("datasets", "--search", "anything", "--gateway", url, GRID_HOME=str(home))["list"] == []
 
         with pytest.raises(grid.AuthenticationFailed):
             grid.connect(url, home=tmp_path / "stranger")

@@ -11,6 +11,7 @@ import torch
 import grid
 from grid.errors import DatasetError, InvalidRequest, NodeUnavailable, NotFound
 from grid.node.datasets import Dataset
+from grid.settings import NodeSettings
 from grid.testing import LocalGrid
 
 
@@ -96,3 +97,13 @@ def test_an_error_inside_ends_the_grid() -> None:
         raise KeyError("mine")
     with pytest.raises(NodeUnavailable):
         client.search()
+
+
+def test_values_in_the_middle_of_a_batch_of_commands_are_freed_as_it_runs() -> None:
+    """A batch has hundreds of commands, and their values would not fit all at once."""
+    with LocalGrid(nodes=1, node=NodeSettings(max_objects_per_client=8)) as local, local.client() as g:
+        x = next(iter(g.nodes.values())).send(torch.ones(3))
+        y = x
+        for _ in range(3000):
+            y = (y * 0.5) + x
+        assert torch.allclose(y.get(), torch.full((3,), 2.0))

@@ -313,6 +313,7 @@ def test_large_answers_are_not_kept() -> None:
         ("a chunk from the middle", frames.CHUNK_PREFIX.pack(2, 0, 5, 10) + b"x"),
         ("a chunk longer than its message", frames.CHUNK_PREFIX.pack(2, 0, 0, 1) + b"xx"),
         ("a message that is too long", frames.CHUNK_PREFIX.pack(2, 0, 0, (1 << 30) + 1) + b"x"),
+        ("chunks of a message that is shorter than a prefix", frames.CHUNK_PREFIX.pack(2, 0, 0, 6) + b"x" * 6),
         ("chunks that hold no message", frames.CHUNK_PREFIX.pack(2, 0, 0, 16) + b"x" * 16),
         ("chunks that hold a chunk", frames.CHUNK_PREFIX.pack(2, 0, 0, 25) + frames.CHUNK_PREFIX.pack(2, 0, 0, 1) + b"x"),
     ],

@@ -10,6 +10,7 @@ const RETRY_MS = 5000;
 const TYPING_MS = 200;
 
 const dirty = new Set();
+const sources = new Map(); // Id of a part -> the HTML that it came as.
 let stream = null;
 let seen = document.getElementById("top").dataset.cursor;
 let timer = null;
@@ -45,14 +46,18 @@ function replace(old, made) {
   copyButtons(made);
 }
 
+function selecting(part) {
+  const selection = getSelection();
+  return !selection.isCollapsed && part.contains(selection.anchorNode);
+}
+
 function take(html) {
   const made = new DOMParser().parseFromString(html, "text/html");
   for (const old of parts(document)) {
     const fresh = dirty.has(old.id) ? made.getElementById(old.id) : null;
-    if (fresh && fresh.outerHTML !== old.dataset.source) {
-      const source = fresh.outerHTML;
+    if (fresh && fresh.outerHTML !== sources.get(old.id) && !selecting(old)) {
+      sources.set(old.id, fresh.outerHTML);
       replace(old, fresh);
-      fresh.dataset.source = source;
     }
   }
   dirty.clear();
