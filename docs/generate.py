@@ -69,7 +69,6 @@ PAGES = {
 
 def main() -> None:
     for name, make in PAGES.items():
-        (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(make(), encoding="utf-8")
 
 

@@ -124,7 +124,7 @@ def test_the_cards_say_what_matters(g: Any) -> None:
         "dataset": ("patients", "dataset at alice", "40", "aggregates of 10 rows or more", "age", "feature", "number"),
         "features": ("(40, 2) float32", "remote tensor at alice", "patients.features", "dimension 0"),
         "module": ("0.weight", "(2, 4)", "1.running_mean"),
-        "plan": ("double", "aten.mul.Tensor"),
+        "plan": ("double", "x * 2"),
         "error": ("ReleaseDenied", "rows do not leave", "rule", ".sum(0)"),
         "mock": ("Made-up rows", "age"),
         "policy": ("min_rows", "10", "plans", "any"),

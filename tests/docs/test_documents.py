@@ -21,6 +21,7 @@ from grid.cli_support import EXIT_CODES
 from grid.errors import BY_CODE
 from grid.settings import TABLES, describe
 from grid.telemetry import METRICS
+from grid.tensors.ops import OPS
 from grid.wire import messages
 from grid.wire.messages import MESSAGES, Message
 
@@ -108,6 +109,11 @@ def test_every_metric_is_documented() -> None:
     for name, metric in METRICS.items():
         assert len(metric.text) > 10, name
         assert f"| `{name}` | {metric.kind} |" in page
+
+
+def test_every_operation_is_documented() -> None:
+    page = reference("ops")
+    assert [op.name for op in OPS.values() if f"`{op.base}`" not in page] == []
 
 
 def all_commands(group: click.Group, words: str) -> Iterator[tuple[str, click.Command]]:

@@ -51,7 +51,7 @@ def test_a_value_leaves_once_after_the_owners_word(tmp_path: Path) -> None:
             assert [listed[name] for name in ("id", "dataset", "value", "state")] == [request, "patients", "f4[2]", "waiting"]
             assert request in owner("requests", state=state).stdout
             page = owner("requests", request, state=state).stdout
-            assert "def oldest(" in page and "aten.max.dim" in page and value_plan(ds) in page
+            assert "def oldest(" in page and "max(x, dim=0)" in page and value_plan(ds) in page
             assert 'release = "aggregate" would refuse it' in page and "waiting" in page
             assert "59" not in page.replace(request, "").replace(value_plan(ds), "").replace(listed["client"], "")
 
