@@ -129,9 +129,9 @@ def _series(cells: Sequence[str], is_text: bool) -> pandas.Series:
     if is_text:
         return pandas.Series([cell.strip() or None for cell in cells], dtype=object)
     joined = "".join(cells)
-    if joined.isascii() and "_" not in joined:  # numpy would take digits of other scripts, and 1_000
+    if joined.isascii() and "_" not in joined:  # float would take digits of other scripts, and 1_000
         with contextlib.suppress(ValueError):
-            numbers = numpy.array(cells, dtype=numpy.float64)
+            numbers = numpy.fromiter(map(float, cells), dtype=numpy.float64, count=len(cells))
             if not numpy.isnan(numbers).any():
                 return pandas.Series(numbers)
     stripped = (cell.strip() for cell in cells)
