@@ -121,6 +121,13 @@ def _embedding_bag(
     return total / real.sum(1).clamp(min=1) if mode == "mean" else total
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Written by index, so that a class which is not there is an error, as it is for PyTorch."""
+    if num_classes < 1:
+        raise PlanRejected("one_hot without num_classes looks for the largest class; give it num_classes")
+    return torch.zeros(*tensor.shape, num_classes, dtype=torch.int64).scatter(-1, tensor.unsqueeze(-1), 1)
+
+
 def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Reflection and replication of the last dimension alone, as a picture one pixel high."""
     if mode in ("reflect", "replicate") and len(pad) == 2:
@@ -189,6 +196,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Tensor]] = {
     torch.pixel_unshuffle: _pixel_unshuffle,
     torch.channel_shuffle: _channel_shuffle,
     F.embedding_bag: _embedding_bag,
+    F.one_hot: _one_hot,
     F.pad: _pad,
     torch.linalg.cross: _cross,
     torch.bilinear: _bilinear,

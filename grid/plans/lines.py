@@ -55,8 +55,6 @@ def _advice(error: BaseException) -> str:
     frames = [(frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in walk_tb(error.__traceback__)]
     if any(f"{os.sep}torch{os.sep}optim{os.sep}" in name for name, _ in frames):
         return "; an optimizer of torch.optim keeps its state in itself: use grid.SGD, grid.Adam or grid.AdamW in a plan"
-    if any(function == "one_hot" for _, function in frames) or "one_hot" in str(error):
-        return "; one_hot needs num_classes"
     text = str(error)
     if "numpy" in text.lower() or "data_ptr" in text:
         return "; tensors have no values while a function is traced, so NumPy cannot see them: use PyTorch's functions"

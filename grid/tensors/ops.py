@@ -251,7 +251,11 @@ def infer(bound: Bound) -> list[Tensor]:
 
     Raises `InvalidRequest` where the arguments do not fit together; the text depends on shapes, dtypes and constants alone.
     """
-    return quick(bound, ask_torch) or ask_torch(bound)
+    try:
+        found = quick(bound, ask_torch)
+    except RuntimeError:  # sizes whose strides do not fit into 64 bits, say: torch tells in its own words
+        found = None
+    return found or ask_torch(bound)
 
 
 def ask_torch(bound: Bound) -> list[Tensor]:
