@@ -23,8 +23,8 @@ from tests.faults.wire import NETWORK
 
 REPOSITORY = Path(__file__).parent.parent.parent
 PLACES = {"gateway": 1, "alice": 2, "ann": 3, "ben": 4}
-PATIENCE_S = 3.0
-LEASE_S = 3.0
+PATIENCE_S = 2.0
+LEASE_S = 2.0
 HEALED_S = 30.0
 LIMITS = [
     *("--session-patience-s", str(PATIENCE_S)),
