@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid.node.sources import Source
 from torch import Tensor
 
 from grid.errors import WireError
+from grid.node.dataset_views import DatasetView
 from grid.node.sharing import SharedData, mapped_sources
 from grid.tensors.mapped import TensorFile, mapped_file
 
 
-def source(name: str = "d", rows: int = 40, **parts: Tensor) -> Source:
-    return Source(name, rows, 10, np.arange(rows, dtype=np.int32) // 10, parts)
+def source(name: str = "d", rows: int = 40, **parts: Tensor) -> DatasetView:
+    return DatasetView(name, rows, 10, np.arange(rows, dtype=np.int32) // 10, parts)
 
 
-def there(data: SharedData) -> dict[str, Source]:
+def there(data: SharedData) -> dict[str, DatasetView]:
     return dict(mapped_sources(data.sources, data.files, data.sizes))
 
 
