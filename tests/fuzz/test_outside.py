@@ -19,7 +19,7 @@ from grid.testing.crowd import crowd
 from grid.transport.memory import memory_pair
 from grid.wire.codec import decode
 from grid.wire.effects import Closed, Deliver, Opened
-from grid.wire.messages import MESSAGES
+from grid.wire.messages import MESSAGES, ListNodes
 from grid.wire.session import Session
 
 SEEDS = frames_of_every_type()
@@ -91,7 +91,7 @@ async def test_the_gateway_takes_strangers_frames_or_ends_their_connections(coun
     mutator = Mutator(SEEDS, seed + 1)
     async with crowd() as grid:
         member = await grid.peer("member")
-        await member.announce()
+        await member.request(ListNodes())
         async with Watch(f"strangers, {mutator}"):
             taken = number = 0
             while taken < count:
@@ -106,9 +106,9 @@ async def test_the_gateway_takes_strangers_frames_or_ends_their_connections(coun
                 number += 1
                 await served
                 if number % 50 == 0:
-                    await member.announce()
+                    await member.request(ListNodes())
             assert grid.gateway.unauthenticated == 0
-        await member.announce()
+        await member.request(ListNodes())
 
 
 @pytest.mark.fuzz("handshakes")
