@@ -1,7 +1,8 @@
 """The process that does one client's work: reads requests from a pipe, answers them in order, one at a time.
 
 It has the datasets in private mappings, and no keys, no sockets but the pipe, and no say in what leaves. Answers are gathered
-while more requests have been read already. A process never ends by itself but when the node is gone.
+while more requests have been read already, and written before anything that may take long. A process never ends by itself but
+when the node is gone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from grid.rpc.dispatch import public_error
 from grid.settings import NodeSettings
 from grid.transport.pipes import BlockingPipe
 from grid.wire.codec import decode, encode
-from grid.wire.messages import Buffer, CommandFailed, ErrorInfo, Failure, Message
+from grid.wire.messages import Buffer, CommandFailed, Commands, ErrorInfo, Failure, Message, RunPlan
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ class Worker:
             if frame is None:
                 self._flush()
                 frame = self._pipe.receive()
-            answer = self._answer(decode(frame, TO_WORKER).message)
+            message = decode(frame, TO_WORKER).message
+            if isinstance(message, Commands | RunPlan):  # it may take long, and nobody is to wait for that who asked before
+                self._flush()
+            answer = self._answer(message)
             if answer is DONE:
                 self._done += 1
             else:

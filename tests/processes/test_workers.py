@@ -16,7 +16,7 @@ from grid.demo_processes import processes as started_processes
 
 pytestmark = pytest.mark.process
 
-LIMITS = ["--max-command-s", "0.7", "--kill-grace-s", "0.3"]
+LIMITS = ["--max-command-s", "2", "--kill-grace-s", "1"]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_limit_is_told_with_the_users_line_and_work_goes_on_in_the_same_sessio
         (numbers,) = client.search("#numbers")
         assert numbers["x"].mean().get().item() == 19.5
 
-        wide = alice.send(torch.ones(1, 1)).expand(6000, 6000)
+        wide = alice.send(torch.ones(1, 1)).expand(9000, 9000)
         product = wide @ wide
         with pytest.raises(grid.QuotaExceeded, match=r"max_command_s.*connect again.*test_workers\.py"):
             product.get()
@@ -64,7 +64,7 @@ def test_no_process_outlives_the_node(processes: Processes, tmp_path: Path, numb
     with grid.connect(url) as client, grid.connect(url) as other:
         for one in (client, other):
             one.nodes["alice"].send(torch.ones(2)).get()
-        wide = other.nodes["alice"].send(torch.ones(1, 1)).expand(6000, 6000)
+        wide = other.nodes["alice"].send(torch.ones(1, 1)).expand(9000, 9000)
         product = wide @ wide
         node = psutil.Process(processes["alice"].pid)
         inside = node.children(recursive=True)
