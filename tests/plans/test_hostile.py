@@ -196,9 +196,9 @@ def test_hostile_plans_at_a_node_while_others_go_on(local: LocalGrid, monkeypatc
 
 
 def test_mutated_plans_are_rejected_without_more_memory() -> None:
-    command = [sys.executable, str(HERE / "fuzz_plans.py"), "0", "4000"]
+    command = [sys.executable, str(HERE / "fuzz_plans.py"), "0", "2000"]
     out = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert out.returncode == 0, out.stderr[-4000:]
     found = json.loads(out.stdout)
-    assert found["rejected"] + found["refused"] + found["accepted"] == 4000
-    assert min(found["rejected"], found["refused"], found["accepted"]) > 50
+    assert found["rejected"] + found["refused"] + found["accepted"] == 2000
+    assert min(found["rejected"], found["refused"], found["accepted"]) > 20
