@@ -37,7 +37,7 @@ enroll() { "${grid[@]}" enroll "$1" --role "$2" --root "$root" --gateway "$3"; }
 write root.pub "${grid[@]}" root show --root "$root"
 write dashboard.token openssl rand -hex 24
 for node in alice bob carol; do
-  write "$node.token" enroll "$node" node wss://gateway:8443
+  write "$node.token" enroll "$node" node wss://enrolled-gateway:8443
 done
 write ann.token enroll ann client "wss://$host:$port"
 
@@ -51,7 +51,7 @@ if [[ ! -e $folder/tls.crt ]]; then
     -keyout "$work/ca.key" -out "$work/ca.crt" 2>/dev/null
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -subj "/CN=$host" \
     -keyout "$work/tls.key" -out "$work/tls.csr" 2>/dev/null
-  names="DNS:gateway,DNS:localhost,IP:127.0.0.1"
+  names="DNS:enrolled-gateway,DNS:localhost,IP:127.0.0.1"
   if [[ $host =~ ^[0-9.]+$|: ]]; then names+=",IP:$host"; else names+=",DNS:$host"; fi
   printf 'subjectAltName=%s\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nkeyUsage=digitalSignature\n' "$names" >"$work/ext"
   openssl x509 -req -in "$work/tls.csr" -CA "$work/ca.crt" -CAkey "$work/ca.key" -CAcreateserial -days 397 \
