@@ -2,12 +2,14 @@
 #
 #   PYTHON=python3.12        another interpreter
 #   TORCH_INDEX=URL          a further package index for torch, for example one with builds for CPUs only
+#   TEST_JOBS=4             processes that run tests side by side
 #   PIP_ARGS="--no-index"    anything else that pip should be told
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_ARGS ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -27,7 +29,7 @@ demo: $(STAMP)
 	$(BIN)/python -m grid demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pytest tests/browser --browser-tests $(PYTEST_ARGS)

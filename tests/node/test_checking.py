@@ -140,7 +140,7 @@ def policy(**changes: Any) -> str:
         (policy(release='"open"'), "line 4: everybody in the grid can fetch every row"),
         (policy(release=None), ": nothing leaves this dataset"),
         (policy(release='"deny"'), "line 4: nothing leaves this dataset"),
-        (policy(release='"approve"'), "line 4: this version cannot ask for approval"),
+        (policy(release='"approve"'), "line 4: each result waits for your word"),
         (policy(), "line 5: any program may be run"),
         (policy(plans='"builtin"'), "line 5: no plan is allowed yet"),
         (policy(min_rows="2"), "line 6: results may stand for as few as 2 rows"),
