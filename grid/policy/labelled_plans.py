@@ -44,7 +44,7 @@ class LabelledPlan:
         self._constants = [labels.enter(constant) for constant in interpret.constants_of(program)]
         self._compiled: interpret.Compiled | None = None
         self._known: dict[tuple[Any, ...], Sequence[Type] | None] = {}
-        self._predictable = all(step.op in SYM_OPS or _predictable(lookup(step.op), len(step.outputs)) for step in program.steps)
+        self._predictable = all(step.op in SYM_OPS or predictable(lookup(step.op), len(step.outputs)) for step in program.steps)
         labels.space.on_pressure.append(self._known.clear)
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -84,7 +84,8 @@ class LabelledPlan:
             return None
 
 
-def _predictable(op: Op, outputs: int) -> bool:
+def predictable(op: Op, outputs: int) -> bool:
+    """Whether generated code may stand for an operation at all."""
     return op.rule != "dropout" and outputs > 0 and not (op.rule == "row_free" and outputs > 1)
 
 

@@ -350,6 +350,7 @@ class Labels:
         for result, found in zip(results, verdict.results, strict=True):
             form = found[0]
             if form.shape != result.shape:
+                self.surprises += 1
                 form = self.space.taint([t.form for t in types], result.shape, OTHER_SHAPE)
             if form.mixed is not None or form.blame:
                 found = Type(form, _story(form, types, where, op))

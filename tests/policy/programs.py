@@ -70,7 +70,10 @@ def own(seed: int) -> list[Tensor]:
 
 
 class Program:
-    """A program that grows under `Labels`, step by step. `log` has each value and its type after each step that changed it."""
+    """A program that grows under `Labels`, step by step. `log` has each value and its type after each step that changed it.
+
+    `surprises`: the steps that a verdict is not kept of, by number.
+    """
 
     def __init__(self, seed: int, rules: Mapping[str, Rule] = ROW_RULES) -> None:
         self.random = random.Random(seed)
@@ -79,6 +82,7 @@ class Program:
         self.shown: Counter[str] = Counter()
         self.labels = Labels(strict=True, rules={name: self._counted(name, rule) for name, rule in rules.items()})
         self.steps: list[Step] = []
+        self.surprises: set[int] = set()
         self.values: list[Tensor] = []
         self.log: list[tuple[int, Tensor, Type]] = []
         for name, tensors in rows(seed).items():
@@ -107,7 +111,7 @@ class Program:
         entry = lookup(op)
         real_args = [self._real(arg) for arg in args]
         real_kwargs = {name: self._real(arg) for name, arg in kwargs.items()}
-        failed, made = False, []
+        failed, made, surprises = False, [], self.labels.surprises
         try:
             bound = bind(entry, real_args, real_kwargs)
             bounds.measure(bound)
@@ -122,6 +126,8 @@ class Program:
             failed, made = True, []
         outputs = tuple(range(len(self.values), len(self.values) + len(made)))
         self.values += made
+        if self.labels.surprises != surprises:
+            self.surprises.add(len(self.steps))
         self.steps.append(Step(op, args, kwargs, outputs, targets, failed))
         for number in (*outputs, *targets):
             self.log.append((number, self.values[number].clone(), self.labels.type_of(self.values[number])))
