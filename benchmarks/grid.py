@@ -10,8 +10,10 @@ each process. Figures are of one run on one machine, with other things perhaps g
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 import grid
 from benchmarks import boston
+from benchmarks.crowd import gateway_memory_per_idle_node
 from benchmarks.measure import Measured, report, skipped, timed
 from benchmarks.running import NODES, Running, running_grid
 
@@ -135,6 +138,13 @@ def secure_sum(running: Running) -> Iterator[Measured]:
         yield timed(f"sum_{name}x3", run, counters=running.counters(), rounds=1, max_abs_error=error)
 
 
+def idle_nodes(_: Running) -> Iterator[Measured]:
+    """Memory of a gateway of its own for each of a thousand idle nodes; the seconds: until they have come and sat still."""
+    started = time.perf_counter()
+    facts = asyncio.run(gateway_memory_per_idle_node())
+    yield Measured("gateway_memory_per_idle_node", [time.perf_counter() - started], facts=facts)
+
+
 WORKLOADS: Mapping[str, Callable[[Running], Iterator[Measured]]] = {
     "pointer_command": pointer_command,
     "small_request": small_request,
@@ -142,8 +152,9 @@ WORKLOADS: Mapping[str, Callable[[Running], Iterator[Measured]]] = {
     "plan": plan,
     "boston": boston.measure,
     "secure_sum": secure_sum,
+    "idle_nodes": idle_nodes,
 }
-"""Name -> workload. Memory of idle nodes at a gateway is measured by `benchmarks.crowd`."""
+"""Name -> workload."""
 
 
 def measurements(names: list[str]) -> Iterator[Measured]:
