@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import os
 import secrets
@@ -103,6 +104,8 @@ def serve(service: Callable[[Ready], Coroutine[Any, Any, None]], log: LogSetting
 
         loop_factory = uvloop.new_event_loop
     with_parent = bool(top.params["with_parent"])
+    gc.collect()
+    gc.freeze()  # modules stay: collections, which messages of many small objects bring about, need not look through them
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         work = service(lambda event, text: say(event, text, as_json=as_json))
         runner.run(_until_signal(work, with_parent=with_parent))

@@ -249,7 +249,7 @@ class ProcessRuntime(Runtime, WorkerUser):
     def _send(self, asked: _Asked) -> None:
         try:
             worker = self._worker or self._start()
-            parts = encode(asked.message, table=TO_WORKER)
+            parts = _frame(asked.message)
         except GridError as error:
             self._queued -= asked.weight
             asked.failed(error)
@@ -389,6 +389,12 @@ class ProcessRuntime(Runtime, WorkerUser):
         if isinstance(message, OpenDataset):
             return f"the opening of a dataset (command {message.command})", message.command
         return ("no request" if message is None else f"a request ({message.tag})"), 0
+
+
+def _frame(message: Message) -> list[Buffer]:
+    """A request as a frame for the process: as it came, where it came from a peer, whose tables the process shares."""
+    came = getattr(message, "frame", None)
+    return encode(message, table=TO_WORKER) if came is None else [b"", came]
 
 
 def _settle(result: asyncio.Future[T], value: T) -> None:

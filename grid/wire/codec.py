@@ -24,7 +24,7 @@ from grid.ids import RequestId
 from grid.wire.args import MAX_INT, pack_special, unpack_special
 from grid.wire.dtypes import DTYPES, MAX_DIMS, MAX_ELEMENTS, tensor_bytes
 from grid.wire.fields import Form
-from grid.wire.messages import MESSAGES, Buffer, Message
+from grid.wire.messages import MESSAGES, Buffer, Forwarded, Message
 from grid.wire.raw import Raw
 from grid.wire.records import compile_record
 
@@ -136,6 +136,8 @@ def decode(frame: Buffer, table: Table = PEERS) -> Decoded:
     raw = Raw(view, 8 + header_size + (-header_size & 7 if form.raw and size > 8 + header_size else 0))
     message = form.read(header, raw)
     raw.finish()
+    if isinstance(message, Forwarded):
+        object.__setattr__(message, "frame", frame)
     return Decoded(message, RequestId(request_id), remaining_ms)
 
 

@@ -40,6 +40,13 @@ class Message:
     tag: ClassVar[str]
 
 
+class Forwarded(Message):
+    """A message that is handed on as it came. `frame`: the bytes that it was read from; unset in one that was made here."""
+
+    __slots__ = ("frame",)
+    frame: Buffer
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 def message(tag: str, table: dict[str, type[Message]] = MESSAGES) -> Callable[[type[T]], type[T]]:
     """Make the class a frozen, keyword-only dataclass and enter it in the table under `tag`."""
@@ -452,7 +459,7 @@ class PutObject(Message):
 
 
 @message("commands")
-class Commands(Message):
+class Commands(Forwarded):
     """Client -> node: operations to run in order; the first has number `first`, the next `first + 1`, ... Reply: Ok once done.
 
     The client does not wait for the reply; it only bounds how much is under way.
@@ -499,7 +506,7 @@ class ObjectValue(Message):
 
 
 @message("open-dataset")
-class OpenDataset(Message):
+class OpenDataset(Forwarded):
     """Client -> node: put `part` ("features", "targets" or "column") of a dataset under an id. Reply: Ok, as Commands.
 
     `shape` and `dtype` are what the client expects from the dataset's card; if the dataset has changed, this fails.
@@ -528,7 +535,7 @@ class PutPlan(Message):
 
 
 @message("run-plan")
-class RunPlan(Message):
+class RunPlan(Forwarded):
     """Client -> node: run a plan. Reply: Ok, as Commands.
 
     `inputs` are Refs and Inlines in order; `outputs` name its tensor results in order.

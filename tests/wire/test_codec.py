@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grid.errors import LocalProtocolError, WireError
+from grid.ids import ObjectId, PlanId
+from grid.node.work import TO_WORKER
 from grid.wire import args, codec
 from grid.wire.codec import decode, encode
 from grid.wire.messages import (
@@ -385,3 +387,15 @@ def test_an_error_names_no_values(tensor: TensorFrame) -> None:
     with pytest.raises(LocalProtocolError) as caught:
         encode(PutObject(object=1, tensor=broken))
     assert "secret" not in str(caught.value)
+
+
+def test_what_is_handed_on_keeps_the_bytes_that_it_came_in() -> None:
+    """They mean the same in a process of the node's; no other message keeps any."""
+    tensor = TensorFrame(dtype="f4", shape=(3,), data=bytes(range(12)))
+    sent = RunPlan(command=3, plan=PlanId("p"), inputs=[Ref(1), Inline(0)], outputs=(ObjectId(2),), tensors=(tensor,))
+    frame = b"".join(encode(sent, 8, 100))
+    came = decode(frame).message
+    assert isinstance(came, RunPlan) and came.frame is frame and plain(came) == plain(sent) and not hasattr(sent, "frame")
+    again = decode(came.frame, TO_WORKER).message
+    assert plain(again) == plain(sent)
+    assert not hasattr(decode(b"".join(encode(PutObject(object=ObjectId(1), tensor=tensor)))).message, "frame")
