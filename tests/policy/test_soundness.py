@@ -74,6 +74,7 @@ def broken(program: Program) -> str:
 # ---------------------------------------------------------------- the tests
 
 
+@pytest.mark.timeout(300)
 def test_random_programs_keep_the_claim() -> None:
     """And they reach every rule, with rows, often enough to say something."""
     reached: Counter[str] = Counter()
