@@ -71,7 +71,7 @@ def test_members_enrol_work_and_are_put_out(processes: Processes, tmp_path: Path
         with pytest.raises(grid.NotFound):
             client.nodes["alice"]
     processes["alice"].terminate()
-    processes["alice"].wait(10)
+    processes["alice"].wait(30)
     processes.start("alice again", node)
     assert processes["alice again"].wait(60) == 4
     assert "revoked" in (tmp_path / "alice again.log").read_text()
@@ -84,6 +84,6 @@ def test_a_node_keeps_its_identity_over_a_restart(processes: Processes, tmp_path
     processes.start("first", arguments)
     before = processes.ready("first")["id"]
     processes["first"].terminate()
-    assert processes["first"].wait(10) == 0
+    assert processes["first"].wait(30) == 0
     processes.start("second", arguments)
     assert processes.ready("second")["id"] == before

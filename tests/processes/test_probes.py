@@ -68,7 +68,7 @@ def test_health_and_doctor_follow_a_gateway_and_a_node_through_a_day(processes: 
     assert looked.returncode == 6 and verdicts(looked)["port"] == "wrong"
 
     processes["gateway"].kill()
-    processes["gateway"].wait(10)
+    processes["gateway"].wait(30)
     ill = run("health", at)
     assert ill.returncode == 3 and "nothing answers" in ill.stderr
     while (without := run("health", place)).returncode == 0:  # until the node has noticed

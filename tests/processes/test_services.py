@@ -84,7 +84,7 @@ def test_a_signal_ends_gateway_and_node_cleanly(processes: Processes, tmp_path: 
     for name in ("alice", "gateway"):
         process = processes[name]
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
         assert (tmp_path / f"{name}.log").read_text() == ""
 
 
@@ -94,7 +94,7 @@ def test_a_service_ends_when_the_process_that_started_it_is_gone(processes: Proc
     gateway = processes["gateway"]
     assert gateway.stdin is not None
     gateway.stdin.close()
-    assert gateway.wait(10) == 0
+    assert gateway.wait(30) == 0
 
 
 def test_a_node_waits_for_its_gateway(processes: Processes, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_node_waits_for_its_gateway(processes: Processes, tmp_path: Path) -> N
     url = processes.ready("first")["url"]
     listen = ["gateway", "--dev", "--listen", url.removeprefix("ws://")]
     processes["first"].send_signal(signal.SIGTERM)
-    assert processes["first"].wait(10) == 0
+    assert processes["first"].wait(30) == 0
 
     processes.start("alice", ["node", "alice", "--gateway", url, "--data", str(data_folder(tmp_path / "data")), "--dev"])
     processes.start("second", listen)
@@ -212,7 +212,7 @@ def test_a_token_brings_the_gateways_url_and_lets_a_command_look(processes: Proc
     processes.start("joined", [*node, "--join", token])
     assert processes.ready("joined")["gateway"] == url
     processes["joined"].send_signal(signal.SIGTERM)
-    assert processes["joined"].wait(10) == 0
+    assert processes["joined"].wait(30) == 0
     processes.start("again", node)
     assert processes.ready("again")["gateway"] == url
 
