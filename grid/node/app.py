@@ -292,7 +292,13 @@ class Node:
         client = channel.peer
         with self._session_of(client.id) as longest:
             desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings)
-            session = ClientSession(card=client, runtime=self._runtime(client.id, desk), desk=desk, services=self)
+            session = ClientSession(
+                card=client,
+                runtime=self._runtime(client.id, desk),
+                desk=desk,
+                services=self,
+                max_plan_bytes=self.settings.max_plan_bytes,
+            )
             try:
                 session.peer = self._peer(channel, self._client_handlers, session, initiator=False)
                 session.peer.limit_messages(longest)

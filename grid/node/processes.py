@@ -64,6 +64,9 @@ ANSWERS: dict[type[Message], type[Message]] = {DescribeObject: ObjectDescription
 COMMANDS: tuple[type[Message], ...] = (Commands, RunPlan, OpenDataset)
 """Requests whose failure is told by a command's number."""
 
+KEPT_PLAN_BYTES = 16 << 20
+"""Encodings of one session's plans that the node keeps, for another process if the first one is ended."""
+
 log = logging.getLogger(__name__)
 
 
@@ -110,6 +113,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._held: asyncio.Future[None] | None = None
         self._queued = 0
         self._plans: dict[PlanId, PutPlan] = {}
+        self._plan_bytes = 0
         self._has_rows = False
         self._lost: GridError | None = None
 
@@ -206,6 +210,7 @@ class ProcessRuntime(Runtime, WorkerUser):
             self._first.clear()
             self._waiting.clear()
             self._plans.clear()
+            self._plan_bytes = 0
         if worker is not None:
             await asyncio.wait([worker.ended], timeout=ENDING_S)
 
@@ -302,8 +307,15 @@ class ProcessRuntime(Runtime, WorkerUser):
             asked.failed(message.error.to_error())
             return
         if isinstance(asked.message, PutPlan):
-            self._plans[asked.message.plan] = asked.message
+            self._keep(asked.message)
         asked.answered(message)
+
+    def _keep(self, plan: PutPlan) -> None:
+        """For a next process. What is too much for that has to be sent again then: this memory is the node's own."""
+        size = memoryview(plan.encoding).nbytes
+        if plan.plan not in self._plans and self._plan_bytes + size <= KEPT_PLAN_BYTES:
+            self._plans[plan.plan] = plan
+            self._plan_bytes += size
 
     def _gone_wrong(self, why: str) -> None:
         log.error("a worker sent what is no answer, and is ended: %s", why)

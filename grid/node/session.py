@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from grid.crypto.identity import Card
-from grid.errors import GridError, NodeUnavailable, NotFound
+from grid.errors import GridError, NodeUnavailable, NotFound, PlanRejected
 from grid.ids import ObjectId, PeerId
 from grid.node.desk import Desk
 from grid.node.one_sum import Operand
@@ -55,8 +55,9 @@ class ClientSession:
 
     peer: Peer
 
-    def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services) -> None:
+    def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services, max_plan_bytes: int) -> None:
         self.card = card
+        self._max_plan_bytes = max_plan_bytes
         self._runtime = runtime
         self._services = services
         self._loop = asyncio.get_running_loop()
@@ -138,7 +139,10 @@ class ClientSession:
         return self._ok(message)
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
-        """Take a plan, or note why it is refused."""
+        """Take a plan, or note why it is refused. One that is too large is refused here, before anything keeps it."""
+        size = memoryview(message.encoding).nbytes
+        if size > self._max_plan_bytes:
+            raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
         self._desk.note_plan(message)
         return self._ok(message)
 

@@ -7,6 +7,7 @@ when the node is gone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -15,6 +16,7 @@ import resource
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 import numpy
@@ -114,6 +116,8 @@ def settle(settings: NodeSettings, parent: int) -> None:
     if os.getppid() != parent:
         raise EOFError("the nursery is gone")
     os.nice(settings.niceness)
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel is to end this process and not the node
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     torch.set_num_threads(settings.process_threads)
     torch.manual_seed(int.from_bytes(os.urandom(8)))
     random.seed()

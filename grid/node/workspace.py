@@ -299,6 +299,7 @@ class Workspace:
         size = memoryview(message.encoding).nbytes
         if len(self._plans) >= MAX_PLANS or self._plan_bytes + size > 4 * self._settings.max_plan_bytes:
             raise QuotaExceeded("too many plans of one client; open a new session")
+        self._plan_bytes += size  # of one that is refused, too: whoever sends such plans sends many
         try:
             plan = decode(message.encoding, self._settings.max_plan_bytes)
             if plan.id != message.plan:
@@ -308,7 +309,6 @@ class Workspace:
             self._plans[message.plan] = error
         else:
             self._plans[message.plan] = _LoadedPlan(plan, labelled)
-            self._plan_bytes += size
         return DONE
 
     def run_plan(self, message: RunPlan) -> Message:

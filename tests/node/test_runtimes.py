@@ -205,6 +205,18 @@ async def test_plans_run_with_constants_and_several_results_or_fail_whole(raw: R
         await raw.get(unknown)
 
 
+async def test_refused_plans_cost_a_session_and_not_the_node(processes: bool) -> None:
+    settings = {"processes": processes, "max_plan_bytes": 1000}
+    async with mesh({"alice": [dataset()]}, settings=settings) as m, client(m, "alice") as raw, client(m, "alice") as two:
+        with pytest.raises(PlanRejected, match="1001 bytes, and 1000 are allowed"):
+            await raw.request(PutPlan(plan=PlanId("0" * 64), encoding=bytes(1001)))
+        for number in range(4):
+            await raw.request(PutPlan(plan=PlanId(f"{number}" * 64), encoding=bytes(1000)))
+        with pytest.raises(QuotaExceeded, match="too many plans"):
+            await raw.request(PutPlan(plan=PlanId("5" * 64), encoding=bytes(1000)))
+        assert (await two.get(await two.put(torch.ones(2)))).tolist() == [1, 1]
+
+
 async def test_a_plan_that_runs_too_long_fails_alone(processes: bool) -> None:
     settings = {"processes": processes, "max_plan_s": 0.05, "kill_grace_s": 60.0}
     plan = trace(_many_products, torch.zeros(200, 200))
