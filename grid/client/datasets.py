@@ -143,6 +143,8 @@ class Dataset:
 
         Raises `InvalidRequest` where the fractions are no fractions, or a part would be empty.
         """
+        if not isinstance(fractions, Sequence):
+            raise InvalidRequest("split takes a list of fractions, such as ds.split([0.8, 0.2])")
         if not fractions or any(not part > 0 for part in fractions) or math.fsum(fractions) > 1 + 1e-9:
             raise InvalidRequest("split takes fractions above 0 that add up to at most 1")
         blocks = list(self._all_blocks())

@@ -148,6 +148,8 @@ def test_split_gives_disjoint_parts_of_whole_blocks(owner: Owner) -> None:
     for wrong in ([], [0.0, 1.0], [0.7, 0.7], [float("nan")], [0.01, 0.9]):
         with pytest.raises(InvalidRequest):
             ds.split(wrong)
+    with pytest.raises(InvalidRequest, match="list of fractions"):
+        ds.split(0.8)  # type: ignore[arg-type]
 
 
 def test_mock_data_has_the_schema_and_comes_from_the_card_alone(owner: Owner) -> None:
