@@ -32,7 +32,7 @@ from grid.tensors import bounds
 from grid.tensors.bounds_shapes import MAX_ELEMENTS
 from grid.tensors.calls import Call, Forms
 from grid.tensors.exhausted import exhausted, is_exhausted
-from grid.tensors.ops import Bound, Op, bind, flatten, infer
+from grid.tensors.ops import Bound, Op, bind, flatten
 from grid.tensors.rows import NOTHING, Choice, Form, Mix, Reason, Space, Story, Type, plain_dims
 from grid.tensors.rules import ROW_RULES, Rule, judge
 from grid.tensors.rules_layers import running_statistics
@@ -44,6 +44,14 @@ DROPOUT_CHUNK = 1 << 20
 FROM_ELSEWHERE = Reason("the value was moved here from another owner's node")
 OTHER_SHAPE = Reason("an operation returned another shape than it announced")
 PRIVATE_FAILURE = "the operation failed; what it works on is private, so nothing more can be said"
+
+
+class _Measure(NamedTuple):
+    """What memory a result takes."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class _Verdict(NamedTuple):
@@ -59,8 +67,8 @@ class _Verdict(NamedTuple):
 class Labels:
     """See the module. `random_bytes` draws dropout masks. `strict` raises where a rule breaks instead of calling it mixed.
 
-    `surprises` counts what may be otherwise in another call that looks the same: verdicts that hold for one call alone, and
-    failures. It rises, and never falls.
+    `surprises` counts what generated code may not stand for: verdicts that hold for one call alone, and operations that may
+    fail by the values of rows, whether or not they do. It rises, and never falls, and never because of a value of rows.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class Labels:
         self._strict = strict
         self._memory = LabelledMemory(self.space)
         self._verdicts: dict[tuple[Any, ...], _Verdict] = {}
-        self._shapes: dict[tuple[Any, ...], tuple[tuple[int, ...], ...]] = {}
+        self._measures: dict[tuple[Any, ...], tuple[_Measure, ...]] = {}
         self.surprises = 0
         self.space.on_pressure.append(self._verdicts.clear)
 
@@ -154,11 +162,13 @@ class Labels:
                 raise InvalidRequest(f"{op.name}: a dataset's own memory cannot be written; clone() it first", op=op.name)
         failure = _inherited(handles)
         results: list[Tensor] | None = None
+        decisive = [self._memory.handle(tensor).type for tensor in bounds.read(bound)] if op.private_error else []
+        if any(found.labelled for found in decisive):
+            self.surprises += 1
         try:
             bounds.examine(bound)
         except bounds.OutOfBoundsError as error:
-            looked_at = [self._memory.handle(tensor).type for tensor in bounds.read(bound)]
-            failed = self._failure(bound, looked_at, where, error)
+            failed = self._failure(bound, decisive, where, error)
             results, failure = self._in_place_of(bound), failure or failed
         touched = [target for name in op.mutates for target in _listed(bound[name])] if op.mutates else []
         if touched:
@@ -178,7 +188,6 @@ class Labels:
         if results:
             self._settle(op, results, verdict, types, where)
         if failure is not None:
-            self.surprises += 1
             # A check has no results. What it fails for is its operand, and what was made with that.
             self._memory.spoil([*results, *(targets if settled else touched)] or list(bound.tensors()), failure)
         return results
@@ -186,13 +195,13 @@ class Labels:
     def look(self, tensors: Sequence[Tensor]) -> tuple[Any, ...] | None:
         """All of these tensors that the verdicts on a program's steps depend on, and the stories that they bring along.
 
-        None where one comes of a failure, or is not dense: then there is more to it than this tells. Equal answers mean the
-        same for as long as they are kept.
+        None where one is not dense: then there is more to it than this tells. Whether one comes of a failure makes no
+        difference. Equal answers mean the same for as long as they are kept.
         """
         found: list[Any] = []
         for tensor in tensors:
             handle = self._memory.handle(tensor)
-            if handle.storage.spoilt is not None or not tensor.is_contiguous():
+            if not tensor.is_contiguous():
                 return None
             found += (handle.type.form, _Same(handle.type.story), tensor.dtype, tensor.stride())
         return tuple(found)
@@ -205,6 +214,15 @@ class Labels:
         for tensor, found in zip(tensors, types, strict=True):
             self._memory.register(tensor, found)
         return True
+
+    def inherit(self, tensors: Sequence[Tensor], inputs: Sequence[Tensor], heirs: Sequence[Sequence[int]]) -> None:
+        """Spoil results of a program where its inputs come of a failure: `heirs` has, for each result, the positions of those
+        inputs whose failure it takes over, the one that goes first in front."""
+        failures = [self._memory.handle(tensor).storage.spoilt for tensor in inputs]
+        for tensor, positions in zip(tensors, heirs, strict=True):
+            failure = next((found for at in positions if (found := failures[at]) is not None), None)
+            if failure is not None:
+                self._memory.spoil([tensor], failure)
 
     def spoilt(self, tensor: Tensor) -> ExecutionFailed | None:
         """The failure behind a tensor: an operation on private values failed, and this is made of what stands in for its result.
@@ -220,7 +238,7 @@ class Labels:
         """Zeros in the place of a failed operation's fresh results."""
         if bound.op.returns_target or bound.op.rule == "lists":
             return []
-        return [torch.empty_strided(m.shape, m.stride(), dtype=m.dtype).zero_() for m in infer(bound)]
+        return [torch.empty_strided(m.shape, m.stride, dtype=m.dtype).zero_() for m in self._measured(bound)]
 
     def _look(self, bound: Bound, handles: list[Handle]) -> tuple[Any, ...]:
         """Collect the operands' entries, and all that a verdict depends on."""
@@ -249,7 +267,7 @@ class Labels:
 
     def _judge(self, bound: Bound, key: tuple[Any, ...]) -> _Verdict:
         """Measure and type a call that was not seen before."""
-        shapes = self._measured(bound)
+        shapes = tuple([found.shape for found in self._measured(bound)])
         op = bound.op
         forms: dict[str, Forms] = {}
         for parameter, value in zip(op.parameters, bound.values, strict=True):
@@ -271,16 +289,20 @@ class Labels:
             self._verdicts[key] = verdict
         return verdict
 
-    def _measured(self, bound: Bound) -> tuple[tuple[int, ...], ...]:
-        """The shapes of a call's results. Running on meta tensors is the slow part of judging, and the same for any rows."""
+    def _measured(self, bound: Bound) -> tuple[_Measure, ...]:
+        """What a call's results take. Running on meta tensors is the slow part of judging, and the same for any rows.
+
+        It is kept, so that a call that fails is not told by the time that this takes.
+        """
         key = (bound.op, *[_outline(value) for value in bound.values])
-        shapes = self._shapes.get(key)
-        if shapes is None:
-            shapes = tuple([tuple(result.shape) for result in bounds.measure(bound, self._max_elements)])
-            if len(self._shapes) >= MAX_VERDICTS:
-                self._shapes.clear()
-            self._shapes[key] = shapes
-        return shapes
+        measures = self._measures.get(key)
+        if measures is None:
+            results = bounds.measure(bound, self._max_elements)
+            measures = tuple([_Measure(tuple(result.shape), result.stride(), result.dtype) for result in results])
+            if len(self._measures) >= MAX_VERDICTS:
+                self._measures.clear()
+            self._measures[key] = measures
+        return measures
 
     def _writes(self, call: Call, made: Sequence[Form]) -> tuple[tuple[str, int, Form], ...]:
         """The forms of the values that the call writes into its arguments."""

@@ -253,6 +253,10 @@ BOUNDS: Mapping[str, str] = MappingProxyType(
 PRIVATE_BOUNDS = ("index", "dim_index", "embedding", "embedding_backward", "classes", "gradient", "pivots", "quotient", "chances")
 """Bounds that read values, and so may tell something about rows when they are broken."""
 
+FAILING = ("binary_cross_entropy.default", "fmod.Tensor", "remainder.Tensor")
+"""Operations whose kernels look at values, and raise: chances outside 0 to 1, whole numbers divided by zero. With these,
+`PRIVATE_BOUNDS` and the rule "row_free", all that may fail by values is named."""
+
 HIDDEN_WRITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "native_batch_norm.default": ("running_mean", "running_var"),

@@ -13,7 +13,7 @@ from programs import N, Program, Value, own, rows
 from templates import TEMPLATES
 from torch import Tensor
 
-from grid.errors import GridError
+from grid.errors import ExecutionFailed, GridError
 from grid.plans import checks, interpret
 from grid.plans.program import InputSpec, Step, with_frees
 from grid.plans.program import Program as Plan
@@ -75,7 +75,7 @@ class Rig:
         Kinds 2 n and 2 n + 1 differ in nothing but which rows the inputs hold and which steps they tell of.
         """
         chance, details, inputs = random.Random(seed * 100 + kind // 2), random.Random(kind), self.inputs(data, seed)
-        ways = [self._plain, self._blocks, self._selected, self._written, self._mixed, self._view]
+        ways = [self._plain, self._blocks, self._selected, self._written, self._mixed, self._view, self._failed]
         for at, tensor in enumerate(inputs):
             if chance.random() < 0.6:
                 inputs[at] = chance.choice(ways)(tensor, details)
@@ -111,6 +111,12 @@ class Rig:
         if not tensor.dim():
             return tensor
         return self.labels.run(lookup("aten.sort.default"), [tensor, 0], {}, f"before {chance.randrange(2)}")[0]
+
+    def _failed(self, tensor: Tensor, chance: random.Random) -> Tensor:
+        """What came of one of two failures."""
+        failure = ExecutionFailed(f"failure {chance.randrange(2)}", private=True)
+        self.labels._memory.spoil([tensor], failure)
+        return tensor
 
     def _view(self, tensor: Tensor, chance: random.Random) -> Tensor:
         if not tensor.dim():

@@ -15,12 +15,12 @@ from playing import violations
 from programs import own, rows
 from torch import Tensor
 
-from grid.errors import GridError, InvalidRequest, PlanRejected
+from grid.errors import ExecutionFailed, GridError, InvalidRequest, PlanRejected
 from grid.plans import checks
 from grid.plans.program import InputSpec, Step
 from grid.plans.program import Program as Plan
 from grid.plans.trees import flatten
-from grid.policy.labelled_plans import LabelledPlan
+from grid.policy.labelled_plans import Heirs, LabelledPlan
 from grid.policy.labels import Labels
 from grid.tensors.buffers import short_dtype
 from grid.tensors.ops import Op, lookup
@@ -88,13 +88,29 @@ def whatever_the_stories(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Labels, "look", lambda self, tensors: tuple(self.type_of(tensor).form for tensor in tensors))
 
 
+def failures_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Labels, "inherit", lambda self, tensors, inputs, heirs: None)
+
+
+def failures_spread(patch: pytest.MonkeyPatch) -> None:
+    """Every result takes over the failures of all inputs."""
+    patch.setattr(Heirs, "of", lambda self, tensor: range(len(self._inputs)))
+    made = Heirs.__init__
+
+    def init(self: Any, labels: Labels, apply: Any, inputs: Sequence[Tensor]) -> None:
+        self._inputs = inputs
+        made(self, labels, apply, inputs)
+
+    patch.setattr(Heirs, "__init__", init)
+
+
 def surprises_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Labels, "surprises", property(lambda self: 0, lambda self, value: None), raising=False)
 
 
 @pytest.mark.parametrize(
     "mutate",
-    [whatever_the_forms, whatever_the_rows, whatever_the_stories, surprises_are_kept],
+    [whatever_the_forms, whatever_the_rows, whatever_the_stories, surprises_are_kept, failures_end, failures_spread],
     ids=lambda mutate: mutate.__name__,
 )
 def test_a_key_that_says_too_little_is_caught(mutate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +166,13 @@ def found_wrong(rig: Rig, seed: int, data_seed: int, counts: Counter[str]) -> st
     return next(violations(every, run, data_seed), "")
 
 
-def one_step(op: str, args: tuple[Any, ...], inputs: Sequence[Tensor], **kwargs: Any) -> Plan:
+def one_step(op: str, args: tuple[Any, ...], inputs: Sequence[Tensor], results: int = 1) -> Plan:
+    """A plan of one operation, which gives its first result."""
     _, takes = flatten((tuple(inputs),), lambda value: isinstance(value, Tensor))
     _, gives = flatten((inputs[0],), lambda value: isinstance(value, Tensor))
     specs = tuple(InputSpec(short_dtype(tensor.dtype), tuple(tensor.shape)) for tensor in inputs)
-    step = Step(op, args, tuple(sorted(kwargs.items())), (len(inputs),))
+    numbers = tuple(range(len(inputs), len(inputs) + results))
+    step = Step(op, args, (), numbers, numbers[1:])
     plan = Plan("one", ("x",), takes, specs, (), (), (step,), (len(inputs),), gives)
     checks.validate(plan)
     return plan
@@ -164,59 +182,75 @@ def private(rig: Rig, tensor: Tensor) -> Tensor:
     return rig.labels.enter(tensor, rig.labels.dataset_type("d", tensor.shape[0], tensor.shape))
 
 
-VALUE_CHECKS = {
-    "gather": ("aten.gather.default", lambda bad: [torch.randn(6, 3), torch.tensor([[0, 1]] * 5 + [[2, 9 if bad else 1]])], (1,)),
-    "embedding": ("aten.embedding.default", lambda bad: [torch.randn(4, 3), torch.tensor([0, 1, 2, 3, 1, 4 if bad else 0])], ()),
+def whole(*values: int) -> Tensor:
+    return torch.tensor(values)
+
+
+BY_VALUES: dict[str, tuple[str, tuple[Any, ...], Any]] = {
+    "gather": ("gather", (Ref(0), 1, Ref(1)), lambda bad: [torch.ones(6, 3), whole(0, 1, 2, 0, 1, 9 if bad else 1)[:, None]]),
+    "embedding": ("embedding", (Ref(0), Ref(1)), lambda bad: [torch.ones(4, 3), whole(0, 1, 2, 3, 1, 4 if bad else 0)]),
     "classes": (
-        "aten.nll_loss_forward.default",
-        lambda bad: [torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 5 if bad else 2])],
-        (None, 1, -100),
+        "nll_loss_forward",
+        (Ref(0), Ref(1), None, 1, -100),
+        lambda bad: [torch.ones(6, 3), whole(0, 1, 2, 0, 1, 5 if bad else 2)],
+    ),
+    "division": ("floor_divide", (Ref(0), Ref(1)), lambda bad: [whole(*range(6)), whole(1, 2, 3, 4, 5, 0 if bad else 6)]),
+    "remainder": ("remainder.Tensor", (Ref(0), Ref(1)), lambda bad: [whole(*range(6)), whole(1, 2, 3, 4, 5, 0 if bad else 6)]),
+    "chances": (
+        "binary_cross_entropy",
+        (Ref(0), Ref(1)),
+        lambda bad: [torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 2.0 if bad else 0.6]), torch.ones(6)],
     ),
 }
 
 
-@pytest.mark.parametrize("name", VALUE_CHECKS)
-def test_values_that_a_kernel_trusts_are_checked_in_every_call(name: str) -> None:
-    op, make, more = VALUE_CHECKS[name]
-    refs: tuple[Any, ...] = (Ref(0), Ref(1))
-    if name == "gather":
-        refs = (Ref(0), *more, Ref(1))
-    else:
-        refs = (*refs, *more)
-    if name == "classes":
-        values = make(False)
-        _, takes = flatten((tuple(values),), lambda value: isinstance(value, Tensor))
-        _, gives = flatten((values[0],), lambda value: isinstance(value, Tensor))
-        specs = tuple(InputSpec(short_dtype(tensor.dtype), tuple(tensor.shape)) for tensor in values)
-        plan = Plan("one", ("x",), takes, specs, (), (), (Step(op, refs, (), (2, 3), (3,)),), (2,), gives)
-    else:
-        plan = one_step(op, refs, make(False))
-    rig = Rig(plan)
-
-    def call(bad: bool) -> tuple[Tensor, Tensor]:
-        values = make(bad)
-        own_part = rig.labels.enter(values[0]) if name == "embedding" else private(rig, values[0])
-        (result,) = rig.labelled.run([own_part, private(rig, values[1])])
-        return result, values[1]
-
-    for _ in range(3):
-        assert rig.labels.spoilt(call(bad=False)[0]) is None
-    assert rig.labelled.counts == {"fast": 2}
-    failed, _ = call(bad=True)
-    assert rig.labels.spoilt(failed) is not None and not failed.any()
-    assert rig.labelled.counts == {"fast": 2, "given up": 1}
-    assert rig.labels.spoilt(call(bad=False)[0]) is None
-    assert rig.labelled.counts == {"fast": 2, "given up": 1}  # from here on step by step
+def by_values(name: str) -> tuple[Rig, Any]:
+    base, args, make = BY_VALUES[name]
+    op = f"aten.{base}" if "." in base else f"aten.{base}.default"
+    return Rig(one_step(op, args, make(False), results=2 if name == "classes" else 1)), make
 
 
-def test_an_input_that_comes_of_a_failure_spoils_the_results() -> None:
-    rig = Rig(one_step("aten.mul.Tensor", (Ref(0), 2), [torch.zeros(6)]))
-    assert rig.labels.spoilt(rig.labelled.run([private(rig, torch.ones(6))])[0]) is None
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_how_a_call_runs_does_not_depend_on_private_values(name: str) -> None:
+    """Whether or not an operation fails by the values of rows, now or earlier, its plan goes step by step."""
+    for history in ([False] * 4, [True] * 4, [False, False, True, False], [True, False, False, True]):
+        rig, make = by_values(name)
+        for bad in history:
+            values = make(bad)
+            table = rig.labels.enter(values[0]) if name == "embedding" else private(rig, values[0])
+            (result,) = rig.labelled.run([table, private(rig, values[1])])
+            assert (rig.labels.spoilt(result) is not None) == bad and not (bad and result.any())
+        assert rig.labelled.counts == {} and list(rig.labelled._known.values()) == [None]
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_the_clients_own_values_are_checked_in_generated_code_in_every_call(name: str) -> None:
+    rig, make = by_values(name)
+    for bad in (False, False, True, False, True):
+        values = [rig.labels.enter(value) for value in make(bad)]
+        if bad:
+            with pytest.raises(ExecutionFailed) as told:
+                rig.labelled.run(values)
+            assert told.value.details["private"] is False
+        else:
+            rig.labelled.run(values)
+    assert rig.labelled.counts == {"fast": 2, "given up": 2}
+
+
+def spoilt(rig: Rig) -> Tensor:
     table, bad = rig.labels.enter(torch.randn(4)), private(rig, torch.tensor([0, 1, 2, 3, 1, 7]))
     (failed,) = rig.labels.run(lookup("aten.index.Tensor"), [table, [bad]], {})
     assert rig.labels.spoilt(failed) is not None
-    (result,) = rig.labelled.run([failed])
-    assert rig.labels.spoilt(result) is not None and rig.labelled.counts == {}
+    return failed
+
+
+def test_an_input_that_comes_of_a_failure_spoils_the_results_and_changes_nothing_else() -> None:
+    for history in ([False] * 4, [True] * 4, [False, True, True, False], [True, False, True, False]):
+        rig = Rig(one_step("aten.mul.Tensor", (Ref(0), 2), [torch.zeros(6)]))
+        for bad in history:
+            (result,) = rig.labelled.run([spoilt(rig) if bad else private(rig, torch.ones(6))])
+            assert (rig.labels.spoilt(result) is not None) == bad
+        assert rig.labelled.counts == {"fast": 3} and None not in rig.labelled._known.values()
 
 
 def test_a_verdict_that_read_a_public_index_is_never_kept() -> None:
