@@ -38,12 +38,13 @@ def check_size(nbytes: int, settings: NodeSettings) -> None:
 
 
 class Desk:
-    """See the module. `on_ended` is called, from any thread, when the client went too far."""
+    """See the module. `name` is the client's. `on_ended` is called, from any thread, when the client went too far."""
 
-    def __init__(self, *, gate: Gate, client: PeerId, settings: NodeSettings) -> None:
+    def __init__(self, *, gate: Gate, client: PeerId, settings: NodeSettings, name: str = "") -> None:
         self.on_ended: Callable[[GridError], None] = lambda error: None
         self._gate = gate
         self._client = client
+        self._name = name
         self._settings = settings
         self._plans: dict[PlanId, bytes] = {}
 
@@ -74,7 +75,8 @@ class Desk:
         frame = offer.tensor
         shape = ", ".join(map(str, frame.shape))
         made = offer.account.part if offer.account.plan is not None else ""
-        return Content(made, f"{frame.dtype}[{shape}]", hashlib.sha256(frame.data).digest(), partial(self._code, offer.account))
+        digest = hashlib.sha256(frame.data).digest()
+        return Content(made, f"{frame.dtype}[{shape}]", digest, partial(self._code, offer.account), self._name)
 
     def _code(self, account: Account) -> str:
         assert account.plan is not None  # else the gate has refused

@@ -55,15 +55,19 @@ def test_a_value_leaves_once_after_the_owners_word(tmp_path: Path) -> None:
             assert 'release = "aggregate" would refuse it' in page and "waiting" in page
             assert "59" not in page.replace(request, "").replace(value_plan(ds), "").replace(listed["client"], "")
 
-            assert f"approved: f4[2] of patients, for {listed['client']}" in owner("approve", request, state=state).stdout
-            assert owner("deny", request, state=state).exit_code == 2
+            who = f"{listed['client_name']} ({listed['client']})"
+            assert listed["client_name"] and who in page
+            assert f"approved: f4[2] of patients, for {who}" in owner("approve", request, state=state).stdout
+            assert owner("approve", request, state=state).exit_code == 2
             assert value.get().tolist() == [59.0, 139.0]
+            assert owner("deny", request, state=state).exit_code == 2, "it has left"
             with pytest.raises(grid.ReleaseDenied, match="waiting for approval") as again:
                 value.get()
             other = str(again.value.details["request"])
             assert other != request
 
-            assert owner("deny", other, state=state).exit_code == 0
+            assert owner("approve", other, state=state).exit_code == 0
+            assert owner("deny", other, state=state).exit_code == 0, "an approval can be withdrawn"
             with pytest.raises(grid.ReleaseDenied, match="its owner denied this release"):
                 oldest(ds.features).get()
             for refused in (ds.features, ds.features.mean(0), ds.features.sum()):
