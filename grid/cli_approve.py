@@ -43,7 +43,8 @@ STATE_OPTION = click.option(
 def requests(request_id: str | None, state: Path, everything: bool, as_json: bool) -> None:
     """List the releases that wait for this owner's word; with ID, show one in full.
 
-    It shows who asked, the plan that made the value, as text, and what the rules of release = "aggregate" say to it.
+    It shows who asked, the plan that made the value, as text, what it was called with, and what the rules of
+    release = "aggregate" say to it.
     """
     with _opened(state) as (approvals, _):
         if request_id is not None:
@@ -54,7 +55,10 @@ def requests(request_id: str | None, state: Path, everything: bool, as_json: boo
         if as_json:
             click.echo(json.dumps([_facts(approvals, one) for one in found]))
             return
-        rows = [(one.id, one.dataset, one.value, one.plan[:12], printable(one.client_name, 40), one.client, approvals.state(one)) for one in found]
+        rows = [
+            (one.id, one.dataset, one.value, one.plan[:12], printable(one.client_name, 40), one.client, approvals.state(one))
+            for one in found
+        ]
         columns = ("id", "dataset", "value", "plan", "name", "client", "state")
         show_table("Requests", columns, rows, "No release waits for your word.")
 
@@ -107,8 +111,8 @@ def _opened(state: Path) -> Iterator[tuple[Approvals, LocalIdentity]]:
 
 
 def _facts(approvals: Approvals, one: ReleaseRequest) -> dict[str, Any]:
-    facts = {name: getattr(one, name) for name in ("id", "dataset", "client", "client_name", "plan", "value", "report", "code", "asked")}
-    return {**facts, "state": approvals.state(one)}
+    names = ("id", "dataset", "client", "client_name", "plan", "value", "report", "code", "asked")
+    return {**{name: getattr(one, name) for name in names}, "state": approvals.state(one)}
 
 
 def _page(approvals: Approvals, one: ReleaseRequest) -> str:
@@ -124,7 +128,8 @@ def _page(approvals: Approvals, one: ReleaseRequest) -> str:
         ("rules", one.report),
     )
     shown = [f"{name:9}{printable(value, 1000)}" for name, value in facts]
-    return "\n".join([*shown, "code", *(f"    {printable(line, ESCAPED * len(line))}" for line in one.code.split("\n"))])
+    lines = one.code.rstrip("\n").split("\n")
+    return "\n".join([*shown, "code", *(f"    {printable(line, ESCAPED * len(line))}" for line in lines)])
 
 
 def _who(one: ReleaseRequest) -> str:

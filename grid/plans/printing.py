@@ -82,7 +82,7 @@ def to_code(program: Program) -> str:
     for name, tensor, constant in zip(_constants(program, names), constants_of(program), program.constants, strict=True):
         kind = f"{constant.dtype}[{', '.join(map(str, constant.shape))}]"
         if tensor.numel() <= SHOWN_CONSTANT:
-            lines.append(f"    {name} = constant({_values(tensor)}, {kind})")
+            lines.append(f"    {name} = constant({values_text(tensor)}, {kind})")
         else:
             hidden += tensor.numel()
             found = hashlib.sha256(constant.data).hexdigest()[:DIGEST_DIGITS]
@@ -123,8 +123,8 @@ def _spec(spec: InputSpec) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.sizes))}]"
 
 
-def _values(tensor: Tensor) -> str:
-    """A constant's elements, floats with the fewest digits, from seven on, that give the same value again."""
+def values_text(tensor: Tensor) -> str:
+    """A tensor's elements, floats with the fewest digits, from seven on, that give the same value again."""
     double = tensor.dtype in (torch.float64, torch.complex128)
 
     def shown(value: Any) -> str:

@@ -42,14 +42,15 @@ MAX_CODE_LETTERS = 100_000
 class Content:
     """A value on its way out. `made`: the plan call that it is a result of, in public terms (`node.lineage`), "" for all else.
 
-    `value` is its dtype and shape, `digest` a hash of its bytes; `code` gives the text of the plan and of its arguments.
+    `value` is its dtype and shape, `digest` a hash of its bytes; `code` gives the text of the plan and of its arguments, None
+    where there is too much of it to be kept.
     `client_name`: how the card of the client calls it.
     """
 
     made: str
     value: str
     digest: bytes
-    code: Callable[[], str]
+    code: Callable[[], str | None]
     client_name: str = ""
 
 
@@ -146,10 +147,10 @@ class Approvals:
                 "too many releases of this node wait for its owner's word; ask again when some have been answered"
             )
         code = content.code()
-        if len(code) > MAX_CODE_LETTERS:
+        if code is None or len(code) > MAX_CODE_LETTERS:
             raise ReleaseDenied(
                 f"dataset {request.dataset!r}: its owner reads what a plan does before its result leaves, and the text of this"
-                f" one and its arguments is too long to be read ({len(code):,} letters; at most {MAX_CODE_LETTERS:,})."
+                f" one and its arguments is too long to be read (at most {MAX_CODE_LETTERS:,} letters)."
                 " Instead: a shorter plan, with fewer steps and arguments",
                 rule="approve",
                 dataset=request.dataset,

@@ -89,7 +89,7 @@ class SqliteStore(Store):
     def requests(self) -> list[ReleaseRequest]:
         with self._lock:
             rows = self._connection.execute(f"SELECT {REQUEST_COLUMNS} FROM request ORDER BY asked, id").fetchall()
-        return [ReleaseRequest(*row[:-2], used=bool(row[-2]), client_name=row[-1]) for row in rows]
+        return [ReleaseRequest(*(*row[:-2], bool(row[-2]), row[-1])) for row in rows]
 
     def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:
         with self._transaction() as connection:

@@ -25,7 +25,9 @@ ALICE = KnownNode(name="alice", organisation="A", card=b"card", announcement=b"\
 BOB = KnownNode(name="bob", organisation="", card=b"", announcement=b"", since=0.0, online=False)
 
 
-REQUEST = ReleaseRequest("a", "key", "d", "client", "plan", "f4[2]", b"digest", "def f():", "would leave", asked=10.0, client_name="ann")
+REQUEST = ReleaseRequest(
+    "a", "key", "d", "client", "plan", "f4[2]", b"digest", "def f():", "would leave", asked=10.0, client_name="ann"
+)
 
 
 class StoreConformance:
