@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from grid.policy.approvals import Approvals
     from grid.store.base import ReleaseRequest
 
+ESCAPED = len(r"\U0010ffff")
+"""Letters that one letter may take on a terminal."""
+
 STATE_OPTION = click.option(
     "--state",
     required=True,
@@ -40,7 +43,8 @@ STATE_OPTION = click.option(
 def requests(request_id: str | None, state: Path, everything: bool, as_json: bool) -> None:
     """List the releases that wait for this owner's word; with ID, show one in full.
 
-    It shows who asked, the plan that made the value, as text, and what the rules of release = "aggregate" say to it.
+    It shows who asked, the plan that made the value, as text, what it was called with, and what the rules of
+    release = "aggregate" say to it.
     """
     with _opened(state) as (approvals, _):
         if request_id is not None:
@@ -51,8 +55,11 @@ def requests(request_id: str | None, state: Path, everything: bool, as_json: boo
         if as_json:
             click.echo(json.dumps([_facts(approvals, one) for one in found]))
             return
-        rows = [(one.id, one.dataset, one.value, one.plan[:12], one.client, approvals.state(one)) for one in found]
-        columns = ("id", "dataset", "value", "plan", "client", "state")
+        rows = [
+            (one.id, one.dataset, one.value, one.plan[:12], printable(one.client_name, 40), one.client, approvals.state(one))
+            for one in found
+        ]
+        columns = ("id", "dataset", "value", "plan", "name", "client", "state")
         show_table("Requests", columns, rows, "No release waits for your word.")
 
 
@@ -70,7 +77,7 @@ def approve(request_id: str, state: Path, as_json: bool) -> None:
 @STATE_OPTION
 @JSON_OPTION
 def deny(request_id: str, state: Path, as_json: bool) -> None:
-    """Refuse request ID for good; the client is told so when it asks again."""
+    """Refuse request ID for good; the client is told so when it asks again. Withdraws an approval that has not been used."""
     _answer(request_id, state, allow=False, as_json=as_json)
 
 
@@ -81,7 +88,7 @@ def _answer(request_id: str, state: Path, *, allow: bool, as_json: bool) -> None
     with _opened(state) as (approvals, me):
         request = approvals.decide(request_id, allow=allow, key=me.key)
     word = "approved" if allow else "denied"
-    text = f"{word}: {request.value} of {request.dataset}, for {request.client}"
+    text = f"{word}: {request.value} of {request.dataset}, for {_who(request)}"
     say({"event": word, "request": request.id, "dataset": request.dataset, "client": request.client}, text, as_json=as_json)
 
 
@@ -104,21 +111,27 @@ def _opened(state: Path) -> Iterator[tuple[Approvals, LocalIdentity]]:
 
 
 def _facts(approvals: Approvals, one: ReleaseRequest) -> dict[str, Any]:
-    facts = {name: getattr(one, name) for name in ("id", "dataset", "client", "plan", "value", "report", "code", "asked")}
-    return {**facts, "state": approvals.state(one)}
+    names = ("id", "dataset", "client", "client_name", "plan", "value", "report", "code", "asked")
+    return {**{name: getattr(one, name) for name in names}, "state": approvals.state(one)}
 
 
 def _page(approvals: Approvals, one: ReleaseRequest) -> str:
-    """One request for people. The code comes from a client: no control characters reach the terminal."""
+    """One request for people. The code comes from a client: no control characters reach the terminal, and no line is cut."""
     asked = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.asked))
     facts = (
         ("request", f"{one.id}, {approvals.state(one)}"),
         ("asked", asked),
         ("dataset", one.dataset),
-        ("client", one.client),
+        ("client", _who(one)),
         ("value", one.value),
         ("plan", one.plan),
         ("rules", one.report),
     )
     shown = [f"{name:9}{printable(value, 1000)}" for name, value in facts]
-    return "\n".join([*shown, "code", *(f"    {printable(line, 300)}" for line in one.code.splitlines())])
+    lines = one.code.rstrip("\n").split("\n")
+    return "\n".join([*shown, "code", *(f"    {printable(line, ESCAPED * len(line))}" for line in lines)])
+
+
+def _who(one: ReleaseRequest) -> str:
+    """A client by its name, which it may have chosen itself, and its id."""
+    return f"{printable(one.client_name, 100)} ({one.client})" if one.client_name else one.client

@@ -291,7 +291,7 @@ class Node:
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
         with self._session_of(client.id) as longest:
-            desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings)
+            desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings, name=client.name)
             session = ClientSession(
                 card=client,
                 runtime=self._runtime(client.id, desk),

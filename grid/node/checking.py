@@ -189,8 +189,13 @@ def _has_images(folder: Path) -> bool:
 
 def what_leaves(policy: Policy, rows: int) -> list[str]:
     """What may leave a dataset of so many rows under its policy."""
-    if policy.release in (DENY, APPROVE):
+    if policy.release == DENY:
         return ["Nothing, to anybody."]
+    if policy.release == APPROVE:
+        return [
+            "What you approve with `grid approve`: each time one result of a plan, once, to the client that asked. It may be"
+            " anything that a plan makes of the rows, single rows included: no rule checks it but you."
+        ]
     if policy.release == OPEN:
         return ["Everything, every row included, to every client of the grid."]
     whose = "any program" if policy.plans == ANY else f"the {len(policy.allow)} plans in `allow` alone"
@@ -209,8 +214,10 @@ def what_stays(policy: Policy) -> list[str]:
     """What never leaves under this policy."""
     if policy.release == OPEN:
         return []
-    if policy.release in (DENY, APPROVE):
+    if policy.release == DENY:
         return ["Rows, and anything that was computed from them."]
+    if policy.release == APPROVE:
+        return ["Whatever you have not approved: without your word no row, and nothing that was computed from rows."]
     return [
         "Rows, parts of rows, and rows picked by position; the largest, smallest or median value;"
         f" anything that fewer than {policy.min_rows} rows can be told by."

@@ -22,6 +22,7 @@ from grid.policy import blocks
 from grid.policy.approvals import Approvals
 from grid.policy.blocks import Ids
 from grid.policy.gate import Gate, Guarded, RateLimits
+from grid.policy.rules import APPROVE
 from grid.settings import NodeSettings
 from grid.store.base import DatasetState, Store
 from grid.wire.messages import DatasetCard
@@ -76,7 +77,8 @@ def _source(dataset: Dataset, cut: Ids) -> DatasetView:
     parts = {"features": dataset.features, **{f"column:{name}": values for name, values in dataset.values.items()}}
     if dataset.targets is not None:
         parts["targets"] = dataset.targets
-    return DatasetView(dataset.name, dataset.rows, dataset.policy.min_rows, cut, parts)
+    by_hand = dataset.policy.release == APPROVE
+    return DatasetView(dataset.name, dataset.rows, dataset.policy.min_rows, cut, parts, by_hand)
 
 
 def meet(dataset: Dataset, store: Store) -> tuple[Dataset, Ids]:

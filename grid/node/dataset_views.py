@@ -15,7 +15,8 @@ from grid.policy.blocks import Ids
 class DatasetView:
     """One dataset. `parts` has "features", perhaps "targets", and "column:NAME" for each column that can be asked for.
 
-    `blocks` gives each row the number of its block. Nobody writes into any of it.
+    `blocks` gives each row the number of its block. `by_hand`: its owner approves each release, and is told what made it.
+    Nobody writes into any of it.
     """
 
     name: str
@@ -23,6 +24,7 @@ class DatasetView:
     min_rows: int
     blocks: Ids
     parts: Mapping[str, Tensor]
+    by_hand: bool = False
 
     def part(self, part: str, column: str = "") -> Tensor:
         """`features`, `targets` or the named column; `NotFound` where the dataset has no such part."""

@@ -38,12 +38,13 @@ def check_size(nbytes: int, settings: NodeSettings) -> None:
 
 
 class Desk:
-    """See the module. `on_ended` is called, from any thread, when the client went too far."""
+    """See the module. `name` is the client's. `on_ended` is called, from any thread, when the client went too far."""
 
-    def __init__(self, *, gate: Gate, client: PeerId, settings: NodeSettings) -> None:
+    def __init__(self, *, gate: Gate, client: PeerId, settings: NodeSettings, name: str = "") -> None:
         self.on_ended: Callable[[GridError], None] = lambda error: None
         self._gate = gate
         self._client = client
+        self._name = name
         self._settings = settings
         self._plans: dict[PlanId, bytes] = {}
 
@@ -74,21 +75,29 @@ class Desk:
         frame = offer.tensor
         shape = ", ".join(map(str, frame.shape))
         made = offer.account.part if offer.account.plan is not None else ""
-        return Content(made, f"{frame.dtype}[{shape}]", hashlib.sha256(frame.data).digest(), partial(self._code, offer.account))
+        digest = hashlib.sha256(frame.data).digest()
+        return Content(made, f"{frame.dtype}[{shape}]", digest, partial(self._code, offer.account), self._name)
 
-    def _code(self, account: Account) -> str:
+    def _code(self, account: Account) -> str | None:
+        """What made a value: the text of its plans, and what they were called with."""
         assert account.plan is not None  # else the gate has refused
-        known = self._plans.get(account.plan)
+        if account.calls is None:
+            return None
+        text = self._text(account.plan)
+        for other in sorted(set(account.plans or ()) - {account.plan}):
+            text += f"\n# It takes results of the plan {other}, too:\n{self._text(other)}"
+        calls = "".join(f"\n{call}" for call in account.calls)
+        return f"{text}\n# What it was called with. Values of the client's own can single out people, like constants.\n{calls}"
+
+    def _text(self, wanted: PlanId) -> str:
+        known = self._plans.get(wanted)
         if known is None:
-            return f"The plan {account.plan} is too large to be kept here, or came long ago: have its file sent to you."
+            return f"The plan {wanted} is too large to be kept here, or came long ago: have its file sent to you.\n"
         try:
             plan = decode(known)
         except PlanRejected as error:
-            return f"No valid plan: {error.message}"
-        if plan.id != account.plan:
-            return "The client sent another plan under this id."
-        others = sorted(set(account.plans or ()) - {plan.id})
-        return plan.code + "".join(f"# It takes results of the plan {other}, too.\n" for other in others)
+            return f"No valid plan: {error.message}\n"
+        return plan.code if plan.id == wanted else "The client sent another plan under this id.\n"
 
     def allow_move(self, offer: Offer, to: str) -> None:
         """Raise `ReleaseDenied` unless the owners of the rows behind a value let it go to the node of this name."""

@@ -25,11 +25,16 @@ class Lineage:
     """`origin` is the account for the gate. `part` is this object as a labelled argument, "" where nothing can be said.
 
     `arguments`: for the direct result of a plan call, the hash of its arguments, "" where one was derived.
+
+    For an owner who releases by hand: how this object is named as an argument, `shown`, and what the plan calls behind it were
+    given, the last one first (`node.calls`); None where that is too much to be read. Neither is part of a hash.
     """
 
     origin: Origin
     part: str = ""
     arguments: str = ""
+    shown: str = ""
+    calls: tuple[str, ...] | None = ()
 
 
 Content = Callable[[int], bytes]
@@ -41,9 +46,9 @@ DERIVED = Lineage(POINTERS)
 """Made or changed by pointer commands, or moved here."""
 
 
-def dataset_part(part: str, column: str) -> Lineage:
+def dataset_part(part: str, column: str, shown: str = "") -> Lineage:
     """An opened part of a dataset, whole or blocks of it; which rows does not matter to what is done with them."""
-    return Lineage(Origin(plans=frozenset()), f"column:{column}" if part == "column" else part)
+    return Lineage(Origin(plans=frozenset()), f"column:{column}" if part == "column" else part, shown=shown)
 
 
 def plan_results(

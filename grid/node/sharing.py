@@ -47,6 +47,7 @@ class SharedSource:
     min_rows: int
     blocks: Buffer
     parts: tuple[Placed, ...]
+    by_hand: bool
 
 
 class SharedData:
@@ -74,6 +75,7 @@ class SharedData:
             min_rows=source.min_rows,
             blocks=np.ascontiguousarray(source.blocks, dtype="<i4").tobytes(),
             parts=tuple([self._placed(name, tensor) for name, tensor in source.parts.items()]),
+            by_hand=source.by_hand,
         )
 
     def _placed(self, name: str, tensor: Tensor) -> Placed:
@@ -176,7 +178,7 @@ def mapped_sources(shared: Sequence[SharedSource], files: Sequence[int], sizes: 
 def _mapped(shared: SharedSource, maps: Sequence[Tensor]) -> DatasetView:
     blocks = np.frombuffer(shared.blocks, dtype="<i4")
     parts = {placed.name: _tensor(placed, maps) for placed in shared.parts}
-    return DatasetView(shared.name, shared.rows, shared.min_rows, blocks, parts)
+    return DatasetView(shared.name, shared.rows, shared.min_rows, blocks, parts, shared.by_hand)
 
 
 def _tensor(placed: Placed, maps: Sequence[Tensor]) -> Tensor:

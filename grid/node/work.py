@@ -32,8 +32,7 @@ from grid.wire.messages import (
 )
 
 REQUESTS: dict[str, type[Message]] = {
-    cls.tag: cls
-    for cls in (PutObject, Commands, FreeObjects, OpenDataset, PutPlan, RunPlan, DescribeObject, StartSum)
+    cls.tag: cls for cls in (PutObject, Commands, FreeObjects, OpenDataset, PutPlan, RunPlan, DescribeObject, StartSum)
 }
 """What may be asked; the reply to `FreeObjects` is empty, too. Below it grows by what only the node itself asks."""
 
@@ -69,18 +68,20 @@ class MarkFailed(Message):
 class Account:
     """How a value was made, as `policy.gate.Origin`; `arguments` is the hash of a plan's arguments, "" where there is none.
 
-    `part` names it as an argument of a further plan (`node.lineage`), "" where nothing can be said.
+    `part` names it as an argument of a further plan (`node.lineage`), "" where nothing can be said. `calls` is for an owner who
+    releases by hand: what the plans behind it were called with, None where that is too much to be read.
     """
 
     plans: tuple[PlanId, ...] | None
     plan: PlanId | None
     arguments: str = ""
     part: str = ""
+    calls: tuple[str, ...] | None = ()
 
     @classmethod
-    def of(cls, origin: Origin, arguments: str = "", part: str = "") -> Account:
+    def of(cls, origin: Origin, arguments: str = "", part: str = "", calls: tuple[str, ...] | None = ()) -> Account:
         plans = None if origin.plans is None else tuple(sorted(origin.plans))
-        return cls(plans=plans, plan=origin.plan, arguments=arguments, part=part)
+        return cls(plans=plans, plan=origin.plan, arguments=arguments, part=part, calls=calls)
 
     @property
     def origin(self) -> Origin:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded
 from grid.ids import ObjectId, PlanId
+from grid.node.calls import Calls
 from grid.node.dataset_views import DatasetView
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore
@@ -110,6 +111,7 @@ class Workspace:
         )
         self._plans: dict[PlanId, _LoadedPlan | GridError] = {}
         self._plan_bytes = 0
+        self._calls = Calls() if any(source.by_hand for source in sources.values()) else None
 
     def handle(self, message: Message) -> Message:
         """The answer to a request (`grid.node.work.REQUESTS`). Raises `GridError`, also where there is no memory for it."""
@@ -150,7 +152,7 @@ class Workspace:
         stored = self._objects.get(message.object)
         value, kind = stored.value, self._labels.type_of(stored.value)
         self._checked_size(value, value.element_size())
-        account = Account.of(stored.lineage.origin, part=stored.lineage.part)
+        account = Account.of(stored.lineage.origin, part=stored.lineage.part, calls=stored.lineage.calls)
         if not kind.labelled:
             return Offer(tensor=to_frame(value, copy=False), claim=None, account=account)
         return Offer(
@@ -207,7 +209,11 @@ class Workspace:
             )
         self._labels.enter(value, kind, fixed=not message.blocks)
         copied = value.data_ptr() != source.data_ptr()
-        self._keep(message.object, value, dataset_part(message.part, message.column), counted=copied)
+        named = f"column {message.column!r}" if message.part == "column" else message.part
+        shown = f"{named} of the dataset {dataset.name!r}"
+        if message.blocks:
+            shown = f"{len(message.blocks)} blocks of the rows of {shown}"
+        self._keep(message.object, value, dataset_part(message.part, message.column, shown), counted=copied)
 
     def _keep(self, object_id: ObjectId, value: Tensor, lineage: Lineage, *, counted: bool = True) -> None:
         if object_id < 0:
@@ -344,6 +350,8 @@ class Workspace:
             return self._objects.digest(ObjectId(int(arg))) if type(arg) is Ref else digest(tensors[number])
 
         lineages = plan_results(plan.id, inputs, len(plan.outputs), content)
+        if self._calls is not None and lineages and lineages[0].part:
+            lineages = self._calls.told(lineages, plan, inputs)
         results = loaded.labelled.run(tensors)
         for object_id, result, lineage in zip(message.outputs, results, lineages, strict=True):
             self._keep(object_id, result, lineage)

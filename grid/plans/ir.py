@@ -74,6 +74,11 @@ class Plan(Program):
         """The program as text, to be read by people."""
         return printing.to_code(self)
 
+    @property
+    def constant_tensors(self) -> dict[str, Tensor]:
+        """The constants in full, copies of them, by the names that `code` gives them: it shows only a digest of large ones."""
+        return printing.constant_tensors(self)
+
     @cached_property
     def dry_runs(self) -> shapes.DryRuns:
         """What runs would cost and give, by sizes of inputs."""

@@ -9,18 +9,24 @@
         return {'loss': mean}
 
 It is meant for reading: names are made from operations, and for results from where they stand in what is returned; arguments
-have the names of the op table, sizes are `n0`, `n1`, and constants show their shape, small ones their values. The id stands
-for the plan; this text does not.
+have the names of the op table, sizes are `n0`, `n1`. Constants of up to `SHOWN_CONSTANT` elements show all their values, larger
+ones a digest of them, and a last line counts what is not shown. Numbers have the digits that tell them from all others of
+their dtype. The id stands for the plan; this text does not.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from grid.display import counted
 from grid.errors import GridError
 from grid.plans.checks import leaf_names
 from grid.plans.interpret import constants_of
@@ -31,8 +37,11 @@ from grid.tensors.buffers import short_dtype
 from grid.tensors.ops import OPS
 from grid.wire.messages import DType, MemoryFormat, Ref
 
-SHOWN_CONSTANT = 8
+SHOWN_CONSTANT = 64
 """Elements of a constant that is written out."""
+
+DIGEST_DIGITS = 16
+"""Hexadecimal digits of the SHA-256 of a larger constant's bytes."""
 
 SHOWN_KINDS = 5000
 """Steps up to which a program's text tells dtypes and sizes, which takes two dry runs to find out."""
@@ -69,18 +78,37 @@ def to_code(program: Program) -> str:
         lines.append(f"    {name}: {_spec(spec)}," + (f"  # {where}" if name != where else ""))
     lines.append("):")
     lines += [f"    # n{index} {limit}" for index, limit in _limits(program)]
-    for index, tensor in enumerate(constants_of(program)):
-        constant = program.constants[index]
-        name = names.give(len(program.inputs) + index, "const")
-        shown = f"{_values(tensor)}, " if tensor.numel() <= SHOWN_CONSTANT else ""
-        lines.append(f"    {name} = constant({shown}{constant.dtype}[{', '.join(map(str, constant.shape))}])")
+    hidden = 0
+    for name, tensor, constant in zip(_constants(program, names), constants_of(program), program.constants, strict=True):
+        kind = f"{constant.dtype}[{', '.join(map(str, constant.shape))}]"
+        if tensor.numel() <= SHOWN_CONSTANT:
+            lines.append(f"    {name} = constant({values_text(tensor)}, {kind})")
+        else:
+            hidden += tensor.numel()
+            found = hashlib.sha256(constant.data).hexdigest()[:DIGEST_DIGITS]
+            lines.append(f"    {name} = constant({kind}, sha256={found!r})")
     kinds = _kinds(program)
     for step in program.steps:
         kind = ", ".join(kinds[value] for value in step.outputs if value in kinds)
         lines.append(f"    {_step(program, step, names)}" + (f"  # {kind}" if kind else ""))
     result = unflatten(program.gives, (_Name(names[output]) for output in program.outputs))
     lines.append(f"    return {_structure(result, '    ')}")
+    if hidden:
+        lines.append(f"# {counted(hidden, 'value')} of constants are not shown; plan.constant_tensors has them")
     return "\n".join(lines) + "\n"
+
+
+def constant_tensors(program: Program) -> dict[str, Tensor]:
+    """The program's constants, in full, by the names that they have in `to_code`. Each is the caller's own."""
+    names = _Names(_wished(program))
+    for index, where in enumerate(leaf_names(program)):
+        names.give(index, _identifier(where))
+    return {name: tensor.clone() for name, tensor in zip(_constants(program, names), constants_of(program), strict=True)}
+
+
+def _constants(program: Program, names: _Names) -> list[str]:
+    """Name the constants, after the inputs."""
+    return [names.give(len(program.inputs) + index, "const") for index in range(len(program.constants))]
 
 
 def _limits(program: Program) -> Iterator[tuple[int, str]]:
@@ -95,15 +123,30 @@ def _spec(spec: InputSpec) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.sizes))}]"
 
 
-def _values(tensor: Tensor) -> str:
-    """A constant's elements with as many digits as tell floats of 32 bits apart by eye."""
+def values_text(tensor: Tensor) -> str:
+    """A tensor's elements, floats with the fewest digits, from seven on, that give the same value again."""
+    double = tensor.dtype in (torch.float64, torch.complex128)
 
     def shown(value: Any) -> str:
         if isinstance(value, list):
             return f"[{', '.join(map(shown, value))}]"
-        return f"{value:.7g}" if isinstance(value, float) and value != _whole(value) else repr(value)
+        return _float(value, double) if isinstance(value, float) and value != _whole(value) else repr(value)
 
     return shown(tensor.tolist())
+
+
+def _float(value: float, double: bool) -> str:
+    texts = (f"{value:.{digits}g}" for digits in (7, 8, 9))
+    return next((text for text in texts if _same(float(text), value, double)), repr(value))
+
+
+def _same(text: float, value: float, double: bool) -> bool:
+    if double or math.isinf(text) or math.isinf(value):
+        return text == value
+    try:
+        return struct.pack("<f", text) == struct.pack("<f", value)
+    except OverflowError:  # rounded up, beyond the largest float of 32 bits
+        return False
 
 
 def _whole(value: float) -> int | None:
@@ -262,5 +305,6 @@ def _arg(arg: Any, names: _Names) -> str:
     if isinstance(arg, (DType, MemoryFormat)):
         return str(arg)
     if type(arg) is float:
-        return f"{arg:.12g}" if _whole(arg) is None else repr(arg)
+        short = f"{arg:.12g}"
+        return short if _whole(arg) is None and float(short) == arg else repr(arg)
     return repr(arg)

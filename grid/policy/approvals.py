@@ -35,19 +35,23 @@ MAX_IN_ALL = 1000
 KEPT_S = 90 * 24 * 3600.0
 ID_BYTES = 4
 MAX_CODE_LETTERS = 100_000
+"""Letters of a plan's text and its arguments. What is longer is refused: nobody can judge what is cut off."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
     """A value on its way out. `made`: the plan call that it is a result of, in public terms (`node.lineage`), "" for all else.
 
-    `value` is its dtype and shape, `digest` a hash of its bytes; `code` gives the plan's text.
+    `value` is its dtype and shape, `digest` a hash of its bytes; `code` gives the text of the plan and of its arguments, None
+    where there is too much of it to be kept.
+    `client_name`: how the card of the client calls it.
     """
 
     made: str
     value: str
     digest: bytes
-    code: Callable[[], str]
+    code: Callable[[], str | None]
+    client_name: str = ""
 
 
 class Approvals:
@@ -78,6 +82,7 @@ class Approvals:
         found = next((one for one in requests if one.key == key and not one.used), None)
         if found is None:
             wish = ReleaseRequest("", key, dataset, client, plan, content.value, content.digest, "", report, self._clock.wall())
+            wish = dataclasses.replace(wish, client_name=content.client_name)
             found = self._ask(requests, wish, content)
         state = self.state(found)
         if state == DENIED:
@@ -92,9 +97,11 @@ class Approvals:
         return found.id
 
     def use(self, request_id: str) -> None:
-        """Use up an approval. Raises `ReleaseDenied` where somebody was quicker."""
-        if not self._store.use(request_id):
-            raise ReleaseDenied(f"the approval {request_id} has been used; ask again", rule="approve", instead="get() it again")
+        """Use up an approval. Raises `ReleaseDenied` where somebody was quicker, or the owner has withdrawn it."""
+        request = self.find(request_id)
+        if self.state(request) != ALLOWED or not self._store.use(request_id, request.decision):
+            why = f"the approval {request_id} has been used or withdrawn; ask again"
+            raise ReleaseDenied(why, rule="approve", instead="get() it again")
 
     def requests(self) -> list[ReleaseRequest]:
         """All requests, the oldest first."""
@@ -108,11 +115,16 @@ class Approvals:
         return found
 
     def decide(self, request_id: str, *, allow: bool, key: SigningKey) -> ReleaseRequest:
-        """Answer a request with the owner's key. Raises `NotFound`, or `InvalidRequest` where it has been answered."""
+        """Answer a request with the owner's key; a no also withdraws a yes that has not been used.
+
+        Raises `NotFound`, or `InvalidRequest` where it has been answered.
+        """
         request = self.find(request_id)
         answer = seal(KIND, _statement(request, ALLOW if allow else DENY), key)
-        if not self._store.decide(request_id, answer):
-            raise InvalidRequest(f"the request {request_id} has been answered already: {self.state(request)}")
+        withdrawn = request.decision if not allow and self.state(request) == ALLOWED else b""
+        if not self._store.decide(request_id, answer, replaces=withdrawn):
+            found = self.find(request_id)  # another answer, or the release, may have come in between
+            raise InvalidRequest(f"the request {request_id} has been answered already: {self.state(found)}")
         return request
 
     def state(self, request: ReleaseRequest) -> str:
@@ -134,7 +146,17 @@ class Approvals:
             raise QuotaExceeded(
                 "too many releases of this node wait for its owner's word; ask again when some have been answered"
             )
-        made = dataclasses.replace(request, id=secrets.token_hex(ID_BYTES), code=content.code()[:MAX_CODE_LETTERS])
+        code = content.code()
+        if code is None or len(code) > MAX_CODE_LETTERS:
+            raise ReleaseDenied(
+                f"dataset {request.dataset!r}: its owner reads what a plan does before its result leaves, and the text of this"
+                f" one and its arguments is too long to be read (at most {MAX_CODE_LETTERS:,} letters)."
+                " Instead: a shorter plan, with fewer steps and arguments",
+                rule="approve",
+                dataset=request.dataset,
+                instead="a shorter plan, with fewer steps and arguments",
+            )
+        made = dataclasses.replace(request, id=secrets.token_hex(ID_BYTES), code=code)
         self._store.ask(made)
         return made
 

@@ -248,7 +248,10 @@ class Gate:
             self._check_labels(value, claim)
         except ReleaseDenied as error:
             return f'release = "aggregate" would refuse it ({error.details["rule"]}): {error.message}'
-        return f'release = "aggregate" would let it leave; the smallest group behind it has {value.cells.smallest} rows'
+        return (
+            f'release = "aggregate" would let it leave; the smallest group behind it has {value.cells.smallest} rows. These rules'
+            " do not look at values: constants of the plan and the client's own arguments can single out people"
+        )
 
     def _check_plans(self, dataset: Guarded, origin: Origin) -> None:
         if dataset.policy.plans == ANY or _is_allowed(dataset.policy, origin):

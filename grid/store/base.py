@@ -52,7 +52,7 @@ class ReleaseRequest:
     `key` says what is to leave, without its content (`policy.approvals`); `id` is how people name the request. `value` is its
     dtype and shape, `digest` a hash of its bytes. `code` and `report` are for the owner: what made the value, and what the rules
     of "aggregate" say to it. `asked` is wall time. `decision` is the owner's signed answer, b"" before there is one; `used`: the
-    one release that it allowed has been made.
+    one release that it allowed has been made. `client_name` is how the client's card calls it.
     """
 
     id: str
@@ -67,6 +67,7 @@ class ReleaseRequest:
     asked: float
     decision: bytes = b""
     used: bool = False
+    client_name: str = ""
 
 
 class Store(abc.ABC):
@@ -104,12 +105,15 @@ class Store(abc.ABC):
         """All requests that are remembered, the oldest first."""
 
     @abc.abstractmethod
-    def decide(self, request_id: str, decision: bytes) -> bool:
-        """Remember the owner's answer to a request that has none yet; False where there is no such request."""
+    def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:
+        """Remember the owner's answer in place of `replaces`, b"" for none yet.
+
+        False where there is no such request, where another answer stands, or where it has been used.
+        """
 
     @abc.abstractmethod
-    def use(self, request_id: str) -> bool:
-        """Mark a request as used: True for the first who asks."""
+    def use(self, request_id: str, decision: bytes) -> bool:
+        """Mark a request as used under this answer: True for the first who asks, while the answer stands."""
 
     @abc.abstractmethod
     def forget_requests(self, asked_before: float) -> None:

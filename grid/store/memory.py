@@ -59,18 +59,18 @@ class MemoryStore(Store):
         with self._lock:
             return sorted(self._requests.values(), key=lambda request: request.asked)
 
-    def decide(self, request_id: str, decision: bytes) -> bool:
+    def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:
         with self._lock:
             request = self._requests.get(request_id)
-            if request is None or request.decision:
+            if request is None or request.used or request.decision != replaces:
                 return False
             self._requests[request_id] = dataclasses.replace(request, decision=decision)
             return True
 
-    def use(self, request_id: str) -> bool:
+    def use(self, request_id: str, decision: bytes) -> bool:
         with self._lock:
             request = self._requests.get(request_id)
-            if request is None or request.used:
+            if request is None or request.used or request.decision != decision:
                 return False
             self._requests[request_id] = dataclasses.replace(request, used=True)
             return True

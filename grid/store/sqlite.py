@@ -19,7 +19,7 @@ from pathlib import Path
 from grid.errors import InvalidRequest
 from grid.store.base import DatasetState, KnownNode, ReleaseRequest, Store
 
-REQUEST_COLUMNS = "id, key, dataset, client, plan, value, digest, code, report, asked, decision, used"
+REQUEST_COLUMNS = "id, key, dataset, client, plan, value, digest, code, report, asked, decision, used, client_name"
 
 
 class SqliteStore(Store):
@@ -82,25 +82,28 @@ class SqliteStore(Store):
     def ask(self, request: ReleaseRequest) -> None:
         with self._transaction() as connection:
             connection.execute(
-                f"INSERT OR IGNORE INTO request ({REQUEST_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR IGNORE INTO request ({REQUEST_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 dataclasses.astuple(request),
             )
 
     def requests(self) -> list[ReleaseRequest]:
         with self._lock:
             rows = self._connection.execute(f"SELECT {REQUEST_COLUMNS} FROM request ORDER BY asked, id").fetchall()
-        return [ReleaseRequest(*(*row[:-1], bool(row[-1]))) for row in rows]
+        return [ReleaseRequest(*(*row[:-2], bool(row[-2]), row[-1])) for row in rows]
 
-    def decide(self, request_id: str, decision: bytes) -> bool:
+    def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:
         with self._transaction() as connection:
             done = connection.execute(
-                "UPDATE request SET decision = ? WHERE id = ? AND length(decision) = 0", (decision, request_id)
+                "UPDATE request SET decision = ? WHERE id = ? AND decision = ? AND used = 0", (decision, request_id, replaces)
             )
             return done.rowcount == 1
 
-    def use(self, request_id: str) -> bool:
+    def use(self, request_id: str, decision: bytes) -> bool:
         with self._transaction() as connection:
-            return connection.execute("UPDATE request SET used = 1 WHERE id = ? AND used = 0", (request_id,)).rowcount == 1
+            done = connection.execute(
+                "UPDATE request SET used = 1 WHERE id = ? AND decision = ? AND used = 0", (request_id, decision)
+            )
+            return done.rowcount == 1
 
     def forget_requests(self, asked_before: float) -> None:
         with self._transaction() as connection:

@@ -213,8 +213,11 @@ def test_the_policy_in_plain_words() -> None:
     assert "any program" in said and "at least 7" in said and "1,234 numbers" in said and "bob" in said and "sums over" in said
     assert "fewer than 7 rows" in what_stays(aggregate)[0]
     assert "every row included" in what_leaves(Policy(release="open"), 100)[0] and not what_stays(Policy(release="open"))
-    for release in ("deny", "approve"):
-        assert what_leaves(Policy(release=release), 100) == ["Nothing, to anybody."]
+    assert what_leaves(Policy(release="deny"), 100) == ["Nothing, to anybody."]
+    assert what_stays(Policy(release="deny")) == ["Rows, and anything that was computed from them."]
+    (approved,), (kept,) = what_leaves(Policy(release="approve"), 100), what_stays(Policy(release="approve"))
+    assert "`grid approve`" in approved and "single rows included" in approved, "what an owner approves does leave"
+    assert "have not approved" in kept
     builtin = dataclasses.replace(aggregate, plans="builtin", share=False, sinks=())
     assert len(what_leaves(builtin, 100)) == 1 and "the 0 plans in `allow` alone" in what_leaves(builtin, 100)[0]
 

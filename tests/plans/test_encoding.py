@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -140,6 +141,42 @@ def test_code_reads_like_a_program() -> None:
         "    return {'mean': mean, 'rows': [rows, x]}\n"
     )
     assert "    # n0 >= 5\n" in MADE.code
+
+
+def test_code_tells_constants_apart() -> None:
+    """Two plans that do different things never have the same text, and nothing is left out without a word."""
+
+    def code_of(constant: torch.Tensor) -> str:
+        return trace(lambda x: x + constant, torch.zeros(8, 1)).code
+
+    shown = torch.arange(64.0) / 7
+    other = shown.clone()
+    other[63] = torch.nextafter(other[63], torch.tensor(torch.inf))
+    assert code_of(shown) != code_of(other) and "not shown" not in code_of(shown)
+    assert float(code_of(shown).split("], f4[64]")[0].rsplit(", ", 1)[1]) == pytest.approx(9.0, rel=0)
+    double = torch.tensor([0.1], dtype=torch.float64)
+    assert code_of(double) != code_of(double + 2e-17) and "constant([0.1], f8[1])" in code_of(double)
+
+    large = torch.zeros(65)
+    changed = large.clone()
+    changed[64] = 1
+    assert code_of(large) != code_of(changed), "the digest is of all elements"
+    found = hashlib.sha256(large.numpy().tobytes()).hexdigest()[:16]
+    assert f"    const = constant(f4[65], sha256='{found}')\n" in code_of(large)
+    assert code_of(large).endswith("\n# 65 values of constants are not shown; plan.constant_tensors has them\n")
+    assert code_of(torch.tensor(0.1234567890123)) != code_of(torch.tensor(0.1234568))
+    scalars = [trace(lambda x, by=by: x * by, torch.zeros(8)).code for by in (0.1234567890123, 0.1234567890124)]
+    assert scalars[0] != scalars[1]
+
+
+def test_constants_can_be_read_in_full_by_the_names_in_the_code() -> None:
+    first, second = torch.arange(100.0), torch.ones(100)
+    plan = trace(lambda const, x: x * first + const * second, torch.zeros(100), torch.zeros(8, 100))
+    tensors = plan.constant_tensors
+    assert list(tensors) == ["const_1", "const_2"] and all(f"    {name} = constant(" in plan.code for name in tensors)
+    assert torch.equal(tensors["const_1"], first) and torch.equal(tensors["const_2"], second)
+    tensors["const_1"].zero_()
+    assert torch.equal(plan.constant_tensors["const_1"], first), "copies: a plan does not change"
 
 
 def test_code_of_a_training_step() -> None:

@@ -9,7 +9,7 @@ import pytest
 from grid.crypto.keys import SigningKey
 from grid.errors import InvalidRequest, NotFound, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
-from grid.policy.approvals import KEPT_S, MAX_IN_ALL, MAX_OF_CLIENT, Approvals, Content
+from grid.policy.approvals import KEPT_S, MAX_CODE_LETTERS, MAX_IN_ALL, MAX_OF_CLIENT, Approvals, Content
 from grid.store.memory import MemoryStore
 from grid.testing.clocks import FakeClock
 
@@ -64,6 +64,32 @@ def test_a_denied_release_stays_denied(desk: Desk) -> None:
         desk.approvals.decide(request, allow=True, key=OWNER)
     with pytest.raises(NotFound):
         desk.approvals.decide("00000000", allow=True, key=OWNER)
+
+
+def test_an_approval_can_be_withdrawn_until_it_is_used(desk: Desk) -> None:
+    request = desk.request()
+    desk.approvals.decide(request, allow=True, key=OWNER)
+    found = desk.approvals.approved("d", ANN, PLAN, MEAN, "would leave")
+    desk.approvals.decide(request, allow=False, key=OWNER)
+    with pytest.raises(ReleaseDenied, match="used or withdrawn"):
+        desk.approvals.use(found)  # a release that was under way
+    assert "denied this release" in str(desk.refused())
+    with pytest.raises(InvalidRequest, match="answered already: denied"):
+        desk.approvals.decide(request, allow=True, key=OWNER)
+
+    other = desk.request(client=BEN)
+    desk.approvals.decide(other, allow=True, key=OWNER)
+    desk.release(client=BEN)
+    with pytest.raises(InvalidRequest, match="answered already: released"):
+        desk.approvals.decide(other, allow=False, key=OWNER)
+
+
+def test_what_is_too_long_to_be_read_is_not_asked_for(desk: Desk) -> None:
+    """The end of a text that was cut off would be approved unread."""
+    long = dataclasses.replace(MEAN, code=lambda: "x" * (MAX_CODE_LETTERS + 1))
+    assert "too long to be read" in str(desk.refused(long)) and desk.approvals.requests() == []
+    desk.request(dataclasses.replace(MEAN, code=lambda: "x" * MAX_CODE_LETTERS))
+    assert len(desk.approvals.requests()[0].code) == MAX_CODE_LETTERS
 
 
 def test_an_answer_is_for_one_client_and_one_plan_call(desk: Desk) -> None:

@@ -25,7 +25,9 @@ ALICE = KnownNode(name="alice", organisation="A", card=b"card", announcement=b"\
 BOB = KnownNode(name="bob", organisation="", card=b"", announcement=b"", since=0.0, online=False)
 
 
-REQUEST = ReleaseRequest("a", "key", "d", "client", "plan", "f4[2]", b"digest", "def f():", "would leave", asked=10.0)
+REQUEST = ReleaseRequest(
+    "a", "key", "d", "client", "plan", "f4[2]", b"digest", "def f():", "would leave", asked=10.0, client_name="ann"
+)
 
 
 class StoreConformance:
@@ -88,10 +90,17 @@ class StoreConformance:
         store.ask(later)
         assert store.requests() == [REQUEST, later]
         assert store.decide("a", b"yes") and not store.decide("a", b"no") and not store.decide("c", b"yes")
-        assert store.use("a") and not store.use("a") and not store.use("c")
+        assert not store.use("a", b"no") and store.use("a", b"yes") and not store.use("a", b"yes") and not store.use("c", b"")
+        assert not store.decide("a", b"no", replaces=b"yes"), "it has been used"
         assert store.requests()[0] == dataclasses.replace(REQUEST, decision=b"yes", used=True)
         store.forget_requests(10.5)
         assert store.requests() == [later]
+
+    def test_an_answer_gives_way_to_another_until_it_is_used(self, store: Store) -> None:
+        store.ask(REQUEST)
+        assert store.decide("a", b"yes") and not store.decide("a", b"no", replaces=b"other")
+        assert store.decide("a", b"no", replaces=b"yes") and not store.use("a", b"yes")
+        assert store.requests() == [dataclasses.replace(REQUEST, decision=b"no")]
 
     def test_closing_twice_is_allowed(self, store: Store) -> None:
         store.close()
