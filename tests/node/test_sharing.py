@@ -66,6 +66,7 @@ def test_what_lies_in_a_file_already_is_not_copied(tmp_path: Path) -> None:
     file = TensorFile.of(torch.arange(120.0).reshape(40, 3), tmp_path / "features")
     features = file.tensor()
     file.close()
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     data = SharedData({"d": source(features=features[:30], targets=torch.ones(30), **{"column:x": features[:30, 2]})})
     assert len(data.files) == 2 and data.sizes[1] == 480
