@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 STOP_S = 2.0
 
+LOOK_UP_S = 1.0
+"""So long at most Ctrl-C waits to be seen."""
+
 
 class _Call:
     """Work for the loop that another thread waits for: what `run_coroutine_threadsafe` does, at a third of its price."""
@@ -60,7 +63,8 @@ class _Call:
         """On the other thread: wait for the work, and show that it takes long. Ctrl-C cancels it."""
         try:
             watch(self._is_done, traffic)
-            self._done.acquire()
+            while not self._done.acquire(timeout=LOOK_UP_S):
+                pass  # a signal that comes just before this blocks does not wake it, and is seen between two waits
         except BaseException:
             self._loop.call_soon_threadsafe(self._cancel)
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
 import resource
 import signal
@@ -293,6 +294,7 @@ async def test_many_sessions_come_and_go_and_leave_nothing(made: Mesh) -> None:
     await one(0.0)
     await ended(made)
     (nursery,) = [process for process in psutil.Process().children() if "grid.node.nursery" in process.cmdline()]
+    gc.collect()
     before = len(os.listdir("/proc/self/fd")), nursery.num_fds(), len(nursery.children())
     for _ in range(4):
         await asyncio.gather(*(one(float(number)) for number in range(8)))

@@ -63,6 +63,7 @@ def test_rows_that_do_not_fit_are_refused(first: int, rows: torch.Tensor) -> Non
 
 
 def test_no_file_stays_open_behind_a_tensor() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     file = TensorFile.of(torch.ones(1000))
     tensor = file.tensor()
