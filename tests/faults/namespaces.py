@@ -24,7 +24,7 @@ from tests.faults.wire import NETWORK
 REPOSITORY = Path(__file__).parent.parent.parent
 PLACES = {"gateway": 1, "alice": 2, "ann": 3, "ben": 4}
 PATIENCE_S = 2.0
-LEASE_S = 2.0
+LEASE_S = 6.0
 HEALED_S = 30.0
 LIMITS = [
     *("--session-patience-s", str(PATIENCE_S)),
