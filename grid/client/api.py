@@ -34,6 +34,7 @@ from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtoc
 from grid.ids import GridId, PeerId
 from grid.rpc.hop import dial_gateway, greeting_of
 from grid.settings import ClientSettings
+from grid.tasks import start
 from grid.transport.base import Dial, Transport
 from grid.transport.websocket import dial_websocket, trusted_certificates
 from grid.wire.address import format_address, parse_address
@@ -187,7 +188,11 @@ class Client:
         if self._closed or self._refreshing or self._clock.monotonic() - self._refreshed_at < FRESH_S:
             return
         self._refreshing = True
-        self.home.call(lambda: self._tasks.create_task(self._refresh_quietly(), name="grid roster"))
+        self.home.call(self._refresh_soon)
+
+    def _refresh_soon(self) -> None:
+        with contextlib.suppress(NodeUnavailable):  # closed in between
+            start(self._tasks, self._refresh_quietly(), name="grid roster", owner="the client")
 
     async def _refresh_quietly(self) -> None:
         # Who looks at `nodes` sees the last list while the gateway is gone; what needs it says so.

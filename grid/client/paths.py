@@ -27,6 +27,7 @@ from grid.rpc.peer import Peer
 from grid.rpc.reconnect import SETTLED_S, Backoff
 from grid.rpc.resumable import Resumable, patient
 from grid.settings import ClientSettings
+from grid.tasks import start
 from grid.transport.base import Dial, Transport
 from grid.wire.messages import CommandFailed
 
@@ -78,14 +79,15 @@ class Paths:
     async def hop(self) -> Hop:
         """The connection to the gateway, joined. One that was lost is made anew in the background, and waited for here.
 
-        Raises what joining raises: at once where the first attempt fails, `NodeUnavailable` after `reconnect_s` later on.
+        Raises what joining raises, at once where the first attempt fails; `NodeUnavailable` after `reconnect_s` later on, or
+        where the client was closed.
         """
         if self._hop is not None and not self._hop.peer.closed:
             return self._hop
+        if self._keeping is None:
+            self._keeping = start(self._tasks, self._keep_joined(), name="grid gateway", owner="the client")
         if self._ready is None:
             self._ready = asyncio.get_running_loop().create_future()
-        if self._keeping is None:
-            self._keeping = self._tasks.create_task(self._keep_joined(), name="grid gateway")
         try:
             async with time_limit(self._clock, self._reconnect_s, "waiting for the gateway"):
                 return await asyncio.shield(self._ready)

@@ -35,6 +35,7 @@ from grid.node.datasets import Dataset, load_datasets
 from grid.settings import ClientSettings, GatewaySettings, NodeSettings
 from grid.store.base import Store
 from grid.store.memory import MemoryStore
+from grid.tasks import start
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
 
@@ -224,7 +225,7 @@ class Running:
         if self._ended.is_set():
             raise NodeUnavailable("the local grid has ended")
         ours, theirs = memory_pair()
-        self._tasks.create_task(self.gateway.serve(self._parts.wrap(theirs)), name="gateway connection")
+        start(self._tasks, self.gateway.serve(self._parts.wrap(theirs)), name="gateway connection", owner="the local grid")
         return self._parts.wrap(ours)
 
     async def client(self, name: str, wait: Callable[[Any], Any]) -> api.Client:
