@@ -157,6 +157,14 @@ def test_a_file_in_place_of_the_state_folder_is_found(tmp_path: Path) -> None:
     assert one(check_state(tmp_path / "file", STORE), "state").verdict == "wrong"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="needs a file system that takes no files from anybody")
+@pytest.mark.parametrize("state", ["/proc/zz", "/proc/zz/deeper", "/proc"])
+def test_a_state_folder_that_nobody_can_write_is_found(state: str) -> None:
+    """Even root, whom no mode keeps out, and of whom `os.access` says that it may write."""
+    found = check_state(Path(state), STORE)
+    assert one(found, "state").verdict == "wrong" and state in one(found, "state").what
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write everywhere")
 def test_a_state_folder_of_another_user_is_found(tmp_path: Path) -> None:
     state = tmp_path / "state"
