@@ -116,7 +116,7 @@ def dry_run(program: Program, shapes: Sequence[tuple[int, ...]], seen: dict[int,
         try:
             costs.append(_step(step, env, memory))
         except GridError as error:
-            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from error
+            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from None
         if seen is not None:
             seen.update((value, env[value]) for value in step.outputs if isinstance(env[value], Tensor))
         for value in step.frees:
