@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy
 import pandas
 import torch
@@ -61,24 +63,26 @@ def _features(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Gener
     columns = {column.name: column for column in card.columns if column.role == "feature"}
     if len(card.feature_shape) != 1 or not columns:
         return _draw((rows, *card.feature_shape), dtype, 0, rng)
+    one_hot = _one_hot(columns.values())
     pieces = []
     for name in card.feature_names:
         if name in columns and columns[name].kind == "number":
             pieces.append(frame[name].to_numpy(dtype=numpy.float64))
-        else:
-            column, _, category = _split(name, columns)
+        elif name in one_hot:
+            column, category = one_hot[name]
             pieces.append((frame[column] == category).to_numpy(dtype=numpy.float64))
+        else:
+            raise InvalidRequest(f"the dataset's card names a feature {name!r} that is of none of its columns")
     return torch.from_numpy(numpy.stack(pieces, axis=1)).to(dtype)
 
 
-def _split(name: str, columns: dict[str, ColumnCard]) -> tuple[str, str, str]:
-    """`housing=own` -> column and category; both may hold the sign, so the card decides where to split."""
-    for column in columns.values():
-        if name.startswith(f"{column.name}="):
-            category = name.removeprefix(f"{column.name}=")
-            if category in column.categories or category == MISSING:
-                return column.name, "=", category
-    raise InvalidRequest(f"the dataset's card names a feature {name!r} that is of none of its columns")
+def _one_hot(columns: Iterable[ColumnCard]) -> dict[str, tuple[str, str]]:
+    """`housing=own` -> column and category. Both may hold the sign: of two columns with one such name the first counts."""
+    found: dict[str, tuple[str, str]] = {}
+    for column in columns:
+        for category in (*column.categories, MISSING):
+            found.setdefault(f"{column.name}={category}", (column.name, category))
+    return found
 
 
 def _targets(card: DatasetCard, frame: Mock, rows: int, rng: numpy.random.Generator) -> torch.Tensor | None:
