@@ -361,7 +361,7 @@ class Peer:
 
     def _handle(self, effect: Deliver) -> None:
         request_id, message, held = effect
-        if self._talkative:
+        if self._talkative and request_id is not None:  # what goes one way is mostly frames that pass
             self._debug(request_id, "is asked for %r", message.tag)
         try:
             result = self._handlers.call(self._context, message)
