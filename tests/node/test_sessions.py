@@ -315,6 +315,19 @@ async def test_sessions_of_one_client_are_limited(made: Mesh) -> None:
         await stack.enter_async_context(client(made, "alice"))  # another client is welcome
 
 
+async def test_one_client_leaves_half_of_the_processes_to_others() -> None:
+    me = LocalIdentity.create(name="scientist", role="client", clock=CLOCK)
+    async with mesh({"alice": []}, settings={"processes": True, "max_processes": 3}) as made:
+        async with client(made, "alice", me) as one, client(made, "alice", me) as two:
+            for raw in (one, two):
+                await raw.put(torch.ones(1))
+            with pytest.raises(GridError):
+                async with client(made, "alice", me):
+                    pass
+            async with client(made, "alice") as other:
+                await other.put(torch.ones(1))
+
+
 # ---------------------------------------------------------------- plans
 
 
