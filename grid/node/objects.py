@@ -52,14 +52,18 @@ class ObjectStore:
         users = self._by_storage.get(memory._cdata)
         if users is None:
             nbytes = memory.nbytes() if counted else 0
-            if self.used_bytes + nbytes > self._max_bytes:
-                what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
-                raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
+            self.reserve(nbytes)
             users = self._by_storage[memory._cdata] = set()
             self._storage_bytes[memory._cdata] = nbytes
             self.used_bytes += nbytes
         users.add(object_id)
         self._objects[object_id] = Stored(value, lineage)
+
+    def reserve(self, nbytes: int) -> None:
+        """Raise `QuotaExceeded` where there is no room for a value of so many bytes; may be asked before it is made."""
+        if self.used_bytes + nbytes > self._max_bytes:
+            what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
+            raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
 
     def get(self, object_id: ObjectId) -> Stored:
         """The object. Raises what made it fail, or `NotFound`."""

@@ -243,7 +243,7 @@ class Workspace:
         kwargs = {name: self._resolve(arg, inline) for name, arg in command.kwargs.items()}
         targets = [self._objects.get(target).value for target in _written_refs(command)]
         try:
-            results = self._apply(op, args, kwargs, where)
+            results = self._apply(op, args, kwargs, where, self._objects.reserve if all(command.outputs) else None)
         finally:  # it may have written, however it ended
             for target in targets:
                 self._objects.written(target)
@@ -252,10 +252,12 @@ class Workspace:
         for object_id, result in zip(command.outputs, results, strict=True):
             self._keep(object_id, result, DERIVED)
 
-    def _apply(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str) -> list[Tensor]:
-        """Run one operation under labels. This is the meaning of an operation in plans, too."""
+    def _apply(
+        self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str, reserve: Callable[[int], None] | None = None
+    ) -> list[Tensor]:
+        """Run one operation under labels. This is the meaning of an operation in plans, too, whose bytes are counted before."""
         self._pace.step()
-        return self._labels.run(op, args, kwargs, where)
+        return self._labels.run(op, args, kwargs, where, reserve)
 
     def _resolve(self, arg: Any, inline: _Inline) -> Any:
         """An argument with tensors in place of references."""

@@ -218,17 +218,16 @@ def _step(step: Step, env: dict[int, Any], memory: _Memory) -> StepCost:
     results = measure(bound, LARGEST_RESULT)
     if len(results) != len(step.outputs):
         raise PlanRejected(f"gives {len(results)} tensors, and the plan names {len(step.outputs)}")
-    aliases = any(value.alias_info is not None for value in op.call._schema.returns)
     source = next(step.refs(), None)
     fresh = 0
     for output, result in zip(step.outputs, results, strict=True):
         env[output] = result
         size = result.numel() * result.element_size()
-        if aliases and source is not None:
+        if op.views and source is not None:
             memory.look(output, source)
         else:
             memory.allocate(output, size)
             fresh += size
     extra = workspace(bound, results)
     memory.spend(extra)
-    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if aliases else flops(bound, results))
+    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if op.views else flops(bound, results))

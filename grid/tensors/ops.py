@@ -92,6 +92,11 @@ class Op:
         """The operation's own name without overload: "mm" for "aten.mm.default"."""
         return self.name.split(".")[1]
 
+    @property
+    def views(self) -> bool:
+        """Whether results may lie in the memory of an argument."""
+        return any(value.alias_info is not None for value in self.call._schema.returns)
+
 
 @dataclass(slots=True, eq=False)
 class Bound:
