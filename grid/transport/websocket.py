@@ -177,11 +177,13 @@ class WebSocketTransport(Transport):
         frame = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._masks:
             mask = secrets.token_bytes(4)
-            self._network.write(frame_head(len(frame), mask) + apply_mask(frame, mask))
-        elif len(frame) <= SMALL_BYTES:
-            self._network.write(frame_head(len(frame)) + frame)
+            head, frame = frame_head(len(frame), mask), apply_mask(frame, mask)
         else:
-            self._network.writelines([frame_head(len(frame)), frame])
+            head = frame_head(len(frame))
+        if len(frame) <= SMALL_BYTES:
+            self._network.write(head + frame)
+        else:
+            self._network.writelines([head, frame])
 
     async def receive(self) -> Buffer:
         frame = await self._connection.message()

@@ -233,7 +233,7 @@ async def test_what_is_counted_is_what_is_there(bench: Bench) -> None:
         answer = bench.runtime.release(ObjectId(1), sent)
         bench.hostile.asked()
         bench.hostile.say(Offer(tensor=to_frame(torch.ones(30)), claim=claim(rows()), account=ACCOUNT))
-        assert (await answer).shape == (30,)
+        assert (await answer).tensor.shape == (30,)
         assert bench.released == 30 * number
     answer = bench.runtime.release(ObjectId(1), sent)
     bench.hostile.say(Offer(tensor=to_frame(torch.ones(30)), claim=claim(rows()), account=ACCOUNT))
