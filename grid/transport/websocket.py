@@ -161,9 +161,15 @@ class WebSocketTransport(Transport):
             raise LocalProtocolError(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}")
         self._sending = True
         try:
-            await self._connection.send(frame)
+            if self._connection.protocol.state is State.OPEN:
+                self.send_now(frame)
+                await self._connection.drain()
+            else:
+                await self._connection.send(frame)  # which says how it ended
         except ConnectionClosed as error:
             raise _gone(error) from None
+        except OSError as error:
+            raise NodeUnavailable(f"the connection is lost: {error.strerror}") from None
         finally:
             self._sending = False
 
