@@ -150,7 +150,7 @@ ANSWERS: dict[str, list[Message]] = {
     "more done than asked": [Done(count=2)],
     "nothing done": [Done(count=0)],
     "a negative number done": [Done(count=-1)],
-    "a value that nobody asked for": [Offer(tensor=VALUE, claim=None, account=ACCOUNT)],
+    "a value that nobody asked for": [Offer(tensor=VALUE)],
     "a description that nobody asked for": [DESCRIPTION],
 }
 
@@ -222,6 +222,16 @@ async def test_claims_that_make_no_sense_release_nothing(bench: Bench, case: str
     bench.hostile.asked()
     bench.hostile.say(Offer(tensor=VALUE, claim=claimed, account=ACCOUNT))
     with pytest.raises(error):
+        await answer
+    assert bench.released == 0
+
+
+async def test_rows_without_an_account_release_nothing(bench: Bench) -> None:
+    sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answer = bench.runtime.release(ObjectId(1), sent)
+    bench.hostile.asked()
+    bench.hostile.say(Offer(tensor=VALUE, claim=claim(rows())))
+    with pytest.raises(WireError, match="account"):
         await answer
     assert bench.released == 0
 
