@@ -156,12 +156,13 @@ class WebSocketTransport(Transport):
         self._sending = False
 
     async def send(self, *parts: Buffer) -> None:
-        frame = parts[0] if len(parts) == 1 else b"".join(parts)
+        # One that may change is copied, since some of it may wait in the network's buffer when this returns.
+        frame = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
         if len(frame) > MAX_FRAME_BYTES:
             raise LocalProtocolError(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}")
         self._sending = True
         try:
-            if self._connection.protocol.state is State.OPEN:
+            if self._is_open():
                 self.send_now(frame)
                 await self._connection.drain()
             else:
@@ -174,9 +175,10 @@ class WebSocketTransport(Transport):
             self._sending = False
 
     def can_send_now(self) -> bool:
-        network = self._network
-        ready = self._connection.protocol.state is State.OPEN and not self._sending and not network.is_closing()
-        return ready and network.get_write_buffer_size() <= DIRECT_BYTES
+        return not self._sending and self._is_open() and self._network.get_write_buffer_size() <= DIRECT_BYTES
+
+    def _is_open(self) -> bool:
+        return self._connection.protocol.state is State.OPEN and not self._network.is_closing()
 
     def send_now(self, *parts: Buffer) -> None:
         # A binary message in one frame changes nothing that the library keeps account of, so it need not know.
