@@ -42,16 +42,17 @@ from grid.wire.messages import (
     Failure,
     Message,
     ObjectDescription,
+    ObjectValue,
+    Ok,
     OpenDataset,
     PutPlan,
     RunPlan,
     StartSum,
-    TensorFrame,
 )
 
 T = TypeVar("T")
 
-DONE = Done(count=1)
+OK = Ok()
 
 LOST = ". The values that this session had here are gone: send and open them again, or connect again"
 
@@ -59,7 +60,7 @@ STATUS_S = 2.0
 """How long an end waits for the word of how it came about."""
 
 ANSWERS: dict[type[Message], type[Message]] = {DescribeObject: ObjectDescription, TakeValue: Offer, StartSum: SumOffer}
-"""Request -> its answer, where that is not `Done`."""
+"""Request -> its answer, where that is not `Ok`."""
 
 COMMANDS: tuple[type[Message], ...] = (Commands, RunPlan, OpenDataset)
 """Requests whose failure is told by a command's number."""
@@ -81,7 +82,7 @@ class _Asked:
 
     @property
     def answer(self) -> type[Message]:
-        return ANSWERS.get(type(self.message), Done)
+        return ANSWERS.get(type(self.message), Ok)
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -124,12 +125,12 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._ask(message, weight, partial(_settle, result), partial(_fail, result))
         return result
 
-    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[TensorFrame]:
-        result: asyncio.Future[TensorFrame] = self._loop.create_future()
+    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[Message]:
+        result: asyncio.Future[Message] = self._loop.create_future()
         self._ask(TakeValue(object=object_id), 1, partial(self._offered, result, sent), partial(_fail, result))
         return result
 
-    def _offered(self, result: asyncio.Future[TensorFrame], sent: asyncio.Future[None], offer: Message) -> None:
+    def _offered(self, result: asyncio.Future[Message], sent: asyncio.Future[None], offer: Message) -> None:
         assert isinstance(offer, Offer)
         if result.done():  # nobody waits any more, so nothing is released
             return
@@ -137,10 +138,11 @@ class ProcessRuntime(Runtime, WorkerUser):
             pipe = self._worker.pipe
             pipe.pause()
             sent.add_done_callback(lambda _: pipe.resume())
+        value = ObjectValue(tensor=offer.tensor)
         if offer.claim is None:
-            _settle(result, offer.tensor)
+            _settle(result, value)
         else:
-            self._in_lane(result, partial(self._desk.release, offer), lambda _: offer.tensor)
+            self._in_lane(result, partial(self._desk.release, offer), lambda _: value)
 
     def take(self, object_id: ObjectId) -> asyncio.Future[Offer]:
         result: asyncio.Future[Any] = self._loop.create_future()
@@ -295,7 +297,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         if not 0 < count <= len(self._pending):
             raise WireError("more requests are said to be done than there are")
         for _ in range(count):
-            self._answered(DONE)
+            self._answered(OK)
 
     def _answered(self, message: Message) -> None:
         asked = self._pending[0] if self._pending else None

@@ -90,17 +90,20 @@ class Account:
 
 @message("offer", REPLIES)
 class Offer(Message):
-    """A value. `claim` is None where it has no label; `failure`: what it stands in for, to be told where it would be released."""
+    """A value. `claim` and `account` are None where it has no label: nobody asks how a client's own value was made.
+
+    `failure`: what it stands in for, to be told where it would be released.
+    """
 
     tensor: TensorFrame
-    claim: Claim | None
-    account: Account
+    claim: Claim | None = None
+    account: Account | None = None
     failure: ErrorInfo | None = None
 
 
 @message("sum-offer", REPLIES)
 class SumOffer(Message):
-    """An operand of a secure sum as ring elements, int64; otherwise as `Offer`. `tensor` is None where there is a failure."""
+    """An operand of a secure sum as ring elements, int64, with its account in any case. `tensor` is None where it has failed."""
 
     tensor: TensorFrame | None
     claim: Claim | None

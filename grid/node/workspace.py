@@ -152,13 +152,12 @@ class Workspace:
         stored = self._objects.get(message.object)
         value, kind = stored.value, self._labels.type_of(stored.value)
         self._checked_size(value, value.element_size())
-        account = Account.of(stored.lineage.origin, part=stored.lineage.part, calls=stored.lineage.calls)
         if not kind.labelled:
-            return Offer(tensor=to_frame(value, copy=False), claim=None, account=account)
+            return Offer(tensor=to_frame(value, copy=False))
         return Offer(
             tensor=to_frame(value, copy=False),
             claim=claim_of(kind),
-            account=account,
+            account=Account.of(stored.lineage.origin, part=stored.lineage.part, calls=stored.lineage.calls),
             failure=_told(self._labels.spoilt(value)),
         )
 
