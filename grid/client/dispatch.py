@@ -98,8 +98,11 @@ class Outbox(Protocol):
         """A fresh object id; may be called from any thread."""
         ...
 
-    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
-        """Queue a command; its `Inline` arguments count from 0 in `tensors`. May block while too much is under way."""
+    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin, what: str) -> None:
+        """Queue a command; its `Inline` arguments count from 0 in `tensors`. May block while too much is under way.
+
+        `place` and `what` are the line that asked for it, and what to call it, if it fails.
+        """
         ...
 
     def free(self, object_id: ObjectId) -> None:
@@ -191,11 +194,11 @@ class Dispatcher:
         assert outbox is not None
         if type(results) is Result:
             if results.meta is None:
-                outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=()), call.frames, place)
+                outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=()), call.frames, place, entry.op)
                 return _operand(results, args, kwargs)
             made = outbox.new_id()
             handle = Handle(outbox, made)
-            outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=(made,)), call.frames, place)
+            outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=(made,)), call.frames, place, entry.op)
             offset = 0 if results.offset is None else results.offset + args[0].storage_offset()
             return self._make(results.meta, handle, offset)
         return self._emit_several(entry, call, words, args, kwargs, place)
@@ -214,7 +217,7 @@ class Dispatcher:
             outputs.append(outbox.new_id())
             offset = 0 if result.offset is None else result.offset + args[0].storage_offset()
             values.append(self._make(result.meta, Handle(outbox, outputs[-1]), offset))
-        outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place)
+        outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place, entry.op)
         return tuple(values) if values else None
 
     def _is_remote(self, value: Any) -> bool:

@@ -115,7 +115,7 @@ class Workspace:
 
     def handle(self, message: Message) -> Message:
         """The answer to a request (`grid.node.work.REQUESTS`). Raises `GridError`, also where there is no memory for it."""
-        self._pace.begin(getattr(message, "command", 0))
+        self._pace.begin(0)
         try:
             return HANDLERS[type(message)](self, message)
         except Exception as error:
@@ -181,12 +181,8 @@ class Workspace:
             reason=kind.mixed.text if kind.mixed is not None else "",
         )
 
-    def open_dataset(self, message: OpenDataset) -> Message:
-        """Give a part of a dataset, or some of its blocks, an id."""
-        self._attempt((message.object,), message.command, lambda: self._open(message))
-        return DONE
-
     def _open(self, message: OpenDataset) -> None:
+        """Give a part of a dataset, or some of its blocks, an id."""
         dataset = self._sources.get(message.dataset)
         if dataset is None:
             raise NotFound(f"this node has no dataset {message.dataset[:100]!r}")
@@ -224,15 +220,22 @@ class Workspace:
     # ------------------------------------------------------------ commands
 
     def run_commands(self, message: Commands) -> Message:
-        """Run operations in order; what fails is reported, and the rest goes on."""
+        """Do what was asked in order; what fails is reported, and the rest goes on."""
         inline, frees = _Inline(self, message.tensors), message.frees
         for at, command in enumerate(message.commands):
             if self._pace.is_over:
                 break
             number = message.first + at
-            self._pace.begin(number)
-            spoilt = (*command.outputs, *_written_refs(command))
-            self._attempt(spoilt, number, partial(self._run, command, inline, f"command {number}"))
+            if isinstance(command, Command):
+                self._pace.begin(number)
+                spoilt = (*command.outputs, *_written_refs(command))
+                self._attempt(spoilt, number, partial(self._run, command, inline, f"command {number}"))
+            elif isinstance(command, RunPlan):
+                self._pace.begin_plan(number)
+                self._attempt(command.outputs, number, partial(self._run_plan, command, inline))
+            else:
+                self._pace.begin(number)
+                self._attempt((command.object,), number, partial(self._open, command))
             if at < len(frees) and frees[at]:
                 self._objects.free(frees[at])
         return DONE
@@ -317,13 +320,8 @@ class Workspace:
             self._plans[message.plan] = _LoadedPlan(plan, labelled)
         return DONE
 
-    def run_plan(self, message: RunPlan) -> Message:
+    def _run_plan(self, message: RunPlan, inline: _Inline) -> None:
         """Run a plan; its results get their ids, or all of them fail."""
-        self._pace.begin_plan(message.command)
-        self._attempt(message.outputs, message.command, lambda: self._run_plan(message))
-        return DONE
-
-    def _run_plan(self, message: RunPlan) -> None:
         loaded = self._plans.get(message.plan)
         if loaded is None:
             raise NotFound("this plan was not sent in this session")
@@ -332,7 +330,6 @@ class Workspace:
         plan = loaded.plan
         if len(message.outputs) != len(plan.outputs):
             raise InvalidRequest(f"the plan {plan.name} gives {len(plan.outputs)} tensors, and {len(message.outputs)} were named")
-        inline = _Inline(self, message.tensors)
         inputs = [self._input(arg, inline) for arg in message.inputs]
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
@@ -403,9 +400,7 @@ HANDLERS: Mapping[type[Message], Callable[[Workspace, Any], Message]] = MappingP
         PutObject: Workspace.put,
         Commands: Workspace.run_commands,
         FreeObjects: Workspace.free,
-        OpenDataset: Workspace.open_dataset,
         PutPlan: Workspace.put_plan,
-        RunPlan: Workspace.run_plan,
         DescribeObject: Workspace.describe,
         StartSum: Workspace.offer_sum,
         TakeValue: Workspace.offer,
