@@ -16,6 +16,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded
@@ -188,8 +189,8 @@ class Workspace:
             raise NotFound(f"this node has no dataset {message.dataset[:100]!r}")
         source = dataset.part(message.part, message.column)
         if message.blocks:
-            rows = blocks.rows_of(dataset.blocks, message.blocks)
-            value = source[rows]
+            rows = dataset.block_rows.of(message.blocks)
+            value = source.index_select(0, torch.from_numpy(rows))
             every = blocks.count(dataset.rows, dataset.min_rows) == 1  # one block is the whole dataset, as everybody knows
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, None if every else rows)
         else:
