@@ -24,7 +24,7 @@ from grid.ids import ObjectId, PlanId
 from grid.node.calls import Calls
 from grid.node.dataset_views import DatasetView
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
-from grid.node.objects import ObjectStore
+from grid.node.objects import ObjectStore, Stored
 from grid.node.pace import Pace
 from grid.node.work import Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
 from grid.plans.ir import Plan, decode
@@ -264,18 +264,19 @@ class Workspace:
     def _resolve(self, arg: Any, inline: _Inline) -> Any:
         """An argument with tensors in place of references."""
         if type(arg) is Ref:
-            return self._operand(ObjectId(int(arg)))
+            return self._operand(ObjectId(arg)).value
         if type(arg) is Inline:
             return inline[int(arg)]
         if type(arg) is list:
             return [self._resolve(item, inline) for item in arg]
         return arg
 
-    def _operand(self, object_id: ObjectId) -> Tensor:
+    def _operand(self, object_id: ObjectId) -> Stored:
+        """The object. Raises `_Depends` where it has failed before."""
         failure = self._objects.failure(object_id)
         if failure is not None:
             raise _Depends(failure)
-        return self._objects.get(object_id).value
+        return self._objects.get(object_id)
 
     def _attempt(self, spoilt: Sequence[ObjectId], number: int, work: Callable[[], None]) -> None:
         """Do the work of a command; if it fails, what it was to make or to change has failed."""
@@ -356,12 +357,13 @@ class Workspace:
 
     def _input(self, arg: Any, inline: _Inline) -> tuple[Tensor, Lineage | None]:
         """A plan's argument, and its lineage if it has a label."""
-        value = self._resolve(arg, inline)
-        if not isinstance(value, Tensor):
+        if type(arg) is Ref:
+            value, lineage, _ = self._operand(ObjectId(arg))
+        elif type(arg) is Inline:
+            value, lineage = inline[arg], DERIVED
+        else:
             raise InvalidRequest("a plan takes tensors")
-        if not self._labels.type_of(value).labelled:
-            return value, None
-        return value, self._objects.get(ObjectId(int(arg))).lineage if type(arg) is Ref else DERIVED
+        return value, lineage if self._labels.type_of(value).labelled else None
 
     # ------------------------------------------------------------ moves and sums
 
