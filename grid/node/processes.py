@@ -62,9 +62,6 @@ STATUS_S = 2.0
 ANSWERS: dict[type[Message], type[Message]] = {DescribeObject: ObjectDescription, TakeValue: Offer, StartSum: SumOffer}
 """Request -> its answer, where that is not `Ok`."""
 
-COMMANDS: tuple[type[Message], ...] = (Commands, RunPlan, OpenDataset)
-"""Requests whose failure is told by a command's number."""
-
 KEPT_PLAN_BYTES = 16 << 20
 """Encodings of one session's plans that the node keeps, for another process if the first one is ended."""
 
@@ -261,8 +258,8 @@ class ProcessRuntime(Runtime, WorkerUser):
             self._queued -= asked.weight
             asked.failed(error)
             return
-        if type(asked.message) is OpenDataset:
-            self._has_rows = True
+        if not self._has_rows and isinstance(asked.message, Commands):
+            self._has_rows = any(type(one) is OpenDataset for one in asked.message.commands)
         self._pending.append(asked)
         worker.pipe.send(parts)
 
@@ -352,7 +349,7 @@ class ProcessRuntime(Runtime, WorkerUser):
             self._has_rows = False
             self._lane.submit(self._desk.count_error)
         pending, self._pending = self._pending, deque()
-        if pending and isinstance(pending[0].message, COMMANDS):
+        if pending and isinstance(pending[0].message, Commands):
             self.on_failed(int(error.details.get("command", 0)), error)
         self._fail_all(pending, error)
         self._ending = False
@@ -395,14 +392,15 @@ class ProcessRuntime(Runtime, WorkerUser):
     def _work(self, running: Running) -> tuple[str, int]:
         """What the process works on, in words, and the number of its command. It says itself which of those it was sent."""
         message = self._pending[0].message if self._pending else None
-        if isinstance(message, RunPlan):
-            return f"plan {message.plan[:16]} (command {message.command})", message.command
-        if isinstance(message, Commands):
-            at = min(max(running.command - message.first, 0), len(message.commands) - 1)
-            return f"command {message.first + at} ({message.commands[at].op[:100]})", message.first + at
-        if isinstance(message, OpenDataset):
-            return f"the opening of a dataset (command {message.command})", message.command
-        return ("no request" if message is None else f"a request ({message.tag})"), 0
+        if not isinstance(message, Commands) or not message.commands:
+            return ("no request" if message is None else f"a request ({message.tag})"), 0
+        at = min(max(running.command - message.first, 0), len(message.commands) - 1)
+        number, command = message.first + at, message.commands[at]
+        if isinstance(command, RunPlan):
+            return f"plan {command.plan[:16]} (command {number})", number
+        if isinstance(command, OpenDataset):
+            return f"the opening of a dataset (command {number})", number
+        return f"command {number} ({command.op[:100]})", number
 
 
 def _frame(message: Message) -> list[Buffer]:

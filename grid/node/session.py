@@ -38,10 +38,8 @@ from grid.wire.messages import (
     MoveObject,
     ObjectValue,
     Ok,
-    OpenDataset,
     PutObject,
     PutPlan,
-    RunPlan,
     StartSum,
 )
 
@@ -129,14 +127,10 @@ class ClientSession:
     # ------------------------------------------------------------ commands and plans
 
     def commands(self, message: Commands) -> Awaitable[Message]:
-        """Run operations."""
+        """Run operations and plans, open parts of datasets."""
         if message.frees:
             self._give_up(frozenset(itertools.chain.from_iterable(message.frees)))
         return self._ok(message, len(message.commands))
-
-    def open_dataset(self, message: OpenDataset) -> Awaitable[Message]:
-        """Give a part of a dataset an id."""
-        return self._ok(message)
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused. One that is too large is refused here, before anything keeps it."""
@@ -144,10 +138,6 @@ class ClientSession:
         if size > self._max_plan_bytes:
             raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
         self._desk.note_plan(message)
-        return self._ok(message)
-
-    def run_plan(self, message: RunPlan) -> Awaitable[Message]:
-        """Run a plan."""
         return self._ok(message)
 
     def _report(self, command: int, error: GridError) -> None:

@@ -60,12 +60,12 @@ class DryRun:
         """Elements of the step that gives most of them."""
         return max((step.elements for step in self.steps), default=0)
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Elements of all results of all steps."""
         return sum(step.elements for step in self.steps)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Operations of all steps."""
         return sum(step.flops for step in self.steps)

@@ -235,6 +235,8 @@ class Labels:
         """Spoil results of a program where its inputs come of a failure: `heirs` has, for each result, the positions of those
         inputs whose failure it takes over, the one that goes first in front."""
         failures = [self._memory.handle(tensor).storage.spoilt for tensor in inputs]
+        if not any(failures):
+            return
         for tensor, positions in zip(tensors, heirs, strict=True):
             failure = next((found for at in positions if (found := failures[at]) is not None), None)
             if failure is not None:

@@ -181,11 +181,11 @@ async def test_blocks_are_the_same_rows_in_every_session(made: Mesh) -> None:
 
 
 async def test_a_dataset_that_is_not_there_or_not_as_expected_is_refused(raw: RawClient) -> None:
-    message = OpenDataset(command=1, dataset="d", part="features", object=ObjectId(77), shape=(41, 3), dtype="f4")
+    command = OpenDataset(dataset="d", part="features", object=ObjectId(77), shape=(41, 3), dtype="f4")
     wrong: list[tuple[dict[str, str], type[GridError]]]
     wrong = [({}, InvalidRequest), ({"dataset": "e"}, NotFound), ({"part": "rows"}, NotFound)]
     for number, (change, error) in enumerate(wrong, 1):
-        await raw.request(dataclasses.replace(message, command=number, **change))
+        await raw.ask(dataclasses.replace(command, **change))
         assert isinstance(raw.failures[number], error)
         with pytest.raises(error):
             await raw.get(Ref(77))

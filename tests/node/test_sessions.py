@@ -106,7 +106,7 @@ async def test_what_was_sent_does_not_change_with_the_senders_copy(raw: RawClien
 
 async def test_a_dataset_that_is_not_what_the_client_thinks_is_refused(raw: RawClient) -> None:
     def opened(**changes: object) -> OpenDataset:
-        fields = {"command": 1, "dataset": "d", "part": "features", "object": ObjectId(77), "shape": (40, 3), "dtype": "f4"}
+        fields = {"dataset": "d", "part": "features", "object": ObjectId(77), "shape": (40, 3), "dtype": "f4"}
         return OpenDataset(**{**fields, **changes})  # type: ignore[arg-type]
 
     wrong = [
@@ -119,9 +119,9 @@ async def test_a_dataset_that_is_not_what_the_client_thinks_is_refused(raw: RawC
         (opened(blocks=(9,), shape=(10, 3)), InvalidRequest),
         (opened(blocks=(-1,), shape=(10, 3)), InvalidRequest),
     ]
-    for number, (message, error) in enumerate(wrong, 1):
-        await raw.request(dataclasses.replace(message, command=number))
-        assert isinstance(raw.failures[number], error), message
+    for number, (command, error) in enumerate(wrong, 1):
+        await raw.ask(command)
+        assert isinstance(raw.failures[number], error), command
         with pytest.raises(error):
             await raw.get(Ref(77))
 
@@ -200,10 +200,11 @@ async def test_a_plan_with_wrong_inputs_fails_with_the_reason(raw: RawClient) ->
         (result,) = await raw.call(plan.id, 1, *inputs)
         with pytest.raises((InvalidRequest, PlanRejected)):
             await raw.get(result)
-    await raw.request(RunPlan(command=900, plan=plan.id, inputs=[a, b], outputs=(ObjectId(901), ObjectId(902))))
-    assert isinstance(raw.failures[900], InvalidRequest)
-    await raw.request(RunPlan(command=903, plan=plan.id, inputs=[a, 5], outputs=(ObjectId(904),)))
-    assert isinstance(raw.failures[903], InvalidRequest)
+    for inputs, outputs in (([a, b], (ObjectId(901), ObjectId(902))), ([a, 5], (ObjectId(904),))):
+        raw.failures.clear()
+        await raw.ask(RunPlan(plan=plan.id, inputs=inputs, outputs=outputs))
+        (failure,) = raw.failures.values()
+        assert isinstance(failure, InvalidRequest)
 
 
 async def test_a_plan_runs_on_own_values_with_constants_and_several_results(raw: RawClient) -> None:
