@@ -16,7 +16,7 @@ from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
 from grid.node.work import Offer
 from grid.smpc import ring
-from grid.wire.messages import Message, StartSum, TensorFrame
+from grid.wire.messages import Message, StartSum
 
 PAUSE_BYTES = 64 << 10
 """After a released value of this size nothing more is offered until little is left to be sent, so that a client that does not
@@ -34,11 +34,14 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, message: Message, weight: int = 1) -> asyncio.Future[Message]:
-        """Have a request of `grid.node.work.REQUESTS` done after all before it. `weight`: the commands it counts for."""
+        """Have a request of `grid.node.work.REQUESTS` done after all before it; gives the reply to the client.
+
+        `weight`: the commands it counts for.
+        """
 
     @abc.abstractmethod
-    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[TensorFrame]:
-        """A copy of an object's value as the rules let it go. `sent` is to be done once little of it waits to be sent."""
+    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[Message]:
+        """The reply with a copy of an object's value, as the rules let it go. `sent` is to be done once little of it waits."""
 
     @abc.abstractmethod
     def take(self, object_id: ObjectId) -> asyncio.Future[Offer]:
