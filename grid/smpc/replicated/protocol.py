@@ -11,7 +11,7 @@ from grid.smpc.kernels import arithmetic, products
 from grid.smpc.link import Words
 from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
-from grid.smpc.replicated import comparison, conversion, multiplication, opening, truncation
+from grid.smpc.replicated import comparison, conversion, decomposition, equality, multiplication, opening, truncation
 from grid.smpc.replicated.chunks import Value, empty_bits, empty_shared, in_chunks, padded
 from grid.smpc.shares import Bits, Shared
 from grid.smpc.steps import Work
@@ -104,10 +104,16 @@ class Replicated(Protocol):
         return await self._planes(kernel, x, 1)
 
     async def is_zero(self, x: Shared) -> Bits:
-        raise NotImplementedError
+        async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
+            _copy(await equality.is_zero(self.party, operations, inputs[0]), out)
+
+        return await self._planes(kernel, x, 1)
 
     async def bits(self, x: Shared, count: int) -> Bits:
-        raise NotImplementedError
+        async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
+            _copy(await decomposition.decompose(self.party, operations, inputs[0], count), out)
+
+        return await self._planes(kernel, x, count)
 
     async def _planes(self, kernel: Callable[[Operations, Sequence[Any], Any], Work[None]], x: Shared, planes: int) -> Bits:
         out = empty_bits(planes, padded(x.size))
