@@ -110,8 +110,9 @@ class Protocol(ABC):
     # ------------------------------------------------------------ order
 
     @abstractmethod
-    async def shuffle(self, x: Shared) -> Shared:
-        """The items along the first axis in an order that no party knows, uniform over all orders. 3 rounds."""
+    async def shuffle(self, x: Shared, axis: int = 0) -> Shared:
+        """The items along an axis in an order that no party knows, uniform over all orders; each index of the axes before it
+        has an order of its own. 3 rounds."""
 
     # ------------------------------------------------------------ opening
 

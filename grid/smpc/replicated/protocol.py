@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from grid.smpc.kernels import arithmetic, products
 from grid.smpc.link import Words
 from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
-from grid.smpc.replicated import comparison, conversion, decomposition, equality, multiplication, opening, truncation
+from grid.smpc.replicated import comparison, conversion, decomposition, equality, multiplication, opening, shuffling, truncation
 from grid.smpc.replicated.chunks import Value, empty_bits, empty_shared, in_chunks, padded
 from grid.smpc.shares import Bits, Shared
 from grid.smpc.steps import Work
@@ -145,8 +146,12 @@ class Replicated(Protocol):
 
     # ------------------------------------------------------------ order
 
-    async def shuffle(self, x: Shared) -> Shared:
-        raise NotImplementedError
+    async def shuffle(self, x: Shared, axis: int = 0) -> Shared:
+        if not x.size:
+            return x
+        form = (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis:][1:]))
+        items = x.each(lambda part: np.ascontiguousarray(part).reshape(form))
+        return (await shuffling.shuffle(self.party, self._operations, items)).reshape(x.shape)
 
     # ------------------------------------------------------------ opening
 
