@@ -25,7 +25,7 @@ from grid.smpc.shares import Bits, Shared
 START = 1
 """The first operation's number: roles are not ranks."""
 
-FEWEST_SAMPLES, MOST_SAMPLES = 4, 64
+FEWEST_SAMPLES, MOST_SAMPLES = 4, 16
 
 Program = Callable[[Party, Operations, Sequence[Any]], Awaitable[Any]]
 
@@ -70,7 +70,7 @@ class Cases:
         self.secrets = min(1 << lacking, max(2, most // (self.randomness * FEWEST_SAMPLES)))
         self.samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, most // (self.randomness * self.secrets)))
         if self.size % 64:
-            self.samples = MOST_SAMPLES
+            self.samples = 64
         secrets = self._rng.permutation(1 << lacking)[: self.secrets].astype(np.uint64)
         self._q = np.tile(np.repeat(secrets, self.randomness), self.samples)
         self._u = np.tile(np.arange(self.randomness, dtype=np.uint64), self.samples * self.secrets)
