@@ -63,8 +63,8 @@ class Protocol(ABC):
         """A sharing of a value that party `owner` has, who alone passes it. 1 round."""
 
     @abstractmethod
-    async def multiply(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
-        """x y / 2**truncate. 1 round, or 3 with a truncation."""
+    async def multiply(self, x: Shared, y: Shared, truncate: int = 0, add: Shared | None = None) -> Shared:
+        """(x y + add) / 2**truncate. 1 round, or 3 with a truncation; the addend costs nothing."""
 
     @abstractmethod
     async def matmul(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
