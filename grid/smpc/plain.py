@@ -33,6 +33,7 @@ class Watch:
     def __init__(self) -> None:
         self.operation = ""
         self.largest: dict[str, float] = {}
+        self.outside: dict[str, None] = {}
 
     def note(self, sizes: npt.NDArray[Any]) -> None:
         """Inputs of a truncation, as floats, for a product may be larger than the ring."""
@@ -40,8 +41,9 @@ class Watch:
         self.largest[self.operation] = max(size, self.largest.get(self.operation, 0.0))
 
     def overflows(self, bound: float = TRUNCATION_BOUND) -> list[str]:
-        """The operations with a larger input of a truncation than `bound`, in the order in which they ran."""
-        return [operation for operation, size in self.largest.items() if size >= bound]
+        """The operations with a larger input of a truncation than `bound`, or an argument outside of what they are right for."""
+        large = [operation for operation, size in self.largest.items() if size >= bound]
+        return list(dict.fromkeys([*large, *self.outside]))
 
 
 class Plain(Protocol):
@@ -57,6 +59,15 @@ class Plain(Protocol):
 
     def split(self, parts: int, each: int) -> list[Self]:
         return [self] * parts
+
+    def expect(self, x: Shared, low: int, high: int) -> None:
+        if self._watch is not None:
+            signed = np.asarray(x.parts[0]).view(np.int64)
+            if not ((signed >= low) & (signed <= high)).all():
+                self._watch.outside[self._watch.operation] = None
+
+    def masked(self) -> Self:
+        return type(self)(rounding=self._rounding)
 
     # ------------------------------------------------------------ without messages
 

@@ -42,6 +42,15 @@ class Protocol(ABC):
         """Run pieces of work at the same time, each on an object of its own; their results in order."""
         return await gather([work(mine) for work, mine in zip(works, self.split(len(works), 1 << 20), strict=True)])
 
+    # ------------------------------------------------------------ hints, for checks of a program on values made up
+
+    def expect(self, x: Shared, low: int, high: int) -> None:
+        """A function is right where low <= x <= high, as signed ring elements. Nothing happens; `plain` can look."""
+
+    def masked(self) -> Self:
+        """For work whose result is multiplied by 0 wherever it overflows: a check must not mind."""
+        return self
+
     # ------------------------------------------------------------ without messages
 
     @abstractmethod

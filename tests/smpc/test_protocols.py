@@ -318,6 +318,12 @@ def test_a_watch_names_the_operations_that_could_overflow() -> None:
     assert watch.overflows() == ["product", "matmul", "conv2d", "addend", "truncate"]
     assert watch.largest["small"] == 2.0**40 and watch.largest["cancels"] == 0
     assert "exact" not in watch.largest
+    watch.operation = "domain"
+    protocol.expect(small, 5, 1 << 20)
+    assert "domain" not in watch.overflows()
+    protocol.expect(small, 6, 1 << 20)
+    protocol.masked().expect(small, 6, 7)
+    assert watch.overflows()[-1] == "domain"
 
 
 def test_packed_bits_come_apart_again() -> None:
