@@ -37,7 +37,8 @@ class Arrival(Generic[T]):
         """The value is here; whoever waits goes on at once, within this call."""
         if not self._done:
             self._value, self._done = value, True
-            self._tell()
+            if self._told is not None:
+                self._tell()
 
     def fail(self, error: BaseException) -> None:
         """It will not come; whoever waits gets the error. Nothing happens where it was there already."""
