@@ -93,6 +93,10 @@ class Bits:
     def words(self) -> int:
         return int(self.parts[0].shape[1])
 
+    def each(self, rearrange: Callable[[Words], Words]) -> Bits:
+        """The same rearrangement of bits, or XOR of planes, in every component."""
+        return Bits(*map(rearrange, self.parts))
+
     def __getitem__(self, planes: Any) -> Bits:
         """Some planes, by a slice or an array of their numbers."""
         return Bits(*(part[planes] for part in self.parts))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grid.smpc.link import Words
+from grid.smpc.packing import padded
 from grid.smpc.party import Operations
 from grid.smpc.shares import Bits, Shared
 from grid.smpc.steps import Work, pipeline
@@ -22,11 +23,6 @@ DEPTH = 4
 """Blocks under way at a time."""
 
 Value = Shared | Bits
-
-
-def padded(count: int) -> int:
-    """The next multiple of 64."""
-    return -(-count // 64) * 64
 
 
 def empty_shared(count: int) -> Shared:
