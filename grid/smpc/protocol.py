@@ -44,7 +44,7 @@ class Protocol(ABC):
 
     # ------------------------------------------------------------ hints, for checks of a program on values made up
 
-    def expect(self, x: Shared, low: int, high: int) -> None:
+    def expect(self, x: Shared, low: int, high: int) -> None:  # noqa: B027
         """A function is right where low <= x <= high, as signed ring elements. Nothing happens; `plain` can look."""
 
     def masked(self) -> Self:

@@ -39,6 +39,7 @@ async def batch_norm(
     variance: Number,
     weight: Number | None = None,
     bias: Number | None = None,
+    *,
     eps: float = 1e-5,
 ) -> Number:
     """(x - mean) / sqrt(variance + eps) weight + bias by channel, axis 1, with the running statistics (evaluation).
@@ -62,9 +63,10 @@ async def batch_norm(
 async def layer_norm(
     protocol: Protocol,
     x: Number,
-    axes: Sequence[int] = (-1,),
     weight: Number | None = None,
     bias: Number | None = None,
+    *,
+    axes: Sequence[int] = (-1,),
     eps: float = 1e-5,
 ) -> Number:
     """(x - mean) / sqrt(variance + eps) weight + bias over the last axes.
