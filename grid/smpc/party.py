@@ -34,6 +34,10 @@ class Ring(NamedTuple):
     def mask(self) -> np.uint64:
         return np.uint64((1 << self.width) - 1)
 
+    def reduced(self, words: Words) -> Words:
+        """Modulo 2**width: local sums may leave more than that in a word, which nobody must see."""
+        return words if self.width == 64 else words & self.mask
+
 
 WHOLE = Ring()
 """The ring of all computations but those tests."""
