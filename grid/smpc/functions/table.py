@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class SecureOp:
     @property
     def summary(self) -> str:
         """The first sentence of the docstring."""
-        return (inspect.getdoc(self.function) or "").split(". ")[0].rstrip(".")
+        return " ".join((inspect.getdoc(self.function) or "").replace("\n", " ").split()).split(". ")[0].rstrip(".")
 
 
 _A, _C, _X, _I, _L = arithmetic, comparisons, extremes, inverses, layers
@@ -88,7 +89,7 @@ SECURE_OPS: dict[str, SecureOp] = {
     "silu": SecureOp(activations.silu, *_ANY, 22, 1.8e-4),
     "softmax": SecureOp(softmaxes.softmax, -(2.0**17), 2.0**17, 42, 8e-6, 8e-5, largest=True),
     "log_softmax": SecureOp(softmaxes.log_softmax, -(2.0**17), 2.0**17, 39, 8e-5, largest=True),
-    "avg_pool2d": SecureOp(_L.avg_pool2d, -4096, 4096, 2, 2e-6 * 4096, 2.0**-21),
+    "avg_pool2d": SecureOp(_L.avg_pool2d, -4096, 4096, 2, UNIT, 2.0**-21),
     "batch_norm": SecureOp(_L.batch_norm, -32, 32, 38, 5e-4, 5e-5, small_rounds=32),
     "layer_norm": SecureOp(_L.layer_norm, -32, 32, 43, 2e-3, small_rounds=37),
     "embedding": SecureOp(_L.embedding, *_ANY, 10),
@@ -104,7 +105,8 @@ three parties. Numbers have {FRACTION_BITS} fraction bits, a resolution of 4e-6;
 **Elements** of the arguments lie in the interval given; outside of it a result may be garbage, which nobody is told, and which
 a check on values made up finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
 result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
-messages at most, whatever the size. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
+messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
+once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
 them are few enough to be compared at once, and for about 10 log2(n) above {extremes.PAIRS_AT_ONCE} pairs. Where two numbers are
 given, the second one is that of tensors of up to {COMPARED_AT_ONCE} elements.
 
@@ -118,10 +120,18 @@ def secure_ops_page() -> str:
     return _HEAD + "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
 
 
+def _amount(value: float) -> str:
+    """Powers of 2 as such."""
+    mantissa, exponent = math.frexp(abs(value) + (1 if value in (WIDE, -WIDE) else 0))
+    if mantissa == 0.5 and abs(exponent - 1) > 8:
+        return f"{'-' if value < 0 else ''}2**{exponent - 1}"
+    return f"{value:g}"
+
+
 def _line(name: str, op: SecureOp) -> str:
     errors = ([f"{op.absolute:.2g}"] if op.absolute else []) + ([f"{op.relative:.2g} of it"] if op.relative else [])
     rounds = f"{op.rounds}, {op.small_rounds}" if op.small_rounds else str(op.rounds)
     if op.largest:
         rounds = f"M + {op.rounds}" if op.rounds else "M"
     summary = op.summary.replace("|", "\\|")
-    return f"| `{name}` | {summary} | {op.low:.6g} to {op.high:.6g} | {' and '.join(errors) or 'none'} | {rounds} |"
+    return f"| `{name}` | {summary} | {_amount(op.low)} to {_amount(op.high)} | {' and '.join(errors) or 'none'} | {rounds} |"
