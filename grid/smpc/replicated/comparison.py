@@ -46,7 +46,6 @@ async def generate_propagate(party: Party, operation: int, x: Shared, planes: in
     n = x.size
     shape = (planes, n // 64)
     lower = planes - 1
-    zeros = np.zeros(shape, np.uint64)
     role = party.role(operation)
     if role == A:
         m = np.empty(shape, np.uint64)
@@ -61,12 +60,12 @@ async def generate_propagate(party: Party, operation: int, x: Shared, planes: in
     bits.slice_bits(x.parts[1] if role == B else x.parts[0], _NOTHING, x2)
     ours = np.empty((lower, shape[1]), np.uint64)
     if role == B:
-        s1 = (await party.receive(party.at(operation, A), operation, SHARE_STEP, zeros.size)).reshape(shape)
+        s1 = (await party.receive(party.at(operation, A), operation, SHARE_STEP, x2.size)).reshape(shape)
         g1 = party.draw(1, operation, CARRY, ours.size).reshape(ours.shape)
         other = party.at(operation, H)
         bits.and_mask(s1, x2, g1, ours)
     else:
-        s0 = party.draw(0, operation, SHARE, zeros.size).reshape(shape)
+        s0 = party.draw(0, operation, SHARE, x2.size).reshape(shape)
         g0 = party.draw(0, operation, CARRY, ours.size).reshape(ours.shape)
         other = party.at(operation, B)
         bits.and_mask(s0, x2, g0, ours)
