@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from grid.smpc.packing import unpack
 from grid.smpc.protocol import Protocol
 from grid.smpc.shares import Shared, stacked
 
@@ -128,4 +129,5 @@ def _buckets(
 async def _less(protocol: Protocol, x: Shared, y: Shared) -> npt.NDArray[np.bool_]:
     """Whether x < y, opened."""
     words = await protocol.open_bits(await protocol.negative(x - y))
-    return np.unpackbits(words.view(np.uint8), bitorder="little")[: x.size].astype(np.bool_)
+    less: npt.NDArray[np.bool_] = unpack(words, x.size)[0] == 1
+    return less

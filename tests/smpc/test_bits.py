@@ -8,6 +8,7 @@ import pytest
 
 from grid.smpc.link import Words
 from grid.smpc.local import Outcome, run_parties
+from grid.smpc.packing import unpack
 from grid.smpc.party import Operations, Party
 from grid.smpc.replicated.decomposition import network
 from grid.smpc.replicated.protocol import Replicated
@@ -17,11 +18,6 @@ Integers = npt.NDArray[np.int64]
 
 EDGES = np.array([0, 1, -1, 2, -2, 2**62 - 1, -(2**62), 2**63 - 1, -(2**63), 0b1010, -(2**18), 2**18], np.int64)
 COUNTS = (1, 2, 3, 4, 24, 36, 64)
-
-
-def unpacked(words: Words, count: int) -> npt.NDArray[np.uint8]:
-    """Planes (planes, count) of zeros and ones."""
-    return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, :count]
 
 
 def opened(values: Integers, method: str, *arguments: int, start: int = 0) -> Outcome[Words]:
@@ -40,14 +36,14 @@ def test_bits_are_those_of_the_value(start: int) -> None:
     for count in COUNTS:
         expected = values.view(np.uint64)[None] >> np.arange(count, dtype=np.uint64)[:, None] & np.uint64(1)
         for result in opened(values, "bits", count, start=start).results:
-            assert (unpacked(result, values.size) == expected).all(), count
+            assert (unpack(result, values.size) == expected).all(), count
 
 
 @pytest.mark.parametrize("start", range(3))
 def test_zero_is_told_from_all_others(start: int) -> None:
     values = np.concatenate([EDGES, np.zeros(70, np.int64), np.int64(1) << np.arange(64), EDGES])
     for result in opened(values, "is_zero", start=start).results:
-        assert (unpacked(result, values.size)[0] == (values == 0)).all()
+        assert (unpack(result, values.size)[0] == (values == 0)).all()
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 2), (65539,)])
@@ -55,7 +51,7 @@ def test_any_shape_and_the_border_of_a_chunk(shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(1).integers(-2, 2, shape)
     for method, arguments, expected in (("is_zero", (), [values == 0]), ("bits", (2,), [values & 1, values >> 1 & 1])):
         result = opened(values, method, *arguments).results[1]
-        assert (unpacked(result, values.size) == np.reshape(expected, (len(expected), values.size))).all()
+        assert (unpack(result, values.size) == np.reshape(expected, (len(expected), values.size))).all()
 
 
 def test_rounds_are_those_of_the_design() -> None:

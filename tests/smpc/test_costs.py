@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from grid.smpc.local import run_parties
+from grid.smpc.packing import padded
 from grid.smpc.party import Operations, Party, Ring
 from grid.smpc.protocol import Protocol
 from grid.smpc.replicated import costs
-from grid.smpc.replicated.chunks import CHUNK, DEPTH, padded
+from grid.smpc.replicated.chunks import CHUNK, DEPTH
 from grid.smpc.replicated.costs import COSTS, Cost, cost
 from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Bits, Shared

@@ -72,6 +72,7 @@ def cases(width: int) -> dict[str, Case]:
     found = {
         "share": Case(share, ("value",)),
         "multiply": Case(kernel(multiplication.multiply), ("ring", "ring")),
+        "multiply and add": Case(kernel(multiplication.multiply), ("ring", "ring", "ring")),
         "conjunction": Case(kernel(multiplication.conjunction), ("bits", "bits")),
         "top_bit": Case(kernel(comparison.top_bit), ("ring",)),
         "is_zero": Case(kernel(equality.is_zero), ("ring",)),

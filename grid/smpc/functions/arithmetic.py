@@ -41,7 +41,7 @@ async def multiply(protocol: Protocol, x: Number, y: Number) -> Number:
 
 async def multiply_public(protocol: Protocol, x: Number, factor: npt.ArrayLike) -> Number:
     """x times a public number or array of them. The factor has 22 significant bits (of the largest in an array): error
-    2**-22 of the largest |x factor|, and 2**-18. |x factor| < 2**21. 2 rounds, 0 for integers, which are exact."""
+    2**-22 of the largest |x factor|, and 2**-18. |x| < 2**21. 2 rounds, 0 for integers, which are exact."""
     by = np.asarray(factor)
     shape = np.broadcast_shapes(x.shape, by.shape)
     x = x.each(lambda part: np.broadcast_to(part, shape))
@@ -90,7 +90,7 @@ async def total(protocol: Protocol, x: Number, axis: int | Sequence[int] | None 
 
 
 async def mean(protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Number:
-    """The mean over axes, or over all of them: |sum| < 2**21 n. Error 2**-22 of the mean, and 2**-18. 2 rounds."""
+    """The mean over axes, or over all of them. |sum| < 2**21; error 2**-22 of the mean, and 2**-18. 2 rounds."""
     summed = await total(protocol, fixed(x), axis, keepdims=keepdims)
     return await divide_public(protocol, summed, x.raw.size // max(1, summed.raw.size))
 
@@ -98,7 +98,7 @@ async def mean(protocol: Protocol, x: Number, axis: int | Sequence[int] | None =
 async def variance(
     protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, correction: int = 1, keepdims: bool = False
 ) -> Number:
-    """The mean square of the distances from the mean over axes; the sum of squares is divided by n - correction.
+    """The variance over axes, the sum of squared distances from the mean over n - correction.
 
     |x| < 2**21 / n, and the variance below 2048. Error 2**-16 sqrt(1 + variance), of any n. 5 rounds.
     """

@@ -114,11 +114,3 @@ async def clamp(protocol: Protocol, x: Number, low: float | None = None, high: f
     for part, upper in zip(parts, [False, True] if low is not None else [True], strict=False):
         result = result + part if upper else result - part
     return Number(result, x.fraction)
-
-
-async def between(protocol: Protocol, x: Number, low: float, high: float) -> Boolean:
-    """low <= x <= high, for public bounds. Exact. 8 rounds."""
-    outside = await signs(
-        protocol, [protocol.add_public(x.raw, public(-low, x.fraction)), protocol.add_public(-x.raw, public(high, x.fraction))]
-    )
-    return Boolean(protocol.invert(outside[:1] ^ outside[1:]), x.shape)

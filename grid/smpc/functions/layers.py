@@ -24,7 +24,7 @@ async def avg_pool2d(
     stride: tuple[int, int] | None = None,
     padding: tuple[int, int] = (0, 0),
 ) -> Number:
-    """The mean of each window of images (..., h, w); padding counts as zeros. |x| < 2**20; error 2**-21 of the largest, and
+    """The mean of each window of images (..., h, w); padding counts as zeros. |x| < 2**12; error 2**-21 of the result, and
     4e-6. 2 rounds."""
     (up, left) = padding
     edges = [(0, 0)] * (len(x.shape) - 2) + [(up, up), (left, left)]
@@ -39,11 +39,12 @@ async def batch_norm(
     variance: Number,
     weight: Number | None = None,
     bias: Number | None = None,
+    *,
     eps: float = 1e-5,
 ) -> Number:
     """(x - mean) / sqrt(variance + eps) weight + bias by channel, axis 1, with the running statistics (evaluation).
 
-    variance + eps from 2**-10 to 2**18; error 1e-5 (1 + |result - bias|) (1 + |weight|) and that of 1 / sqrt times |x - mean|.
+    variance + eps from 2**-10 to 2**18; error that of 1 / sqrt, times |x - mean| (1 + |weight|), and 4e-6.
     Rounds: those of rsqrt on the channels, 3 with a weight, and 3.
     """
     scale = await rsqrt(protocol, plus_public(protocol, variance, eps))
@@ -62,9 +63,10 @@ async def batch_norm(
 async def layer_norm(
     protocol: Protocol,
     x: Number,
-    axes: Sequence[int] = (-1,),
     weight: Number | None = None,
     bias: Number | None = None,
+    *,
+    axes: Sequence[int] = (-1,),
     eps: float = 1e-5,
 ) -> Number:
     """(x - mean) / sqrt(variance + eps) weight + bias over the last axes.

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from grid.smpc.packing import padded
 from grid.smpc.party import PARTIES
-from grid.smpc.replicated.chunks import CHUNK, DEPTH, padded
+from grid.smpc.replicated.chunks import CHUNK, DEPTH
 from grid.smpc.replicated.decomposition import network
 
 WORD = 8
