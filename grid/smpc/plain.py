@@ -57,7 +57,7 @@ class Plain(Protocol):
         self._watch = watch
         self._rounding = rounding
 
-    def split(self, parts: int, each: int) -> list[Self]:
+    def split(self, parts: int, each: int | None = None) -> list[Self]:
         return [self] * parts
 
     def expect(self, x: Shared, low: int, high: int) -> None:

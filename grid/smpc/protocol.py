@@ -35,12 +35,13 @@ class Protocol(ABC):
     # ------------------------------------------------------------ concurrency
 
     @abstractmethod
-    def split(self, parts: int, each: int) -> list[Self]:
-        """Objects for `parts` pieces of work at the same time, with `each` operation numbers apiece (plenty costs nothing)."""
+    def split(self, parts: int, each: int | None = None) -> list[Self]:
+        """Objects for `parts` pieces of work at the same time, with `each` operation numbers apiece: by default plenty, of which
+        they may give to parts of their own."""
 
     async def together(self, *works: Callable[[Self], Work[Any]]) -> list[Any]:
         """Run pieces of work at the same time, each on an object of its own; their results in order."""
-        return await gather([work(mine) for work, mine in zip(works, self.split(len(works), 1 << 20), strict=True)])
+        return await gather([work(mine) for work, mine in zip(works, self.split(len(works)), strict=True)])
 
     # ------------------------------------------------------------ hints, for checks of a program on values made up
 

@@ -95,7 +95,10 @@ class SocketLink:
         self._peers[to].send(label, words)
 
     def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
-        return self.mailbox.receive(sender, label, count)
+        arrival = self.mailbox.receive(sender, label, count)
+        if not arrival.done and self._peers[sender].has_ended:
+            self.loop.call_soon(self._peers[sender].missed)
+        return arrival
 
     def fail(self, error: GridError) -> None:
         """End at once: all that wait get the error, and the peers see their sockets end."""
@@ -157,14 +160,14 @@ class _Peer:
         self._sealed = memoryview(bytearray(_BUFFER_BYTES))
         self._queue: deque[memoryview] = deque()
         self._queued = 0
-        self._has_ended = False
+        self._said_end = False
         # Receiving: small frames in `_buffer`, the rest of a larger one in `_large`
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._filled = 0
         self._kept = memoryview(b"")
         self._large: memoryview | None = None
         self._large_filled = 0
-        self._peer_ended = False
+        self.has_ended = False
         # Signs of life: bytes that went through the socket, as they were at the last tick too, and ticks without any
         self._bytes_in = self._bytes_out = 0
         self._seen_in = self._seen_out = self._seen_sent = 0
@@ -239,9 +242,9 @@ class _Peer:
         self._link.loop.call_soon(self._link.fail, error)
 
     def end(self) -> None:
-        if not self._has_ended:
+        if not self._said_end:
             self.send(_END, _NO_WORDS)
-            self._has_ended = True
+            self._said_end = True
 
     # ------------------------------------------------------------ receiving
 
@@ -324,37 +327,44 @@ class _Peer:
                 "way, or sealed with another key",
                 party=self._rank,
             ) from None
-        if label < _PING and not self._peer_ended:
+        if label < _PING and not self.has_ended:
             self._link.mailbox.deliver(self._rank, label, words)
         else:
             self._sign(label, count)
 
     def _sign(self, label: int, count: int) -> None:
         """Not a message of an operation."""
-        if self._peer_ended:
+        if self.has_ended:
             raise WireError(f"party {self._rank} sent something after it was done", party=self._rank)
         self._admit(label, count)
         if label == _END:
-            self._peer_ended = True
+            if self._rank in self._link.mailbox.waits:
+                self.missed()
+                return
+            self.has_ended = True
             self._link.loop.remove_reader(self._socket)
             self._link.peer_is_done()
+
+    def missed(self) -> None:
+        """It has said that it is done, and a message that it did not send is waited for."""
+        self._link.fail(self._lost("it was done before the computation was"))
 
     # ------------------------------------------------------------ life
 
     @property
     def is_done(self) -> bool:
         """Whether both sides have said that they are done, and this one's last word has gone out."""
-        return self._has_ended and self._peer_ended and not self._queue
+        return self._said_end and self.has_ended and not self._queue
 
     def tick(self, patience: float) -> None:
         """A part of the patience has passed."""
-        self._silent = 0 if self._bytes_in != self._seen_in or self._peer_ended else self._silent + 1
+        self._silent = 0 if self._bytes_in != self._seen_in or self.has_ended else self._silent + 1
         self._stuck = 0 if self._bytes_out != self._seen_out or not self._queue else self._stuck + 1
         if self._silent >= _TICKS:
             self._link.fail(self._lost(f"nothing has come from it for {patience:g} s"))
         elif self._stuck >= _TICKS:
             self._link.fail(self._lost(f"it has read nothing for {patience:g} s"))
-        elif self._sent == self._seen_sent and not self._queue and not self._has_ended:
+        elif self._sent == self._seen_sent and not self._queue and not self._said_end:
             self.send(_PING, _NO_WORDS)
         self._seen_in, self._seen_out, self._seen_sent = self._bytes_in, self._bytes_out, self._sent
 

@@ -46,15 +46,16 @@ async def in_chunks(
 
     Inputs are flat with `count` elements, or planes of that many; `out` has room for `padded(count)`.
     """
+    if count <= CHUNK:
+        whole = inputs if count == padded(count) else [_piece(value, 0, padded(count), count) for value in inputs]
+        await kernel(operations, whole, out)
+        return
     starts = range(0, padded(count), CHUNK)
     works = []
     for mine, start in zip(operations.split(len(starts), 1), starts, strict=True):
         stop = min(start + CHUNK, padded(count))
         works.append(kernel(mine, [_piece(value, start, stop, count) for value in inputs], _place(out, start, stop)))
-    if len(works) == 1:
-        await works[0]
-    else:
-        await pipeline(works, DEPTH)
+    await pipeline(works, DEPTH)
 
 
 def _piece(value: Value, start: int, stop: int, count: int) -> Value:

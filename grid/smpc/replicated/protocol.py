@@ -26,7 +26,7 @@ class Replicated(Protocol):
         self.party = party
         self._operations = operations or Operations()
 
-    def split(self, parts: int, each: int) -> list[Self]:
+    def split(self, parts: int, each: int | None = None) -> list[Self]:
         return [type(self)(self.party, operations) for operations in self._operations.split(parts, each)]
 
     # ------------------------------------------------------------ without messages
