@@ -21,7 +21,8 @@ class Shared:
     __slots__ = ("parts",)
 
     def __init__(self, *parts: Words) -> None:
-        self.parts = parts
+        # Operations on arrays without dimensions give numpy's scalars, which warn where they wrap.
+        self.parts = tuple(map(np.asarray, parts))
 
     @property
     def pair(self) -> tuple[Words, Words]:

@@ -46,7 +46,7 @@ class Case:
 
 
 def pair(x: Floats) -> list[Any]:
-    return [x, np.roll(x[..., ::-1], 1)]
+    return [x, np.roll(np.flip(x), 1)]
 
 
 def along_last(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -74,7 +74,7 @@ CASES: dict[str, Case] = {
     "matmul": Case(np.matmul, lambda x: [np.resize(x, (4, 6)), np.resize(x, (6, 5))]),
     "conv2d": Case(
         lambda x, w: F.conv2d(tensor(x), tensor(w), stride=(2, 1), padding=(0, 1)).numpy(),
-        lambda x: [images(x), np.resize(x[..., ::-1], (4, 3, 2, 3))], {"stride": (2, 1), "padding": (0, 1)},
+        lambda x: [images(x), np.resize(np.flip(x), (4, 3, 2, 3))], {"stride": (2, 1), "padding": (0, 1)},
     ),
     "sum": Case(lambda x: x.sum(-1), keywords={"axis": -1}),
     "mean": Case(lambda x: x.mean(-1), keywords={"axis": -1}),
@@ -102,7 +102,7 @@ CASES: dict[str, Case] = {
     ),
     "exp": Case(np.exp),
     "reciprocal": Case(lambda x: 1 / x, lambda x: [np.where(np.abs(x) < 2.0**-17, 2.0**-17, x)]),
-    "divide": Case(np.divide, lambda x: [x[..., ::-1] - 500, x]),
+    "divide": Case(np.divide, lambda x: [np.flip(x) - 500, x]),
     "sqrt": Case(np.sqrt),
     "rsqrt": Case(lambda x: x**-0.5),
     "log": Case(np.log),
@@ -127,6 +127,11 @@ CASES: dict[str, Case] = {
     "embedding": Case(lambda index, table: table[index], lambda x: [np.arange(12).reshape(3, 4) % 5, np.resize(x, (5, 6))]),
 }  # fmt: skip
 
+ELEMENTWISE = [
+    name
+    for name, case in CASES.items()
+    if not case.items and "axis" not in case.keywords and case.arguments(np.ones(()))[0].shape == ()
+]
 SHAPES = [(1,), (63,), (65,), (3, 4), (2, 1, 5), (4, 100)]
 
 
@@ -149,7 +154,7 @@ def secret(value: Any, share: Callable[[npt.NDArray[np.int64]], Shared]) -> Any:
     """An argument of a function: numbers and truth values become shared."""
     if value.dtype == np.bool_:
         return Boolean(Bits(*(share(pack(value.reshape(1, -1)).view(np.int64)).parts)), value.shape)
-    number = torch.as_tensor(np.ascontiguousarray(value))
+    number = torch.as_tensor(np.array(value, order="C"))
     return Number(share(encode(number).view(np.int64)), 0 if value.dtype.kind == "i" else FRACTION_BITS)
 
 
@@ -195,6 +200,18 @@ def test_errors_are_within_the_stated_bounds(name: str) -> None:
         assert not watch.overflows(), "a truncation's input is too large"
 
     holds()
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0)], ids=str)
+def test_scalars_and_empty_tensors_and_transposed_ones(name: str, shape: tuple[int, ...]) -> None:
+    op, case = SECURE_OPS[name], CASES[name]
+    for x in (np.full(shape, 1.5), np.array([[1.0, 2.0], [3.0, 4.0], [1.5, 0.5]]).T):
+        for protocol in (Plain(), Plain(rounding=np.random.default_rng(0))):
+            arguments = case.arguments(x)
+            given = [secret(value, plain_shared) for value in arguments]
+            turned = [value.each(np.asfortranarray) if isinstance(value, Number) and value.shape else value for value in given]
+            check(name, [completed(op.function(protocol, *turned, **case.keywords))], arguments)
 
 
 @pytest.mark.parametrize("name", SECURE_OPS)

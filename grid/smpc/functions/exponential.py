@@ -8,7 +8,7 @@ import numpy as np
 
 from grid.smpc.functions.arithmetic import fixed
 from grid.smpc.functions.polynomials import argument, polynomial
-from grid.smpc.functions.rows import numbers
+from grid.smpc.functions.rows import combined, numbers
 from grid.smpc.numbers import Number, public
 from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.shares import Bits, Shared
@@ -39,9 +39,8 @@ async def exponential(protocol: Protocol, raw: Shared, bits: int) -> Shared:
     z = await protocol.truncate(raw.times(public(math.log2(math.e), _LOG2_E_BITS)), _LOG2_E_BITS)
     z = protocol.add_public(z, public(SHIFT, FRACTION_BITS))
     negative, places = await protocol.together(lambda mine: mine.negative(z), lambda mine: _whole_bits(mine, z))
-    fraction = z
-    for i in range(WHOLE_BITS):
-        fraction = fraction - places[i].times(1 << (i + FRACTION_BITS))
+    whole = [-(1 << (i + FRACTION_BITS)) for i in range(WHOLE_BITS)]
+    fraction = combined([z, *(places[i] for i in range(WHOLE_BITS))], [1, *whole])
     s = argument(fraction, FRACTION_BITS - 1, -1, protocol)
     power, remainder = await protocol.together(
         lambda mine: _power(mine, places, protocol.invert(negative)), lambda mine: polynomial(mine.masked(), s, EXP2, bits)

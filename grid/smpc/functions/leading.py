@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grid.smpc.functions.polynomials import ARGUMENT_BITS
-from grid.smpc.functions.rows import numbers, row_signs, rows
+from grid.smpc.functions.rows import combined, numbers, row_signs, rows
 from grid.smpc.link import Words
 from grid.smpc.protocol import Protocol
 from grid.smpc.shares import Bits, Shared, joined, joined_planes, stacked
@@ -83,10 +83,7 @@ async def scaled(
 
 def weighted(hot: Shared, weights: Sequence[int]) -> Shared:
     """The weight of the place that is 1. No message."""
-    total = hot[0].times(int(weights[0]))
-    for k, weight in enumerate(weights[1:], 1):
-        total = total + hot[k].times(int(weight))
-    return total
+    return combined([hot[k] for k in range(len(weights))], weights)
 
 
 async def _below_by_comparisons(protocol: Protocol, x: Shared, signed: bool) -> tuple[Bits, Bits | None]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grid.smpc.functions.rows import combined
 from grid.smpc.numbers import public
 from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.shares import Shared, stacked
@@ -51,10 +52,8 @@ async def polynomial(protocol: Protocol, s: Shared, coefficients: Sequence[float
 
 def _terms(powers: Sequence[Shared], coefficients: Sequence[float], bits: int) -> Shared:
     """The sum of coefficients[k] powers[k], with `bits` fraction bits more than the powers."""
-    total = powers[0].times(public(coefficients[0], bits))
-    for power, coefficient in zip(powers[1:], coefficients[1:], strict=False):
-        total = total + power.times(public(coefficient, bits))
-    return total
+    used = powers[: len(coefficients)]
+    return combined(used, [int(public(coefficient, bits).view(np.int64)) for coefficient in coefficients])
 
 
 def argument(s: Shared, fraction: int, offset: float, protocol: Protocol) -> Shared:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grid.smpc.kernels.arithmetic import add_multiple
 from grid.smpc.packing import padded
 from grid.smpc.protocol import Protocol
 from grid.smpc.shares import Bits, Shared, stacked
@@ -54,3 +55,14 @@ async def numbers(protocol: Protocol, b: Bits, shape: Sequence[int]) -> Shared:
 def plane(b: Bits, number: int) -> Bits:
     """One of the planes."""
     return b[number : number + 1]
+
+
+def combined(values: Sequence[Shared], factors: Sequence[int]) -> Shared:
+    """The sum of factors[k] values[k], of one shape. No message."""
+    lead = np.uint64(factors[0] % (1 << 64))
+    first = values[0].each(lambda part: np.asarray(np.multiply(part, lead, order="C")))
+    for value, factor in zip(values[1:], factors[1:], strict=True):
+        by = np.uint64(factor % (1 << 64))
+        for source, target in zip(value.parts, first.parts, strict=True):
+            add_multiple(np.ascontiguousarray(source).reshape(-1), by, target.reshape(-1))
+    return first
