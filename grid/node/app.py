@@ -22,6 +22,7 @@ from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
 from grid.logs import tags
+from grid.node.copies import Copies
 from grid.node.custody import Custody
 from grid.node.datasets import Dataset
 from grid.node.desk import Desk
@@ -112,6 +113,7 @@ class Node:
         self._workers: Workers | None = None
         self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock, owner=me.public_key)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
+        self._copies = Copies(settings.max_bytes_per_client)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
         self._sums = Sums(
             me=me,
@@ -406,6 +408,11 @@ class Node:
     def neighbours(self) -> Neighbours:
         """Sessions with other nodes."""
         return self._neighbours
+
+    @property
+    def copies(self) -> Copies:
+        """What moves and sums hold of clients' values."""
+        return self._copies
 
     @property
     def approvals(self) -> Approvals:

@@ -160,10 +160,11 @@ class ClientSession:
 
     async def _move(self, message: MoveObject, taken: asyncio.Future[Offer]) -> Message:
         offer = await taken
-        neighbour = await self._services.neighbours.session(message.to)
-        await self._runtime.allow_move(offer, neighbour.card.name)
-        datasets = () if offer.claim is None else offer.claim.datasets
-        await neighbour.live.request(DeliverObject(transfer=message.transfer, tensor=offer.tensor, datasets=datasets))
+        with self._services.copies.counted(self.client, len(offer.tensor.data)):
+            neighbour = await self._services.neighbours.session(message.to)
+            await self._runtime.allow_move(offer, neighbour.card.name)
+            datasets = () if offer.claim is None else offer.claim.datasets
+            await neighbour.live.request(DeliverObject(transfer=message.transfer, tensor=offer.tensor, datasets=datasets))
         return Ok()
 
     def expect(self, message: ExpectObject) -> Awaitable[Message]:

@@ -22,8 +22,9 @@ from grid.errors import (
     QuotaExceeded,
     ReleaseDenied,
 )
-from grid.ids import ObjectId, PlanId, TransferId, random_id
+from grid.ids import ObjectId, PeerId, PlanId, TransferId, random_id
 from grid.node.desk import Desk
+from grid.node.neighbours import Neighbour
 from grid.node.work import Offer
 from grid.plans.trace import trace
 from grid.tensors.buffers import to_frame
@@ -359,6 +360,34 @@ async def test_a_value_that_does_not_arrive_leaves_its_reason(made: Mesh) -> Non
         await bob.request(expect)
         bob.free(Ref(target))
         assert (await bob.get(await bob.put(torch.ones(1)))).item() == 1
+
+
+async def test_moves_that_cannot_leave_yet_are_bounded_in_bytes(made: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 6 MiB fit into the quota of 16 MiB while their receiver is dialled; what is refused leaves nothing behind."""
+    neighbours, dialled = made.nodes["alice"].neighbours, asyncio.Event()
+    session = neighbours.session
+
+    async def slow(node: PeerId) -> Neighbour:
+        await dialled.wait()
+        return await session(node)
+
+    async with client(made, "alice") as alice:
+        value = ObjectId(int(await alice.put(torch.zeros(6 << 18))))
+
+        def move() -> asyncio.Future[Any]:
+            to = made.nodes["bob"].id
+            return alice.peer.start_request(MoveObject(object=value, to=to, transfer=TransferId(random_id())))
+
+        monkeypatch.setattr(neighbours, "session", slow)
+        waiting = [move(), move()]
+        for _ in range(3):
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await asyncio.wait_for(move(), 20)
+        assert not any(one.done() for one in waiting)
+        dialled.set()
+        for one in (*waiting, move()):
+            with pytest.raises(NotFound):  # they have left: nobody expects them
+                await one
 
 
 async def test_a_secure_sum_over_datasets(made: Mesh) -> None:
