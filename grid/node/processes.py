@@ -185,14 +185,16 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._go_on()
         return hold.begun
 
-    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> None:
+    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> asyncio.Future[None]:
         if self._closed:
             raise NodeUnavailable("this session is over")
         if isinstance(arrived, Delivery) and arrived.datasets:
             self._has_rows = True
+        done: asyncio.Future[None] = self._loop.create_future()
         self._queued += 1
-        self._first.append(_Asked(kept(object_id, arrived), 1, lambda _: None, lambda _: None))
+        self._first.append(_Asked(kept(object_id, arrived), 1, lambda _: _settle(done, None), partial(_fail, done)))
         self._go_on()
+        return done
 
     async def close(self) -> None:
         self._closed = True
