@@ -123,6 +123,7 @@ class Node:
             spawn=self.spawn,
             claim=store.claim,
             names=self._names,
+            copies=self._copies,
         )
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)

@@ -22,7 +22,7 @@ from grid.errors import (
     QuotaExceeded,
     ReleaseDenied,
 )
-from grid.ids import ObjectId, PeerId, PlanId, TransferId, random_id
+from grid.ids import ObjectId, PeerId, PlanId, SumId, TransferId, random_id
 from grid.node.desk import Desk
 from grid.node.neighbours import Neighbour
 from grid.node.work import Offer
@@ -404,6 +404,23 @@ async def test_a_secure_sum_over_datasets(made: Mesh) -> None:
         own = {name: await one.put(torch.ones(2)) for name, one in raw.items()}
         total, errors = await secure_sum(raw, own)
         assert total is not None and total.tolist() == [2, 2]
+
+
+async def test_operands_of_sums_that_go_on_are_bounded_in_bytes(made: Mesh) -> None:
+    """Sums with a node that does not know of them: two operands of 6 MiB fit into the quota of 16 MiB."""
+    async with clients(made) as raw:
+        alice, roster = raw["alice"], [one.node.id for one in raw.values()]
+        value = await alice.put(torch.zeros(6 << 17))
+        names = [SumId(random_id()) for _ in range(2)]
+        waiting = [asyncio.ensure_future(alice.start_sum(name, roster, value)) for name in names]
+        for _ in range(3):
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await asyncio.wait_for(alice.start_sum(SumId(random_id()), roster, value), 20)
+        others = await raw["bob"].put(torch.ones(6 << 17))
+        for name, one in zip(names, waiting, strict=True):
+            assert (await raw["bob"].start_sum(name, roster, others)).shape == (await one).shape
+        total, errors = await secure_sum(raw, {"alice": value, "bob": others})
+        assert not errors and total is not None and (total == 1).all()
 
 
 # ---------------------------------------------------------------- failures that depend on rows, and the end
