@@ -297,7 +297,11 @@ class Node:
 
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
-        with self._session_of(client.id) as longest:
+        with contextlib.ExitStack() as place:
+            try:
+                longest = place.enter_context(self._session_of(client.id))
+            except QuotaExceeded as error:
+                return await self._turn_away(channel, error)
             desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings, name=client.name)
             session = ClientSession(
                 card=client,
@@ -314,6 +318,13 @@ class Node:
                     await session.peer.wait_closed()
             finally:
                 await session.close()
+
+    async def _turn_away(self, channel: SecureChannel, error: GridError) -> None:
+        """Tell a peer why it gets no session, without waiting for anything from it. Raises `error`."""
+        peer = self._peer(channel, Handlers({}), None, initiator=False)
+        asyncio.get_running_loop().call_soon(peer.close_soon, error)  # as soon as the peer waits for the far end's Hello
+        async with peer:
+            pass
 
     def _runtime(self, client: PeerId, desk: Desk) -> Runtime:
         """Where a session's values are to live."""
