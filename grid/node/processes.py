@@ -355,7 +355,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._worker = None
         if self._has_rows:  # whether it ended may depend on them
             self._has_rows = False
-            self._lane.submit(self._desk.count_error)
+            self._lane.submit_first(self._desk.count_error)  # however much waits in the lane
         pending, self._pending = self._pending, deque()
         if pending and isinstance(pending[0].message, Commands):
             self.on_failed(int(error.details.get("command", 0)), error)

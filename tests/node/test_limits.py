@@ -274,6 +274,25 @@ async def test_ends_of_processes_that_had_rows_count_as_private_errors() -> None
                 await raw.get(await pair(raw))
 
 
+async def test_an_end_counts_and_the_session_goes_on_where_no_more_commands_may_wait() -> None:
+    settings = {**SETTINGS, "max_private_errors": 1, "max_queued_per_client": 50}
+    async with mesh({"alice": [dataset()]}, settings=settings) as made, client(made, "alice") as raw:
+        await pair(raw)
+        (worker,) = await begun(made)
+        runtime: Any = worker.user
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        runtime._lane.pause(opened)
+        waiting = [runtime.commit(list) for _ in range(50)]
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended
+        await until(lambda: runtime._worker is None)
+        assert torch.equal(await raw.get(await raw.put(torch.ones(2))), torch.ones(2))
+        opened.set_result(None)
+        error = await asyncio.wait_for(raw.peer.wait_closed(), 20)
+        assert isinstance(error, ReleaseDenied) and error.details["rule"] == "private_errors"
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
 async def kill_worker(made: Mesh, raw: RawClient) -> None:
     (worker,) = await begun(made)
     os.kill(worker.pid, signal.SIGKILL)
