@@ -60,7 +60,7 @@ class Bench:
         """Column sums over some blocks."""
         state = self.store.load("d")
         assert state is not None
-        rows = blocks.rows_of(np.frombuffer(state.blocks, "<i4"), numbers)
+        rows = blocks.BlockRows(np.frombuffer(state.blocks, "<i4")).of(numbers)
         value = self.x[torch.from_numpy(rows)]
         self.labels.enter(value, self.labels.dataset_type("d", ROWS, value.shape, rows))
         return self.op("sum.dim_IntList", value, [0])
