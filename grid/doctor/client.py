@@ -36,12 +36,13 @@ async def check_client(way: Way, credentials: Credentials, clock: Clock) -> list
         chosen.append(credentials.choose(greeting, clock))
         return chosen[0]
 
+    nodes: list[Finding] = []
     await way.walk()
     async with way.joined(choose) as hop:
-        if hop is None:
-            return [*check_versions(), *way.findings]
-        me, trust = chosen[0]
-        return [*check_versions(), *way.findings, *await _check_nodes(hop, me, trust, clock)]
+        if hop is not None:
+            me, trust = chosen[0]
+            nodes = await _check_nodes(hop, me, trust, clock)
+    return [*check_versions(), *way.findings, *nodes]
 
 
 async def _check_nodes(hop: Hop, me: LocalIdentity, trust: Trust, clock: Clock) -> list[Finding]:

@@ -120,7 +120,8 @@ async def _check_way(case: NodeCase, way: Way, me: LocalIdentity | None, clock: 
         return mine, _trust(case, mine)
 
     async with way.joined(choose):
-        return way.findings
+        pass
+    return way.findings
 
 
 def _trust(case: NodeCase, me: LocalIdentity | None) -> Trust:

@@ -82,10 +82,12 @@ class Way:
                 self._add(ok("joining", f"the gateway knows us as {me.role} {me.name} ({me.id})"))
                 yield hop
         except GridError as error:
-            if inside:
-                raise
-            self._add(_not_joined(error))
-            yield None
+            if not inside:
+                self._add(_not_joined(error))
+                yield None
+                return
+            why, do = "what was to be looked at after that was not", "try again; the gateway's log says more"
+            self._add(wrong("connection", f"it was lost after joining: {error.message}", why=why, do=do))
 
     def _add(self, finding: Finding) -> None:
         self.findings.append(finding)

@@ -42,8 +42,8 @@ class Live:
         secure(response)
         self.streams += 1
         try:
-            await response.prepare(request)
             with contextlib.suppress(ConnectionError):  # The reader has gone, which is how streams end.
+                await response.prepare(request)
                 await self._stream(request, response)
         finally:
             self.streams -= 1

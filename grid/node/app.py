@@ -22,6 +22,7 @@ from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
 from grid.logs import tags
+from grid.node.copies import Copies
 from grid.node.custody import Custody
 from grid.node.datasets import Dataset
 from grid.node.desk import Desk
@@ -112,6 +113,7 @@ class Node:
         self._workers: Workers | None = None
         self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock, owner=me.public_key)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
+        self._copies = Copies(settings.max_bytes_per_client)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
         self._sums = Sums(
             me=me,
@@ -121,6 +123,7 @@ class Node:
             spawn=self.spawn,
             claim=store.claim,
             names=self._names,
+            copies=self._copies,
         )
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
@@ -294,7 +297,11 @@ class Node:
 
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
-        with self._session_of(client.id) as longest:
+        with contextlib.ExitStack() as place:
+            try:
+                longest = place.enter_context(self._session_of(client.id))
+            except QuotaExceeded as error:
+                return await self._turn_away(channel, error)
             desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings, name=client.name)
             session = ClientSession(
                 card=client,
@@ -311,6 +318,13 @@ class Node:
                     await session.peer.wait_closed()
             finally:
                 await session.close()
+
+    async def _turn_away(self, channel: SecureChannel, error: GridError) -> None:
+        """Tell a peer why it gets no session, without waiting for anything from it. Raises `error`."""
+        peer = self._peer(channel, Handlers({}), None, initiator=False)
+        asyncio.get_running_loop().call_soon(peer.close_soon, error)  # as soon as the peer waits for the far end's Hello
+        async with peer:
+            pass
 
     def _runtime(self, client: PeerId, desk: Desk) -> Runtime:
         """Where a session's values are to live."""
@@ -406,6 +420,11 @@ class Node:
     def neighbours(self) -> Neighbours:
         """Sessions with other nodes."""
         return self._neighbours
+
+    @property
+    def copies(self) -> Copies:
+        """What moves and sums hold of clients' values."""
+        return self._copies
 
     @property
     def approvals(self) -> Approvals:

@@ -89,13 +89,15 @@ class Lane:
             self._start()
         return done
 
-    def submit_first(self, function: Callable[[], None]) -> None:
-        """Run `function` before everything that waits, such as what the lane is on hold for. Nobody waits for its errors."""
+    def submit_first(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `function` before everything that waits, such as what the lane is on hold for, however much that is."""
+        done: asyncio.Future[T] = self._loop.create_future()
         with self._lock:
             if self._closed:
                 raise NodeUnavailable("this session is over")
-            self._jobs.appendleft(_Job(function, self._loop.create_future(), 0, contextvars.copy_context()))
+            self._jobs.appendleft(_Job(function, done, 0, contextvars.copy_context()))
             self._start()
+        return done
 
     def hold(self, until: asyncio.Future[Any]) -> asyncio.Future[None]:
         """Let nothing after this run before `until` is done, however it ends. The result is done when the hold begins."""

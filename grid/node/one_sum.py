@@ -20,6 +20,7 @@ from grid.crypto.envelope import read, seal
 from grid.crypto.identity import LocalIdentity
 from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NodeUnavailable, WireError
 from grid.ids import PeerId, PlanId
+from grid.node.copies import Copies
 from grid.node.early import EarlyMessages
 from grid.node.neighbours import Neighbour, Neighbours
 from grid.rpc.channel import time_limit
@@ -72,7 +73,7 @@ class Common:
     """What all sums of a node have in common.
 
     `minimum`: how many nodes a sum over datasets needs. `names`: what nodes are called in messages, as far as that is known;
-    it may grow.
+    it may grow. `copies` counts what they hold of clients' values.
     """
 
     me: LocalIdentity
@@ -80,6 +81,7 @@ class Common:
     clock: Clock
     neighbours: Neighbours
     names: Mapping[PeerId, str]
+    copies: Copies
     early: EarlyMessages = dataclasses.field(default_factory=EarlyMessages)
 
 
@@ -91,7 +93,7 @@ class OneSum:
         self.message = message
         self.result: asyncio.Future[SumPart] = asyncio.get_running_loop().create_future()
         self.party: SumParty | None = None
-        self._operand = operand
+        self._operand: asyncio.Future[Operand] | None = operand
         self._commit: Callable[[], None] | None = None
         self._common = common
         self._sessions: dict[PeerId, Neighbour] = {}
@@ -109,24 +111,29 @@ class OneSum:
         deadline = clock.monotonic() + limit_s
         async with self._tasks:
             reaching = [self._tasks.create_task(self._reach(peer)) for peer in self._waiting]
-            try:
-                async with time_limit(clock, limit_s, "the client's commands before the sum"):
-                    operand = await self._operand
-            except GridError as error:
-                self._refuse_all(error)
-            else:
-                await self._take_part(operand, deadline)
+            await self._take_part(limit_s, deadline)
             with contextlib.suppress(DeadlineExceeded):  # a node that cannot be reached by then is left to its own deadline
                 async with time_limit(clock, LINGER_S, "telling the others"):
                     await asyncio.gather(*reaching)
             for task in reaching:
                 task.cancel()
 
-    async def _take_part(self, operand: Operand, deadline: float) -> None:
-        self._begin(operand, deadline)
-        timer = self._tasks.create_task(self._keep_time(deadline))
-        await self._over.wait()
-        timer.cancel()
+    async def _take_part(self, limit_s: float, deadline: float) -> None:
+        """From the operand to the outcome; for so long its bytes count in its client's quota."""
+        assert self._operand is not None
+        with contextlib.ExitStack() as counted:
+            try:
+                async with time_limit(self._common.clock, limit_s, "the client's commands before the sum"):
+                    operand, self._operand = await self._operand, None
+                counted.enter_context(self._common.copies.counted(self.participant.client, operand.elements.nbytes))
+            except GridError as error:
+                self._operand = None
+                self._refuse_all(error.with_traceback(None))  # which would keep the operand
+                return
+            self._begin(operand, deadline)
+            timer = self._tasks.create_task(self._keep_time(deadline))
+            await self._over.wait()
+            timer.cancel()
 
     def _begin(self, operand: Operand, deadline: float) -> None:
         common, message = self._common, self.message

@@ -48,6 +48,7 @@ from grid.wire.messages import (
     PutPlan,
     RunPlan,
     StartSum,
+    TensorFrame,
 )
 
 T = TypeVar("T")
@@ -131,15 +132,19 @@ class ProcessRuntime(Runtime, WorkerUser):
         assert isinstance(offer, Offer)
         if result.done():  # nobody waits any more, so nothing is released
             return
-        if len(offer.tensor.data) > PAUSE_BYTES and self._worker is not None:
-            pipe = self._worker.pipe
-            pipe.pause()
-            sent.add_done_callback(lambda _: pipe.resume())
+        self._pause(offer.tensor, sent)
         value = ObjectValue(tensor=offer.tensor)
         if offer.claim is None:
             _settle(result, value)
         else:
             self._in_lane(result, partial(self._desk.release, offer), lambda _: value)
+
+    def _pause(self, value: TensorFrame | None, until: asyncio.Future[Any]) -> None:
+        """After a large value take no further one from the process before `until` is done."""
+        if value is not None and len(value.data) > PAUSE_BYTES and self._worker is not None:
+            pipe = self._worker.pipe
+            pipe.pause()
+            until.add_done_callback(lambda _: pipe.resume())
 
     def take(self, object_id: ObjectId) -> asyncio.Future[Offer]:
         result: asyncio.Future[Any] = self._loop.create_future()
@@ -155,6 +160,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         def offered(offer: Message) -> None:
             assert isinstance(offer, SumOffer)
             if not result.done():
+                self._pause(offer.tensor, result)  # then it is counted
                 self._in_lane(result, partial(self._desk.admit, offer, claim), lambda operand: operand)
 
         self._ask(message, 1, offered, partial(_fail, result))
@@ -185,14 +191,16 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._go_on()
         return hold.begun
 
-    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> None:
+    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> asyncio.Future[None]:
         if self._closed:
             raise NodeUnavailable("this session is over")
         if isinstance(arrived, Delivery) and arrived.datasets:
             self._has_rows = True
+        done: asyncio.Future[None] = self._loop.create_future()
         self._queued += 1
-        self._first.append(_Asked(kept(object_id, arrived), 1, lambda _: None, lambda _: None))
+        self._first.append(_Asked(kept(object_id, arrived), 1, lambda _: _settle(done, None), partial(_fail, done)))
         self._go_on()
+        return done
 
     async def close(self) -> None:
         self._closed = True
@@ -347,7 +355,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._worker = None
         if self._has_rows:  # whether it ended may depend on them
             self._has_rows = False
-            self._lane.submit(self._desk.count_error)
+            self._lane.submit_first(self._desk.count_error)  # however much waits in the lane
         pending, self._pending = self._pending, deque()
         if pending and isinstance(pending[0].message, Commands):
             self.on_failed(int(error.details.get("command", 0)), error)

@@ -64,8 +64,11 @@ class Runtime(abc.ABC):
         """Let nothing that is submitted after this run before `until` is done. The result is done when the hold begins."""
 
     @abc.abstractmethod
-    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> None:
-        """Keep what a hold waits for, before everything else that waits; an error is what uses of the object raise."""
+    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> asyncio.Future[None]:
+        """Keep what a hold waits for, before everything else that waits; an error is what uses of the object raise.
+
+        The result is done once it is nowhere else any more, with an error where it is lost.
+        """
 
     @abc.abstractmethod
     async def close(self) -> None:

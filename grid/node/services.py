@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from grid.node.copies import Copies
 from grid.node.neighbours import Neighbours
 from grid.node.sums import Sums
 from grid.node.transfers import Transfers
@@ -21,6 +22,9 @@ class Services(Protocol):
 
     @property
     def neighbours(self) -> Neighbours: ...
+
+    @property
+    def copies(self) -> Copies: ...
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a task that ends with the node."""

@@ -160,10 +160,11 @@ class ClientSession:
 
     async def _move(self, message: MoveObject, taken: asyncio.Future[Offer]) -> Message:
         offer = await taken
-        neighbour = await self._services.neighbours.session(message.to)
-        await self._runtime.allow_move(offer, neighbour.card.name)
-        datasets = () if offer.claim is None else offer.claim.datasets
-        await neighbour.live.request(DeliverObject(transfer=message.transfer, tensor=offer.tensor, datasets=datasets))
+        with self._services.copies.counted(self.client, len(offer.tensor.data)):
+            neighbour = await self._services.neighbours.session(message.to)
+            await self._runtime.allow_move(offer, neighbour.card.name)
+            datasets = () if offer.claim is None else offer.claim.datasets
+            await neighbour.live.request(DeliverObject(transfer=message.transfer, tensor=offer.tensor, datasets=datasets))
         return Ok()
 
     def expect(self, message: ExpectObject) -> Awaitable[Message]:
@@ -174,17 +175,28 @@ class ClientSession:
         return self._done(begun)
 
     async def _receive(self, message: ExpectObject, arrived: asyncio.Future[Delivery], stored: asyncio.Future[None]) -> None:
-        try:
-            found: Delivery | GridError
+        """The sender hears once a delivery waits for the client's work; its bytes count until that has taken it."""
+        with contextlib.ExitStack() as counted:
             try:
-                found = await self._services.transfers.wait(message, arrived)
-            except GridError as error:
-                found = error
-            with contextlib.suppress(NodeUnavailable):  # the session is over: nobody wants it
-                self._runtime.keep(message.object, found)
-        finally:
-            if not stored.done():
-                stored.set_result(None)
+                found: Delivery | GridError
+                try:
+                    found = await self._services.transfers.wait(message, arrived)
+                    nbytes = len(found.tensor.data)
+                    counted.enter_context(self._services.copies.counted(self.client, nbytes))
+                except GridError as error:
+                    found = error
+                kept = self._runtime.keep(message.object, found)
+                refused = found if isinstance(found, GridError) else kept.exception() if kept.done() else None
+                if refused is not None:
+                    stored.set_exception(refused)
+                    stored.exception()  # marks it as seen: the sender may be gone
+            except NodeUnavailable:  # the session is over: nobody wants it
+                return
+            finally:
+                if not stored.done():
+                    stored.set_result(None)
+            del found
+            await asyncio.wait([kept])
 
     # ------------------------------------------------------------ sums
 

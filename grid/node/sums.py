@@ -13,6 +13,7 @@ from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity
 from grid.errors import InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import PeerId, SumId
+from grid.node.copies import Copies
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
 from grid.node.one_sum import Common, OneSum, Participant
 from grid.smpc.statement import check_roster
@@ -24,7 +25,7 @@ REMEMBERED_S = 2 * MAX_DEADLINE_S
 """How long the name of a sum cannot be used again."""
 
 MAX_PER_CLIENT = 64
-"""Sums of one session at once: each holds copies of its operand."""
+"""Sums of one session at once. The bytes of their operands are bounded, too (`Copies`)."""
 
 
 class Sums:
@@ -40,8 +41,9 @@ class Sums:
         spawn: Spawn,
         claim: Callable[[str, float, float], bool],
         names: Mapping[PeerId, str],
+        copies: Copies,
     ) -> None:
-        self._common = Common(me, minimum, clock, neighbours, names)
+        self._common = Common(me, minimum, clock, neighbours, names, copies)
         self._spawn = spawn
         self._claim = claim
         self._running: dict[SumId, OneSum] = {}

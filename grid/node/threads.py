@@ -92,11 +92,11 @@ class ThreadRuntime(Runtime):
     def hold(self, until: asyncio.Future[None]) -> asyncio.Future[None]:
         return self._lane.hold(until)
 
-    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> None:
+    def keep(self, object_id: ObjectId, arrived: Delivery | GridError) -> asyncio.Future[None]:
         def job() -> None:
             self._workspace.handle(kept(object_id, arrived))
 
-        self._lane.submit_first(job)
+        return self._lane.submit_first(job)
 
     async def close(self) -> None:
         try:

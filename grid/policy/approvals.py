@@ -78,12 +78,11 @@ class Approvals:
             )
         parts = (dataset, client, content.made, content.value)
         key = hashlib.sha256(framed("grid release", *(part.encode() for part in parts))).hexdigest()
-        requests = self._store.requests()
-        found = next((one for one in requests if one.key == key and not one.used), None)
+        found = self._store.unused_request(key)
         if found is None:
             wish = ReleaseRequest("", key, dataset, client, plan, content.value, content.digest, "", report, self._clock.wall())
             wish = dataclasses.replace(wish, client_name=content.client_name)
-            found = self._ask(requests, wish, content)
+            found = self._ask(wish, content)
         state = self.state(found)
         if state == DENIED:
             raise _refused(found, "its owner denied this release", "another question, or a word with the owner")
@@ -109,7 +108,7 @@ class Approvals:
 
     def find(self, request_id: str) -> ReleaseRequest:
         """The request of this id. Raises `NotFound`."""
-        found = next((one for one in self._store.requests() if one.id == request_id), None)
+        found = self._store.request(request_id)
         if found is None:
             raise NotFound(f"there is no request {request_id!r} here; `grid requests` lists them")
         return found
@@ -139,9 +138,9 @@ class Approvals:
             return USED if request.used else ALLOWED
         return DENIED if said == _statement(request, DENY) else PENDING
 
-    def _ask(self, requests: list[ReleaseRequest], request: ReleaseRequest, content: Content) -> ReleaseRequest:
+    def _ask(self, request: ReleaseRequest, content: Content) -> ReleaseRequest:
         self._store.forget_requests(self._clock.wall() - KEPT_S)
-        waiting = [one for one in requests if self.state(one) == PENDING]
+        waiting = [one for one in self._store.requests(texts=False) if self.state(one) == PENDING]
         if sum(one.client == request.client for one in waiting) >= MAX_OF_CLIENT or len(waiting) >= MAX_IN_ALL:
             raise QuotaExceeded(
                 "too many releases of this node wait for its owner's word; ask again when some have been answered"

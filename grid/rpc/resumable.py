@@ -248,7 +248,8 @@ class Resumable(Transport):
         self._detach()
         attempt = self._state.attempt
         try:
-            await link.send(self._state.reply())
+            async with time_limit(self._clock, self._limits.handshake_s, "resuming a session"):
+                await link.send(self._state.reply())
         except GridError as error:
             if self._link is None and self._returning is None:
                 self._returning = self._spawn(self._await_return(error.message), "return")
@@ -329,7 +330,8 @@ class Sessions:
             await known.resume(ask, link)
         except (AuthenticationFailed, NodeUnavailable) as error:
             with contextlib.suppress(GridError):
-                await link.send(bytes([REFUSAL]), error.message.encode())
+                async with time_limit(self._clock, self._limits.handshake_s, "refusing to resume a session"):
+                    await link.send(bytes([REFUSAL]), error.message.encode())
             raise
 
     def _forget(self, ended: Resumable) -> None:

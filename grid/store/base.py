@@ -101,8 +101,16 @@ class Store(abc.ABC):
         """Remember a request; one of the same id stays as it is."""
 
     @abc.abstractmethod
-    def requests(self) -> list[ReleaseRequest]:
-        """All requests that are remembered, the oldest first."""
+    def requests(self, *, texts: bool = True) -> list[ReleaseRequest]:
+        """All requests that are remembered, the oldest first. Without `texts` their code and report are "", whatever they are."""
+
+    @abc.abstractmethod
+    def request(self, request_id: str) -> ReleaseRequest | None:
+        """The request of this id."""
+
+    @abc.abstractmethod
+    def unused_request(self, key: str) -> ReleaseRequest | None:
+        """The oldest request of this key that has not been used."""
 
     @abc.abstractmethod
     def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:

@@ -55,9 +55,19 @@ class MemoryStore(Store):
         with self._lock:
             self._requests.setdefault(request.id, request)
 
-    def requests(self) -> list[ReleaseRequest]:
+    def requests(self, *, texts: bool = True) -> list[ReleaseRequest]:
         with self._lock:
-            return sorted(self._requests.values(), key=lambda request: request.asked)
+            found = sorted(self._requests.values(), key=lambda request: request.asked)
+        return found if texts else [dataclasses.replace(one, code="", report="") for one in found]
+
+    def request(self, request_id: str) -> ReleaseRequest | None:
+        with self._lock:
+            return self._requests.get(request_id)
+
+    def unused_request(self, key: str) -> ReleaseRequest | None:
+        with self._lock:
+            found = [one for one in self._requests.values() if one.key == key and not one.used]
+        return min(found, key=lambda request: request.asked, default=None)
 
     def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:
         with self._lock:

@@ -86,9 +86,22 @@ class SqliteStore(Store):
                 dataclasses.astuple(request),
             )
 
-    def requests(self) -> list[ReleaseRequest]:
+    def requests(self, *, texts: bool = True) -> list[ReleaseRequest]:
+        columns = REQUEST_COLUMNS if texts else REQUEST_COLUMNS.replace("code, report", "'', ''")
+        return self._find_requests(f"SELECT {columns} FROM request ORDER BY asked, id")
+
+    def request(self, request_id: str) -> ReleaseRequest | None:
+        found = self._find_requests(f"SELECT {REQUEST_COLUMNS} FROM request WHERE id = ?", request_id)
+        return found[0] if found else None
+
+    def unused_request(self, key: str) -> ReleaseRequest | None:
+        where = "WHERE key = ? AND used = 0 ORDER BY asked, id LIMIT 1"
+        found = self._find_requests(f"SELECT {REQUEST_COLUMNS} FROM request {where}", key)
+        return found[0] if found else None
+
+    def _find_requests(self, query: str, *values: str) -> list[ReleaseRequest]:
         with self._lock:
-            rows = self._connection.execute(f"SELECT {REQUEST_COLUMNS} FROM request ORDER BY asked, id").fetchall()
+            rows = self._connection.execute(query, values).fetchall()
         return [ReleaseRequest(*(*row[:-2], bool(row[-2]), row[-1])) for row in rows]
 
     def decide(self, request_id: str, decision: bytes, replaces: bytes = b"") -> bool:

@@ -10,6 +10,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -21,6 +22,7 @@ from grid.client.home import Credentials
 from grid.clock import SystemClock
 from grid.crypto.files import only_process
 from grid.crypto.identity import LocalIdentity, RootKey, Token, Trust
+from grid.doctor import client
 from grid.doctor.client import check_client
 from grid.doctor.findings import Finding, sound
 from grid.doctor.gateway import check_gateway
@@ -216,6 +218,20 @@ async def test_a_node_that_does_not_answer_one_that_is_gone_and_one_that_is_well
         found = await look(made.url, home=tmp_path)
     verdicts = {finding.check: finding.verdict for finding in found if finding.check.startswith("node ")}
     assert verdicts == {"node alice": "ok", "node silent": "wrong", "node refusing": "wrong", "node gone": "warning"}
+
+
+async def test_a_gateway_that_is_lost_while_nodes_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_nodes = client._check_nodes
+    async with site() as made:
+
+        async def late(*given: Any) -> list[Finding]:
+            await made.crowd.gateway.stop()
+            return await check_nodes(*given)
+
+        monkeypatch.setattr(client, "_check_nodes", late)
+        found = await look(made.url, home=tmp_path)
+    assert one(found, "joining").verdict == "ok"
+    last_is_wrong(found, "connection", "after joining")
 
 
 async def test_an_address_that_nobody_answers_at(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from gateway_site import BEARER, TOKEN, Site, site
 from hypothesis import given
 from hypothesis import strategies as st
@@ -198,6 +200,25 @@ async def test_a_browser_that_does_not_read_is_cut_off(monkeypatch: pytest.Monke
                     gateway.changes.mark()
                     await asyncio.sleep(0.001)
         assert (await made.get("/api/v1/status"))[0] == 200
+
+
+async def test_a_browser_that_has_gone_before_its_stream_begins_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare = web.StreamResponse.prepare
+
+    async def late(response: web.StreamResponse, request: web.BaseRequest) -> Any:
+        if request.path == "/events/stream":
+            assert request.transport is not None
+            request.transport.abort()
+        return await prepare(response, request)
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", late)
+    async with site() as made:
+        with pytest.raises(aiohttp.ClientError):
+            await made.session.get(f"{made.root}/events/stream", headers=BEARER)
+        assert (await made.get("/api/v1/status"))[0] == 200 and not made.http._live.streams
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 
 
 def test_every_kind_has_a_meaning() -> None:

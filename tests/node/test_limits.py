@@ -16,11 +16,11 @@ import psutil
 import pytest
 import pytest_asyncio
 import torch
-from node_mesh import CLOCK, Mesh, RawClient, client, dataset, mesh
+from node_mesh import CLOCK, Mesh, RawClient, client, clients, dataset, mesh
 
 from grid.crypto.identity import LocalIdentity
 from grid.errors import ExecutionFailed, GridError, QuotaExceeded, ReleaseDenied
-from grid.ids import ObjectId
+from grid.ids import ObjectId, TransferId, random_id
 from grid.node import app
 from grid.node import workers as workers_module
 from grid.node.datasets import Dataset
@@ -28,7 +28,7 @@ from grid.node.nursery_messages import MAX_FILES
 from grid.node.workers import Worker
 from grid.plans.trace import trace
 from grid.tensors.mapped import TensorFile
-from grid.wire.messages import Command, Commands, GetObject, Message, Ref
+from grid.wire.messages import Command, Commands, ExpectObject, GetObject, Message, MoveObject, Ref
 
 aten = torch.ops.aten
 
@@ -274,12 +274,71 @@ async def test_ends_of_processes_that_had_rows_count_as_private_errors() -> None
                 await raw.get(await pair(raw))
 
 
+async def test_an_end_counts_and_the_session_goes_on_where_no_more_commands_may_wait() -> None:
+    settings = {**SETTINGS, "max_private_errors": 1, "max_queued_per_client": 50}
+    async with mesh({"alice": [dataset()]}, settings=settings) as made, client(made, "alice") as raw:
+        await pair(raw)
+        (worker,) = await begun(made)
+        runtime: Any = worker.user
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        runtime._lane.pause(opened)
+        waiting = [runtime.commit(list) for _ in range(50)]
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.ended
+        await until(lambda: runtime._worker is None)
+        assert torch.equal(await raw.get(await raw.put(torch.ones(2))), torch.ones(2))
+        opened.set_result(None)
+        error = await asyncio.wait_for(raw.peer.wait_closed(), 20)
+        assert isinstance(error, ReleaseDenied) and error.details["rule"] == "private_errors"
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
 async def kill_worker(made: Mesh, raw: RawClient) -> None:
     (worker,) = await begun(made)
     os.kill(worker.pid, signal.SIGKILL)
     await worker.ended
     with contextlib.suppress(GridError):
         await raw.describe(Ref(1))
+
+
+async def test_deliveries_to_a_process_that_is_busy_are_bounded_in_bytes() -> None:
+    """Two of 6 MiB fit into the quota of 16 MiB; the sender hears of the third, and so does who uses it."""
+    async with mesh({"alice": [], "bob": []}, settings={**SETTINGS, "max_bytes_per_client": 16 << 20}) as pair_of:
+        async with clients(pair_of) as raw:
+            alice, bob = raw["alice"], raw["bob"]
+            value = await alice.put(torch.arange(6 << 18, dtype=torch.int32))
+            await bob.put(torch.ones(1))
+            (worker,) = pair_of.nodes["bob"]._workers._workers.values()  # type: ignore[union-attr]
+            os.kill(worker.pid, signal.SIGSTOP)
+            moved = [await move(raw, value, 6 << 18) for _ in range(2)]
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await move(raw, value, 6 << 18, Ref(99))
+            os.kill(worker.pid, signal.SIGCONT)
+            for ref in moved:
+                assert torch.equal(await bob.get(ref), torch.arange(6 << 18, dtype=torch.int32))
+                bob.free(ref)
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await bob.get(Ref(99))
+            await bob.get(await move(raw, value, 6 << 18))
+
+
+async def test_a_delivery_for_which_no_process_can_be_started_is_refused() -> None:
+    async with mesh({"alice": [], "bob": []}, settings={**SETTINGS, "max_processes": 1}) as pair_of:
+        async with client(pair_of, "bob") as other, clients(pair_of) as raw:
+            await other.put(torch.ones(1))
+            value = await raw["alice"].put(torch.ones(2, dtype=torch.int32))
+            with pytest.raises(QuotaExceeded, match="max_processes"):
+                await move(raw, value, 2)
+
+
+async def move(raw: dict[str, RawClient], ref: Ref, elements: int, target: Ref | None = None) -> Ref:
+    """Have int32 elements moved from alice to bob, whose object `target` they become."""
+    target, transfer = target or Ref(next(raw["bob"].ids)), TransferId(random_id())
+    sender, receiver = raw["alice"].node.id, raw["bob"].node.id
+    expect = ExpectObject(transfer=transfer, sender=sender, object=ObjectId(int(target)), shape=(elements,), dtype="i4")
+    await raw["bob"].request(expect)
+    await raw["alice"].request(MoveObject(object=ObjectId(int(ref)), to=receiver, transfer=transfer))
+    return target
 
 
 # ---------------------------------------------------------------- what processes have and leave

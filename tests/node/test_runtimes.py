@@ -22,8 +22,9 @@ from grid.errors import (
     QuotaExceeded,
     ReleaseDenied,
 )
-from grid.ids import ObjectId, PlanId, TransferId, random_id
+from grid.ids import ObjectId, PeerId, PlanId, SumId, TransferId, random_id
 from grid.node.desk import Desk
+from grid.node.neighbours import Neighbour
 from grid.node.work import Offer
 from grid.plans.trace import trace
 from grid.tensors.buffers import to_frame
@@ -361,6 +362,34 @@ async def test_a_value_that_does_not_arrive_leaves_its_reason(made: Mesh) -> Non
         assert (await bob.get(await bob.put(torch.ones(1)))).item() == 1
 
 
+async def test_moves_that_cannot_leave_yet_are_bounded_in_bytes(made: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 6 MiB fit into the quota of 16 MiB while their receiver is dialled; what is refused leaves nothing behind."""
+    neighbours, dialled = made.nodes["alice"].neighbours, asyncio.Event()
+    session = neighbours.session
+
+    async def slow(node: PeerId) -> Neighbour:
+        await dialled.wait()
+        return await session(node)
+
+    async with client(made, "alice") as alice:
+        value = ObjectId(int(await alice.put(torch.zeros(6 << 18))))
+
+        def move() -> asyncio.Future[Any]:
+            to = made.nodes["bob"].id
+            return alice.peer.start_request(MoveObject(object=value, to=to, transfer=TransferId(random_id())))
+
+        monkeypatch.setattr(neighbours, "session", slow)
+        waiting = [move(), move()]
+        for _ in range(3):
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await asyncio.wait_for(move(), 20)
+        assert not any(one.done() for one in waiting)
+        dialled.set()
+        for one in (*waiting, move()):
+            with pytest.raises(NotFound):  # they have left: nobody expects them
+                await one
+
+
 async def test_a_secure_sum_over_datasets(made: Mesh) -> None:
     plan = trace(lambda x: x.sum(0), torch.zeros(40, 3))
     async with clients(made) as raw:
@@ -375,6 +404,23 @@ async def test_a_secure_sum_over_datasets(made: Mesh) -> None:
         own = {name: await one.put(torch.ones(2)) for name, one in raw.items()}
         total, errors = await secure_sum(raw, own)
         assert total is not None and total.tolist() == [2, 2]
+
+
+async def test_operands_of_sums_that_go_on_are_bounded_in_bytes(made: Mesh) -> None:
+    """Sums with a node that does not know of them: two operands of 6 MiB fit into the quota of 16 MiB."""
+    async with clients(made) as raw:
+        alice, roster = raw["alice"], [one.node.id for one in raw.values()]
+        value = await alice.put(torch.zeros(6 << 17))
+        names = [SumId(random_id()) for _ in range(2)]
+        waiting = [asyncio.ensure_future(alice.start_sum(name, roster, value)) for name in names]
+        for _ in range(3):
+            with pytest.raises(QuotaExceeded, match="max_bytes_per_client"):
+                await asyncio.wait_for(alice.start_sum(SumId(random_id()), roster, value), 20)
+        others = await raw["bob"].put(torch.ones(6 << 17))
+        for name, one in zip(names, waiting, strict=True):
+            assert (await raw["bob"].start_sum(name, roster, others)).shape == (await one).shape
+        total, errors = await secure_sum(raw, {"alice": value, "bob": others})
+        assert not errors and total is not None and (total == 1).all()
 
 
 # ---------------------------------------------------------------- failures that depend on rows, and the end

@@ -25,6 +25,7 @@ from grid.errors import (
     NotFound,
     OpNotSupported,
     PlanRejected,
+    QuotaExceeded,
 )
 from grid.ids import ObjectId, PlanId, TransferId, random_id
 from grid.node.app import MAX_SESSIONS_PER_CLIENT
@@ -158,7 +159,7 @@ async def test_sessions_of_one_client_are_limited(made: Mesh) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(MAX_SESSIONS_PER_CLIENT):
             await stack.enter_async_context(client(made, "alice", me))
-        with pytest.raises(GridError):
+        with pytest.raises(QuotaExceeded, match="close some first"):
             await stack.enter_async_context(client(made, "alice", me))
         await stack.enter_async_context(client(made, "alice"))  # another client is welcome
 
@@ -169,7 +170,7 @@ async def test_one_client_leaves_half_of_the_processes_to_others() -> None:
         async with client(made, "alice", me) as one, client(made, "alice", me) as two:
             for raw in (one, two):
                 await raw.put(torch.ones(1))
-            with pytest.raises(GridError):
+            with pytest.raises(QuotaExceeded, match="close some first"):
                 async with client(made, "alice", me):
                     pass
             async with client(made, "alice") as other:

@@ -10,6 +10,7 @@ from grid.crypto.keys import SigningKey
 from grid.errors import InvalidRequest, NotFound, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy.approvals import KEPT_S, MAX_CODE_LETTERS, MAX_IN_ALL, MAX_OF_CLIENT, Approvals, Content
+from grid.store.base import ReleaseRequest
 from grid.store.memory import MemoryStore
 from grid.testing.clocks import FakeClock
 
@@ -123,6 +124,23 @@ def test_an_answer_to_another_request_is_none(desk: Desk) -> None:
     desk.approvals.decide(first, allow=True, key=OWNER)
     stolen = desk.approvals.find(first).decision
     assert desk.store.decide(second, stolen) and "waiting" in str(desk.refused(client=BEN))
+
+
+def test_a_release_reads_no_texts_of_other_requests(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may have 100,000 letters, and there may be a thousand of them."""
+    read: list[bool] = []
+    requests = desk.store.requests
+
+    def noted(*, texts: bool = True) -> list[ReleaseRequest]:
+        read.append(texts)
+        return requests(texts=texts)
+
+    desk.request(client=BEN)
+    monkeypatch.setattr(desk.store, "requests", noted)
+    request = desk.request()
+    desk.approvals.decide(request, allow=True, key=OWNER)
+    desk.release()
+    assert read == [False]
 
 
 def test_pointer_results_have_no_plan_to_read(desk: Desk) -> None:

@@ -12,7 +12,7 @@ from channel_rig import Grid
 
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import Expected
-from grid.errors import AuthenticationFailed, GridError, NodeUnavailable, NotFound, WireError
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NodeUnavailable, NotFound, WireError
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel
 from grid.rpc.resumable import Resumable, Sessions
 from grid.rpc.resume import ASK, is_ack, is_ask
@@ -240,6 +240,35 @@ async def test_a_repeated_ask_takes_no_session_over() -> None:
         assert bytes(await ours.receive())[:1] == b"\x00"  # a refusal, and nothing of the session
         await made.near.send(b"the session goes on as before")
         assert await made.far.receive() == b"the session goes on as before"
+
+
+class _Stuck(Transport):
+    """A connection whose far end takes nothing."""
+
+    async def send(self, *parts: Buffer) -> None:
+        await asyncio.Event().wait()
+
+    async def receive(self) -> Buffer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def close(self, reason: str = "") -> None:
+        return None
+
+
+async def test_who_asks_to_go_on_and_takes_no_reply_is_given_up_and_so_is_the_session_in_time() -> None:
+    clock, (near, far) = FakeClock(), memory_pair()
+    sessions = Sessions(limits=LIMITS, clock=clock)
+    session = sessions.wrap(far, SECRET)
+    asker = Resumable(near, SECRET, limits=LIMITS, clock=clock)
+    reading = asyncio.ensure_future(session.receive())
+    for ask in (asker._state.ask(), bytes([ASK]) + asker.session + bytes(32)):
+        resuming = asyncio.ensure_future(sessions.resume(ask, _Stuck()))
+        await clock.advance(LIMITS.handshake_s + 1.0)
+        assert resuming.done() and isinstance(resuming.exception(), DeadlineExceeded | AuthenticationFailed)
+    await clock.advance(LIMITS.lease_s)
+    assert reading.done() and isinstance(reading.exception(), NodeUnavailable) and not len(sessions)
+    await asyncio.gather(asker.close(), session.close())
 
 
 async def test_an_ask_with_another_key_is_refused() -> None:

@@ -96,6 +96,17 @@ class StoreConformance:
         store.forget_requests(10.5)
         assert store.requests() == [later]
 
+    def test_a_request_is_found_by_id_and_by_key_until_it_is_used(self, store: Store) -> None:
+        later = dataclasses.replace(REQUEST, id="b", asked=11.0)
+        other = dataclasses.replace(REQUEST, id="c", key="another", asked=9.0)
+        for request in (later, REQUEST, other):
+            store.ask(request)
+        assert store.request("b") == later and store.request("d") is None
+        assert store.unused_request("key") == REQUEST and store.unused_request("none") is None
+        assert store.decide("a", b"yes") and store.use("a", b"yes")
+        assert store.unused_request("key") == later
+        assert store.requests(texts=False)[0] == dataclasses.replace(other, code="", report="")
+
     def test_an_answer_gives_way_to_another_until_it_is_used(self, store: Store) -> None:
         store.ask(REQUEST)
         assert store.decide("a", b"yes") and not store.decide("a", b"no", replaces=b"other")
