@@ -40,23 +40,31 @@ class Mailbox:
         self._early: dict[int, int] = {}
         self._error: GridError | None = None
 
+    def admit(self, sender: int, label: int, count: int) -> None:
+        """A message of `count` words is on its way. Raises as `deliver` does, before memory is set aside for it."""
+        wanted = self._wanted.get((sender, label))
+        if wanted is not None:
+            _check(sender, count, wanted[0])
+            return
+        if (sender, label) in self._come:
+            raise WireError(f"party {sender} sent one message twice", party=sender)
+        early = self._early.get(sender, 0) + _cost(count)
+        if early > MAX_EARLY_BYTES:
+            raise QuotaExceeded(
+                f"party {sender} has sent {early} bytes that nobody has asked for; {MAX_EARLY_BYTES} are allowed", party=sender
+            )
+
     def deliver(self, sender: int, label: int, words: Words) -> None:
         """A message has come. Raises `WireError` for one that was there before or is of a wrong size,
         `QuotaExceeded` where too much has come unasked; the caller then gives up the session."""
+        self.admit(sender, label, words.size)
         key = (sender, label)
         wanted = self._wanted.pop(key, None)
         if wanted is not None:
-            count, arrival = wanted
-            _check(sender, words, count)
-            arrival.set(words)
-            return
-        if key in self._come:
-            raise WireError(f"party {sender} sent one message twice")
-        early = self._early.get(sender, 0) + words.nbytes
-        if early > MAX_EARLY_BYTES:
-            raise QuotaExceeded(f"party {sender} has sent {early} bytes that nobody has asked for; {MAX_EARLY_BYTES} are allowed")
-        self._early[sender] = early
-        self._come[key] = words
+            wanted[1].set(words)
+        else:
+            self._early[sender] = self._early.get(sender, 0) + _cost(words.size)
+            self._come[key] = words
 
     def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
         arrival: Arrival[Words] = Arrival()
@@ -67,8 +75,8 @@ class Mailbox:
         if words is None:
             self._wanted[sender, label] = (count, arrival)
         else:
-            self._early[sender] -= words.nbytes
-            _check(sender, words, count)
+            self._early[sender] -= _cost(words.size)
+            _check(sender, words.size, count)
             arrival.set(words)
         return arrival
 
@@ -87,6 +95,11 @@ class Mailbox:
         return sorted({sender for sender, _ in self._wanted})
 
 
-def _check(sender: int, words: Words, count: int) -> None:
-    if words.size != count:
-        raise WireError(f"party {sender} sent {words.size} words where {count} were due")
+def _cost(size: int) -> int:
+    """Bytes that a message takes while nobody has asked for it, its bookkeeping included."""
+    return 8 * size + 256
+
+
+def _check(sender: int, size: int, count: int) -> None:
+    if size != count:
+        raise WireError(f"party {sender} sent {size} words where {count} were due", party=sender)

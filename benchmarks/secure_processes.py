@@ -1,0 +1,203 @@
+"""The secure engine by itself: three processes over loopback, sealed links, nothing of nodes, gates or checks.
+
+    python -m benchmarks.secure_processes [relu_1e6 mul_1e4 ...] [--runs 9]
+
+One JSON line a workload. Times are those of party 0 between two barriers; `cpu_seconds` is the processor time of all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import dataclasses
+import json
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Measured
+from benchmarks.secure_workloads import NAMES, shares, workload
+from grid.smpc.kernels.memory import keep_large_blocks
+from grid.smpc.keystreams import CONTRIBUTION_BYTES, Keystreams, derive_key
+from grid.smpc.local import run_parties
+from grid.smpc.party import PARTIES, Operations, Party
+from grid.smpc.replicated.protocol import Replicated
+from grid.smpc.socket_link import KEY_BYTES, Channel, SocketLink
+from grid.smpc.steps import Task
+
+WARM_UPS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setup:
+    """What one party is started with: its rank, a socket and two keys for each peer, its keystreams' keys."""
+
+    rank: int
+    channels: dict[int, tuple[int, str, str]]
+    keystreams: list[str]
+    names: list[str]
+    runs: int
+
+
+# ---------------------------------------------------------------- one party
+
+
+async def barrier(party: Party, operations: Operations) -> None:
+    """All three parties have got here."""
+    operation, word = operations.take(), np.zeros(1, np.uint64)
+    for peer in (party.following, party.preceding):
+        party.send(peer, operation, 0, word)
+    for peer in (party.following, party.preceding):
+        await party.receive(peer, operation, 0, 1)
+
+
+async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: int) -> None:
+    """Run the workloads, and print a line after each."""
+    operations = Operations()
+    protocol = Replicated(party, operations)
+    for name in names:
+        work, mine = workload(name), shares(workload(name), party.rank)
+        for _ in range(WARM_UPS):
+            await work.compute(protocol, mine)
+        result = await protocol.open(await work.compute(protocol, mine))
+        await barrier(party, operations)
+        seconds = []
+        sent, used = link.bytes_sent, time.process_time()
+        for _ in range(runs):
+            await barrier(party, operations)
+            started = time.perf_counter()
+            await work.compute(protocol, mine)
+            await barrier(party, operations)
+            seconds.append(time.perf_counter() - started)
+        line: dict[str, Any] = {"seconds": seconds, "cpu_seconds": (time.process_time() - used) / runs}
+        line |= {"bytes_sent": (link.bytes_sent - sent) // runs, "error": work.error(result)}
+        print(json.dumps(line), flush=True)
+
+
+async def run_party(setup: Setup) -> None:
+    torch.set_num_threads(1)
+    keep_large_blocks()
+    channels = {
+        peer: Channel(socket.socket(fileno=fd), base64.b64decode(sending), base64.b64decode(receiving))
+        for peer, (fd, sending, receiving) in setup.channels.items()
+    }
+    link = SocketLink(setup.rank, channels, patience=60.0)
+    party = Party(setup.rank, link, Keystreams(*map(base64.b64decode, setup.keystreams)))
+    outcome = Task(measure(party, link, setup.names, setup.runs)).outcome
+    done = asyncio.Event()
+    outcome.tell(done.set)
+    await done.wait()
+    outcome.result()
+    await link.close()
+
+
+def party_main(text: str) -> None:
+    fields = json.loads(text)
+    fields["channels"] = {int(peer): tuple(channel) for peer, channel in fields["channels"].items()}
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(run_party(Setup(**fields)))
+    else:
+        uvloop.run(run_party(Setup(**fields)))
+
+
+# ---------------------------------------------------------------- all three
+
+
+def setups(names: list[str], runs: int) -> tuple[list[Setup], list[socket.socket]]:
+    """Fresh keys, and connected sockets, for three parties; the sockets are to be closed here once they are passed on."""
+
+    def fresh(size: int) -> str:
+        return base64.b64encode(secrets.token_bytes(size)).decode()
+
+    channels: list[dict[int, tuple[int, str, str]]] = [{} for _ in range(PARTIES)]
+    sockets = []
+    for one in range(PARTIES):
+        other = (one + 1) % PARTIES
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            first = socket.create_connection(server.getsockname())
+            second, _ = server.accept()
+        there, back = fresh(KEY_BYTES), fresh(KEY_BYTES)
+        channels[one][other] = (first.fileno(), there, back)
+        channels[other][one] = (second.fileno(), back, there)
+        sockets += [first, second]
+    given = [secrets.token_bytes(CONTRIBUTION_BYTES) for _ in range(PARTIES)]
+    keys = [derive_key([given[j], given[j - 1]], session=b"benchmark", program=b"", place=j) for j in range(PARTIES)]
+    keys.append(derive_key(given, session=b"benchmark", program=b"", place=PARTIES))
+    texts = [base64.b64encode(key).decode() for key in keys]
+    own = [[texts[rank], texts[(rank + 1) % PARTIES], texts[PARTIES]] for rank in range(PARTIES)]
+    made = [Setup(rank, channels[rank], own[rank], names, runs) for rank in range(PARTIES)]
+    return made, sockets
+
+
+def run_processes(names: list[str], runs: int) -> list[list[dict[str, Any]]]:
+    """The lines of every party, by rank. Raises where a party fails."""
+    made, sockets = setups(names, runs)
+    parties = []
+    for setup in made:
+        parties.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.secure_processes", "--party"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                pass_fds=[fd for fd, _, _ in setup.channels.values()],
+            )
+        )  # fmt: skip
+    try:
+        for party, setup in zip(parties, made, strict=True):
+            assert party.stdin is not None
+            party.stdin.write(json.dumps(dataclasses.asdict(setup)) + "\n")
+            party.stdin.flush()
+        for each in sockets:
+            each.close()
+        lines = [[json.loads(line) for line in party.communicate()[0].splitlines()] for party in parties]
+    finally:
+        for party in parties:
+            party.kill()
+            party.wait()
+    for rank, party in enumerate(parties):
+        if party.returncode != 0:
+            raise RuntimeError(f"party {rank} ended with status {party.returncode}")
+    return lines
+
+
+def rounds_of(name: str) -> int:
+    """Counted by three parties in lockstep."""
+    work = workload(name)
+
+    async def program(party: Party) -> None:
+        await work.compute(Replicated(party), shares(work, party.rank))
+
+    return run_parties(program).rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="workload", help=", ".join(NAMES))
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--party", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.party:
+        party_main(sys.stdin.readline())
+        return
+    names = arguments.names or list(NAMES)
+    for name, lines in zip(names, zip(*run_processes(names, arguments.runs), strict=True), strict=True):
+        facts = {
+            "bytes_sent": max(line["bytes_sent"] for line in lines),
+            "rounds": rounds_of(name),
+            "max_abs_error": max(line["error"] for line in lines),
+            "cpu_seconds": round(sum(line["cpu_seconds"] for line in lines), 6),
+        }
+        print(json.dumps(Measured(name, lines[0]["seconds"], 1, facts).line()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
