@@ -25,7 +25,7 @@ from grid.node.work import KeepDelivery, MarkFailed, Offer, TakeValue
 from grid.node.workspace import Workspace
 from grid.settings import NodeSettings
 from grid.smpc import ring
-from grid.wire.messages import ErrorInfo, Message, StartSum, TensorFrame
+from grid.wire.messages import ErrorInfo, Message, OwnerRule, StartSum, TensorFrame
 
 
 class ThreadRuntime(Runtime):
@@ -76,6 +76,9 @@ class ThreadRuntime(Runtime):
 
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
+
+    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        return self._lane.submit(partial(self._desk.share, offer))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         return self._lane.submit(lambda: self._desk.admit(self._workspace.offer_sum(message), claim))

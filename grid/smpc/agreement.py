@@ -42,7 +42,7 @@ Names = Mapping[PeerId, str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terms:
-    """What all three must have been asked for alike. `roster`: the nodes by rank; `clients`: who may take part and see results."""
+    """What all three must have been asked for alike. `roster`: nodes by rank; `clients`: who may take part and see results."""
 
     committee: CommitteeId
     roster: tuple[PeerId, ...]

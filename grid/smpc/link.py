@@ -34,7 +34,8 @@ class Link(Protocol):
 class Mailbox:
     """Messages by sender and label, each delivered once and taken once."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_early_bytes: int = MAX_EARLY_BYTES) -> None:
+        self._max_early = max_early_bytes
         self._come: dict[tuple[int, int], Words] = {}
         self._wanted: dict[tuple[int, int], tuple[int, Arrival[Words]]] = {}
         self._early: dict[int, int] = {}
@@ -49,9 +50,9 @@ class Mailbox:
         if (sender, label) in self._come:
             raise WireError(f"party {sender} sent one message twice", party=sender)
         early = self._early.get(sender, 0) + _cost(count)
-        if early > MAX_EARLY_BYTES:
+        if early > self._max_early:
             raise QuotaExceeded(
-                f"party {sender} has sent {early} bytes that nobody has asked for; {MAX_EARLY_BYTES} are allowed", party=sender
+                f"party {sender} has sent {early} bytes that nobody has asked for; {self._max_early} are allowed", party=sender
             )
 
     def deliver(self, sender: int, label: int, words: Words) -> None:

@@ -21,7 +21,8 @@ class Shared:
     __slots__ = ("parts",)
 
     def __init__(self, *parts: Words) -> None:
-        self.parts = parts
+        # numpy makes scalars of arrays without dimensions, and those warn where they wrap
+        self.parts = parts if type(parts[0]) is np.ndarray else tuple(map(np.asarray, parts))
 
     @property
     def pair(self) -> tuple[Words, Words]:
