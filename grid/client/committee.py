@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from grid.client.connection import NodeConnection
+from grid.client.connection import MAX_VALUE_BYTES, NodeConnection
 from grid.client.dispatch import Handle, Place
 from grid.client.flow import COMMAND_TIMEOUT_S, Home, again
 from grid.client.origins import Origin, describe, origin
@@ -135,6 +135,7 @@ class Committee:
             return self._share_remote(value)
         if not isinstance(value, torch.Tensor):
             raise InvalidRequest("a committee shares tensors")
+        _check_size(8 * value.numel())
         words = fixed.encode(value, fraction_bits(value.dtype), 1).cpu().numpy().view(np.uint64)
         dtype, shape = short_dtype(value.dtype), tuple(value.shape)
         seeds = (fresh_seed(), fresh_seed())
@@ -210,6 +211,7 @@ class Committee:
             find(command.op)
             for frame in tensors:
                 fraction_bits(torch_dtype(frame.dtype))
+                _check_size(len(frame.data))
         except OpNotSupported as error:
             raise OpNotSupported(f"{error.message} (at {describe(place)})", **error.details) from None
         self._add((command, tensors, place))
@@ -229,6 +231,8 @@ class Committee:
             return [GetShare(committee=self.id, number=number, object=object_id)] * len(self._connections)
 
         timeout_s = self._deadline_s + GRACE_S if timeout_s is None else timeout_s
+        if not timeout_s > 0:
+            raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds above 0")
         answers: asyncio.Future[list[asyncio.Future[Message]]] = self._home.loop.create_future()
         self._entries.append(_Request(messages, "revealing a value", answers=answers, timeout_s=timeout_s))
         self._flush()
@@ -340,13 +344,7 @@ class Committee:
 
     async def _replies(self, answers: Sequence[asyncio.Future[Message]]) -> list[ShareValue]:
         """What all three answered. Raises the error that says most."""
-        pending = set(answers)
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
-            if any(one.cancelled() or one.exception() is not None for one in done):
-                if pending:
-                    await asyncio.wait(pending, timeout=SETTLE_S)
-                break
+        await _settled(answers)
         errors: list[GridError] = []
         replies: list[ShareValue] = []
         for name, answer in zip(self._names, answers, strict=True):
@@ -395,6 +393,21 @@ class Committee:
         return components[0] + components[1] + components[2]
 
 
+def _check_size(nbytes: int) -> None:
+    """A message that cannot be sent must not use up a number."""
+    if nbytes > MAX_VALUE_BYTES:
+        raise InvalidRequest(f"{nbytes} bytes are more than one message carries; share parts and torch.cat them there")
+
+
+async def _settled(answers: Sequence[asyncio.Future[Message]]) -> None:
+    """Wait for all; once one has failed, only for `SETTLE_S` more."""
+    for answer in answers:
+        answer.add_done_callback(_seen)
+    _, pending = await asyncio.wait(answers, return_when=asyncio.FIRST_EXCEPTION)
+    if pending:
+        await asyncio.wait(pending, timeout=SETTLE_S)
+
+
 def _seen(answer: asyncio.Future[Message]) -> None:
     """Errors of operations come with the values that they made fail."""
     if not answer.cancelled():
@@ -432,9 +445,15 @@ async def open_committee(
     )
     message = OpenCommittee(committee=committee, roster=made._roster, clients=clients, deadline_s=deadline_s)
     asks = [one.flow.ask(message, "opening a committee", deadline_s + GRACE_S) for one in connections]
-    outcomes = await asyncio.gather(*asks, return_exceptions=True)
-    errors = [made._named(name, one) for name, one in zip(made._names, outcomes, strict=True) if isinstance(one, GridError)]
-    if errors:
+    await _settled(asks)
+    errors = []
+    for name, ask in zip(made._names, asks, strict=True):
+        error = ask.exception() if ask.done() and not ask.cancelled() else None
+        if isinstance(error, GridError):
+            errors.append(made._named(name, error))
+        elif error is not None:
+            raise error
+    if errors or not all(ask.done() for ask in asks):
         made.close()
         raise min(errors, key=lambda error: (isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost)))
     return made

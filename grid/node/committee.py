@@ -265,18 +265,14 @@ class Committee:
             return
         lane.deliver(self.terms.roster.index(sender.id), message.label, np.frombuffer(data, "<u8").astype(np.uint64))
 
-    def deal(self, sender: Neighbour, message: DealShare) -> None:
-        """A node's value for a client, in shares."""
+    def deal(self, sender: PeerId, message: DealShare) -> None:
+        """A node's value for a client, in shares; the node may be this one."""
         if self.error is not None:
             raise again(self.error)
         lane = self._lanes.get(message.client)
         if lane is None or message.client not in self._participants or not self.opened.done():
             raise InvalidRequest("the client of this value takes no part in the committee")
-        lane.deal(sender.id, message)
-
-    def dealt_here(self, owner: PeerId, message: DealShare) -> None:
-        """The same for a value of this node's own."""
-        self._lanes[message.client].deal(owner, message)
+        lane.deal(sender, message)
 
     def lost(self, peer: PeerId) -> None:
         """There is no session with a node any more, or none could be made."""

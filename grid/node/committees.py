@@ -218,7 +218,7 @@ class Committees:
 
     async def _deal(self, node: PeerId, message: DealShare) -> None:
         if node == self._common.me.id:
-            self._find(message.committee).dealt_here(node, message)
+            self._find(message.committee).deal(node, message)
             return
         session = await self._common.neighbours.session(node)
         await session.live.request(message)
@@ -249,7 +249,7 @@ class Committees:
 
     def deal(self, sender: Neighbour, message: DealShare) -> Message:
         """A node's value, in shares."""
-        self._find(message.committee).deal(sender, message)
+        self._find(message.committee).deal(sender.id, message)
         return Ok()
 
     def lost(self, node: PeerId) -> None:

@@ -237,7 +237,7 @@ async def test_a_client_that_is_not_in_the_list_takes_no_part(made: Mesh, raw: d
     assert await works(trio)
 
 
-async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(trio: Trio) -> None:
+async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(made: Mesh, trio: Trio) -> None:
     dave = trio.raw["dave"]
     rows = await dave.open("d")
     expect = lambda rank, number: ExpectShare(  # noqa: E731
@@ -245,6 +245,14 @@ async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(trio: 
     )
     deal = ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(int(rows)), object=ObjectId(1))
     await asyncio.gather(trio.ask(expect), dave.request(deal))
+    async with client(made, "dave") as stranger:  # who may share rows, but not into the committee of others
+        theirs = await stranger.open("d")
+        with pytest.raises(InvalidRequest):
+            await stranger.request(dataclasses.replace(deal, source=ObjectId(int(theirs)), object=ObjectId(3)))
+    async with client(made, "alice") as stranger:
+        own = await stranger.put(torch.ones(2))
+        with pytest.raises(InvalidRequest):
+            await stranger.request(dataclasses.replace(deal, source=ObjectId(int(own)), object=ObjectId(4)))
     assert kinds(await trio.reveal(1)) == {ReleaseDenied}
     await trio.run("aten.mul.Scalar", Ref(1), 0, output=2)
     assert kinds(await trio.reveal(2)) == {ReleaseDenied}
@@ -315,6 +323,19 @@ async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(
         with pytest.raises(QuorumLost, match="bob"):
             await raw[name].request(GetShare(committee=trio.committee, number=2, object=ObjectId(1)))
         assert torch.equal(await raw[name].get(await raw[name].put(torch.ones(2))), torch.ones(2))
+
+
+async def test_a_party_that_stalls_is_named_within_the_deadline(
+    made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trio, other = await opened(raw, (me_of(raw),), deadline_s=0.5), await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.nodes["carol"].committees, "words", lambda sender, message: None)
+        replies = await trio.run("aten.relu.default", Ref(1), output=2)
+    assert kinds(replies) == {QuorumLost}
+    assert kinds(await trio.reveal(1)) == {QuorumLost}  # nothing more comes out of this work
+    assert await works(other)
 
 
 async def test_an_id_is_used_once_even_after_a_restart() -> None:
