@@ -15,6 +15,7 @@ import secrets
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,16 @@ def serve(service: Callable[[Ready], Coroutine[Any, Any, None]], log: LogSetting
 
         loop_factory = uvloop.new_event_loop
     with_parent = bool(top.params["with_parent"])
-    gc.collect()
-    gc.freeze()  # modules stay: collections, which messages of many small objects bring about, need not look through them
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        work = service(lambda event, text: say(event, text, as_json=as_json))
-        runner.run(_until_signal(work, with_parent=with_parent))
+        runner.run(_until_signal(service(partial(_ready, as_json)), with_parent=with_parent))
+
+
+def _ready(as_json: bool, event: Mapping[str, object], text: str) -> None:
+    """The service runs. What is there now stays: collections, which messages of many small objects bring about, need not look
+    through modules. A service loads most of them when it starts."""
+    gc.collect()
+    gc.freeze()
+    say(event, text, as_json=as_json)
 
 
 async def _until_signal(service: Coroutine[Any, Any, None], *, with_parent: bool) -> None:

@@ -106,7 +106,9 @@ class NodeSettings:
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
     max_private_errors: int = setting(5, "errors that depend on private values before a client's session ends")
     processes: bool = setting(True, "run each client's session in a process of its own, which the limits below can end")
-    max_processes: int = setting(64, "processes of clients' sessions at once", 1)
+    max_processes: int = setting(
+        64, "processes of clients' sessions at once; one client may have half of them, rounded up, and 16 at most", 1
+    )
     max_process_bytes: int = setting(
         4 << 30, "memory of one session's process, beside datasets; should be more than max_bytes_per_client", 64 << 20
     )

@@ -25,7 +25,7 @@ from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
-from grid.client.progress import Traffic, watch
+from grid.client.progress import Traffic, is_shown, watch
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
@@ -60,10 +60,11 @@ class _Call:
         self._task = self._loop.create_task(self._work)
         self._task.add_done_callback(lambda _: self._done.release())
 
-    def result(self, traffic: Traffic) -> Any:
-        """On the other thread: wait for the work, and show that it takes long. Ctrl-C cancels it."""
+    def result(self, traffic: Traffic | None) -> Any:
+        """On the other thread: wait for the work. Ctrl-C cancels it. With `traffic`, show that it takes long."""
         try:
-            watch(self._is_done, traffic)
+            if traffic is not None:
+                watch(self._is_done, traffic)
             while not self._done.acquire(timeout=LOOK_UP_S):
                 pass  # a signal that comes just before this blocks does not wake it, and is seen between two waits
         except BaseException:
@@ -116,13 +117,15 @@ class LoopThread:
             work.close()
             raise InvalidRequest("a blocking call was made on the loop that it would wait for; use grid.aio there")
         call = _Call(work, self.loop)
+        # Asked before the loop is woken: a system call after that hands it the interpreter, and this thread has to queue for it.
+        traffic = self._traffic if is_shown() else None
         try:
             self.loop.call_soon_threadsafe(call.start)
         except RuntimeError:
             work.close()
             raise NodeUnavailable("the client's loop has ended: the process is shutting down") from None
         try:
-            return call.result(self._traffic)  # type: ignore[no-any-return]
+            return call.result(traffic)  # type: ignore[no-any-return]
         finally:
             del call  # or an error would keep itself alive: error -> traceback -> this frame -> call -> error
 

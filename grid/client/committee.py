@@ -204,7 +204,7 @@ class Committee:
     def place(self) -> Place:
         return _Where(name=f"the committee of {', '.join(self._names)}", id=self.id)
 
-    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
+    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin, what: str) -> None:
         """Queue a command."""
         self._check_open()
         try:

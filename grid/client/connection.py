@@ -139,7 +139,7 @@ class NodeConnection:
             raise InvalidRequest(f"{nbytes} bytes are more than one message carries; send parts and torch.cat them there")
         made = adopt(self, self.new_id(), value.shape, value.dtype)
         message = PutObject(object=self._object(made), tensor=to_frame(value.detach().cpu()))
-        self.flow.queue(Single(lambda _number: message, "send", nbytes=nbytes), place)
+        self.flow.queue(Single(message, "send", nbytes=nbytes), place)
         return made
 
     def open_dataset(
@@ -148,21 +148,16 @@ class NodeConnection:
         """A remote tensor that stands for a part of a dataset."""
         made = adopt(self, self.new_id(), shape, torch_dtype(dtype))
         made._source = f"{dataset}.{column or part}"
-        object_id = self._object(made)
-
-        def message(number: int) -> Message:
-            return OpenDataset(
-                command=number,
-                dataset=dataset,
-                part=part,
-                object=object_id,
-                shape=tuple(shape),
-                dtype=dtype,
-                column=column,
-                blocks=blocks,
-            )
-
-        self.flow.queue(Single(message, f"opening {column or part} of the dataset {dataset!r}", numbered=True), origin(2))
+        command = OpenDataset(
+            dataset=dataset,
+            part=part,
+            object=self._object(made),
+            shape=tuple(shape),
+            dtype=dtype,
+            column=column,
+            blocks=blocks,
+        )
+        self.flow.emit(command, (), origin(2), f"opening {column or part} of the dataset {dataset!r}")
         return made
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
@@ -175,13 +170,8 @@ class NodeConnection:
         if plan.id not in self._plans:
             self._plans.add(plan.id)
             put = PutPlan(plan=plan.id, encoding=plan.encoding)
-            self.flow.queue(Single(lambda _number: put, f"sending the plan {plan.name}", nbytes=len(plan.encoding)), place)
-
-        def message(number: int) -> Message:
-            return RunPlan(command=number, plan=plan.id, inputs=inputs, outputs=outputs, tensors=frames)
-
-        nbytes = sum(len(frame.data) for frame in frames)
-        self.flow.queue(Single(message, f"the plan {plan.name}", numbered=True, nbytes=nbytes), place)
+            self.flow.queue(Single(put, f"sending the plan {plan.name}", nbytes=len(plan.encoding)), place)
+        self.flow.emit(RunPlan(plan=plan.id, inputs=inputs, outputs=outputs), frames, place, f"the plan {plan.name}")
         return list(made)
 
     def _inputs(self, leaves: Sequence[Any]) -> tuple[list[Arg], tuple[TensorFrame, ...]]:

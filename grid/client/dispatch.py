@@ -8,6 +8,8 @@ one pass over the arguments makes both the key of the shape cache and the argume
   A local number (0 dimensions) travels as a scalar where that gives the very same result.
 * Operations that only exist to give out values or sizes are refused with advice, before anything is sent.
 * `detach` and `alias` make no command: the new tensor stands for the same value at the node, under the same handle.
+* `t` makes one only once its result is used: of the operations that autograd asks for around a linear layer a third are
+  transposes, and more than half of those undo another one, or are made for one that does.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ VIEWS_IN_PLACE: Mapping[Any, Any] = {
 """Operations that change a tensor's geometry in place, and the views that do the same. Nodes run the view: there, an object
 that others may share never changes its shape."""
 
+TRANSPOSE = aten.t.default
+DETACH, ALIAS = aten.detach.default, aten.alias.default
+
 ON_THEIR_OWN = frozenset((*VIEWS_IN_PLACE, *INDEXED))
 
 DEVICE_WORDS = frozenset({"device", "layout", "pin_memory", "generator", "non_blocking"})
@@ -98,8 +103,11 @@ class Outbox(Protocol):
         """A fresh object id; may be called from any thread."""
         ...
 
-    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
-        """Queue a command; its `Inline` arguments count from 0 in `tensors`. May block while too much is under way."""
+    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin, what: str) -> None:
+        """Queue a command; its `Inline` arguments count from 0 in `tensors`. May block while too much is under way.
+
+        `place` and `what` are the line that asked for it, and what to call it, if it fails.
+        """
         ...
 
     def free(self, object_id: ObjectId) -> None:
@@ -128,13 +136,45 @@ class Handle:
 
     __slots__ = ("object_id", "outbox", "ref")
 
+    ref: Ref
+    """The form in arguments of commands."""
+
     def __init__(self, outbox: Outbox, object_id: ObjectId) -> None:
         self.outbox = outbox
         self.object_id = object_id
-        self.ref = Ref(object_id)  # the form in arguments of commands
+        self.ref = Ref(object_id)
 
     def __del__(self) -> None:
         self.outbox.free(self.object_id)
+
+
+class Transposed(Handle):
+    """The transpose of what `of` stands for, which has the geometry `meta`: a view that the node makes once something uses it.
+
+    A view is of its base's memory whenever it is made, so it does not matter what is written there until then.
+    """
+
+    __slots__ = ("_place", "meta", "of")
+
+    def __init__(self, of: Handle, meta: Meta, place: Origin) -> None:
+        self.outbox = of.outbox
+        self.object_id = ObjectId(0)
+        self.of = of
+        self.meta = meta
+        self._place = place
+
+    @property
+    def ref(self) -> Ref:  # type: ignore[override]  # it is written once, here
+        if not self.object_id:  # no lock: two threads may both make it, and both views are right
+            made = self.outbox.new_id()
+            command = Command(op="aten.t.default", args=[self.of.ref], kwargs={}, outputs=(made,))
+            self.outbox.emit(command, (), self._place, command.op)
+            self.object_id = made
+        return Ref(self.object_id)
+
+    def __del__(self) -> None:
+        if self.object_id:
+            self.outbox.free(self.object_id)
 
 
 Make: TypeAlias = Callable[[Meta, Handle, int], Any]
@@ -149,9 +189,11 @@ class Dispatcher:
         self._make = make
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if func is aten.detach.default or func is aten.alias.default:
+        if func is DETACH or func is ALIAS:
             one = args[0]
             return self._make(one._meta, one._handle, one.storage_offset())
+        if func is TRANSPOSE:
+            return self._transposed(args[0])
         if func in ON_THEIR_OWN:  # one question for both: torch's hash of an operation runs in Python
             if func in VIEWS_IN_PLACE:
                 return self._view_in_place(func, args)
@@ -191,11 +233,11 @@ class Dispatcher:
         assert outbox is not None
         if type(results) is Result:
             if results.meta is None:
-                outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=()), call.frames, place)
+                outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=()), call.frames, place, entry.op)
                 return _operand(results, args, kwargs)
             made = outbox.new_id()
             handle = Handle(outbox, made)
-            outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=(made,)), call.frames, place)
+            outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=(made,)), call.frames, place, entry.op)
             offset = 0 if results.offset is None else results.offset + args[0].storage_offset()
             return self._make(results.meta, handle, offset)
         return self._emit_several(entry, call, words, args, kwargs, place)
@@ -214,8 +256,17 @@ class Dispatcher:
             outputs.append(outbox.new_id())
             offset = 0 if result.offset is None else result.offset + args[0].storage_offset()
             values.append(self._make(result.meta, Handle(outbox, outputs[-1]), offset))
-        outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place)
+        outbox.emit(Command(op=entry.op, args=call.wire, kwargs=words, outputs=tuple(outputs)), call.frames, place, entry.op)
         return tuple(values) if values else None
+
+    def _transposed(self, tensor: Any) -> Any:
+        handle, offset = tensor._handle, tensor.storage_offset()
+        if isinstance(handle, Transposed):
+            return self._make(handle.meta, handle.of, offset)
+        outbox, place, key = handle.outbox, origin(3), (id(TRANSPOSE), tensor._meta)
+        entry = outbox.shapes.find(key) or self._learn(key, TRANSPOSE, (tensor,), {}, outbox, place)
+        assert isinstance(entry.results, Result) and entry.results.meta is not None
+        return self._make(entry.results.meta, Transposed(handle, tensor._meta, place), offset)
 
     def _is_remote(self, value: Any) -> bool:
         return isinstance(value, self._cls)

@@ -19,10 +19,10 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Protocol
 
 from grid.client.origins import Origin
-from grid.client.outgoing import Outgoing, Sending, Single
+from grid.client.outgoing import Outgoing, Sending, Single, Work
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
 from grid.ids import ObjectId
-from grid.wire.messages import Command, CommandFailed, Message, TensorFrame
+from grid.wire.messages import CommandFailed, Message, TensorFrame
 
 log = logging.getLogger(__name__)
 
@@ -128,12 +128,15 @@ class Flow:
 
     # ------------------------------------------------------------ from any thread
 
-    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
-        """Queue a command, with the tensors that its `Inline` arguments count. Waits while too much is under way."""
+    def emit(self, command: Work, tensors: Sequence[TensorFrame], place: Origin, what: str) -> None:
+        """Queue a command, with the tensors that its `Inline` arguments count. Waits while too much is under way.
+
+        `place` and `what` are the line that asked for it, and what to call it, if it fails.
+        """
         self._check_usable()
         if tensors:
             self._count_bytes(sum(len(tensor.data) for tensor in tensors))
-        self._outgoing.add((command, tensors, place))
+        self._outgoing.add((command, tensors, place, what))
         if not self._awake and self._is_worth_it():
             self._wake()
         if self._is_full(MAX_BACKLOG):
@@ -144,7 +147,7 @@ class Flow:
         self._check_usable()
         if single.nbytes:
             self._count_bytes(single.nbytes)
-        self._outgoing.add((single, (), place))
+        self._outgoing.add((single, (), place, single.what))
         if not self._awake and self._is_worth_it():
             self._wake()
         if self._is_full(MAX_BACKLOG):
@@ -223,8 +226,8 @@ class Flow:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if not timeout_s >= 0:
             raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds")
-        single = Single(lambda _number: message, what, answer=answer, timeout_s=timeout_s)
-        self._outgoing.add((single, (), None))
+        single = Single(message, what, answer=answer, timeout_s=timeout_s)
+        self._outgoing.add((single, (), None, what))
         self._asked += 1
         self.flush()
         # The session keeps time for what it has sent; this is for a request that waits for its turn, or for the session.
@@ -235,7 +238,7 @@ class Flow:
     def tell(self, message: Message) -> None:
         """Send a one-way message in its place in the order; nothing happens where the session is over."""
         if self.error is None:
-            self._outgoing.add((Single(lambda _number: message, message.tag, one_way=True), (), None))
+            self._outgoing.add((Single(message, message.tag, one_way=True), (), None, message.tag))
             self.flush()
 
     async def drained(self) -> None:

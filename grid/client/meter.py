@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from grid.transport.base import Buffer, Transport
+from grid.transport.base import Buffer, Transport, size_of
 
 
 @dataclasses.dataclass(slots=True)
@@ -24,14 +24,14 @@ class Metered(Transport):
 
     async def send(self, *parts: Buffer) -> None:
         await self._inner.send(*parts)
-        self._meter.sent += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+        self._meter.sent += size_of(parts)
 
     def can_send_now(self) -> bool:
         return self._inner.can_send_now()
 
     def send_now(self, *parts: Buffer) -> None:
         self._inner.send_now(*parts)
-        self._meter.sent += sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
+        self._meter.sent += size_of(parts)
 
     async def receive(self) -> Buffer:
         frame = await self._inner.receive()

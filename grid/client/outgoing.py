@@ -15,25 +15,25 @@ from typing import Any
 
 from grid.client.origins import Origin, describe
 from grid.ids import ObjectId
-from grid.wire.messages import Arg, Command, Commands, FreeObjects, Inline, Message, TensorFrame
+from grid.wire.messages import Arg, Command, Commands, FreeObjects, Inline, Message, OpenDataset, RunPlan, TensorFrame
 
 BATCH_COMMANDS = 512
 BATCH_BYTES = 1 << 20
-"""A batch ends after this many commands, or this many bytes of tensors that travel with them."""
+BATCH_OBJECTS = 1 << 16
+"""A batch ends after this many commands, bytes of tensors that travel with them, or objects that its plans take and give."""
 
 FREE_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Single:
-    """A message of its own. `make` gets the command number, which is used up where `numbered`.
+    """A message of its own.
 
     `answer` is set where somebody waits for the reply; without it, only a failure is of interest. `one_way` has no reply.
     """
 
-    make: Callable[[int], Message]
+    message: Message
     what: str
-    numbered: bool = False
     one_way: bool = False
     answer: asyncio.Future[Message] | None = None
     timeout_s: float | None = None
@@ -73,14 +73,22 @@ class Sending:
 
 @dataclass(slots=True)
 class _Batch:
-    commands: list[Command] = field(default_factory=list)
+    commands: list[Work] = field(default_factory=list)
     tensors: list[TensorFrame] = field(default_factory=list)
     origins: list[tuple[str, Origin]] = field(default_factory=list)
     nbytes: int = 0
+    objects: int = 0
     frees: list[tuple[ObjectId, ...]] = field(default_factory=list)
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.commands) >= BATCH_COMMANDS or self.nbytes >= BATCH_BYTES or self.objects >= BATCH_OBJECTS
 
-Entry = tuple[Command | Single, Sequence[TensorFrame], Origin]
+
+Work = Command | OpenDataset | RunPlan
+
+Entry = tuple[Work | Single, Sequence[TensorFrame], Origin, str]
+"""What to send, the tensors that travel with it, the line that asked for it, and what to call it in errors."""
 
 
 class Outgoing:
@@ -103,15 +111,15 @@ class Outgoing:
         head = self._waiting[0]
         if not isinstance(head, tuple):
             freed = FreeObjects(objects=self._freed())
-            return Sending(freed, 0, (), Single(lambda _number: freed, "free", one_way=True))
+            return Sending(freed, 0, (), Single(freed, "free", one_way=True))
         if isinstance(head[0], Single):
             self._waiting.popleft()
             return self._single(head[0], head[2])
         batch = _Batch()
-        while self._waiting and len(batch.commands) < BATCH_COMMANDS and batch.nbytes < BATCH_BYTES:
+        while self._waiting and not batch.is_full:
             entry = self._waiting[0]
             if isinstance(entry, tuple):
-                command, tensors, place = entry
+                command, tensors, place, what = entry
                 if isinstance(command, Single):
                     break
                 self._waiting.popleft()
@@ -119,8 +127,10 @@ class Outgoing:
                     command = _shifted(command, len(batch.tensors))
                     batch.tensors.extend(tensors)
                     batch.nbytes += sum(len(tensor.data) for tensor in tensors)
+                if isinstance(command, RunPlan):
+                    batch.objects += len(command.inputs) + len(command.outputs)
                 batch.commands.append(command)
-                batch.origins.append((command.op, place))
+                batch.origins.append((what, place))
             elif len(batch.frees) == len(batch.commands):
                 break  # more than one list of frees has room for
             else:
@@ -151,16 +161,15 @@ class Outgoing:
         return [one for one in entries if isinstance(one, Single) and one.answer is not None]
 
     def _single(self, single: Single, place: Origin) -> Sending:
-        number = 0
-        if single.numbered:
-            number, self._next = self._next, self._next + 1
-        return Sending(single.make(number), number, () if single.one_way else ((single.what, place),), single, single.nbytes)
+        return Sending(single.message, 0, () if single.one_way else ((single.what, place),), single, single.nbytes)
 
 
-def _shifted(command: Command, by: int) -> Command:
+def _shifted(command: Work, by: int) -> Work:
     """The command with its `Inline` arguments counted from `by`: its tensors come after those of others in the message."""
-    if not by:
+    if not by or isinstance(command, OpenDataset):
         return command
+    if isinstance(command, RunPlan):
+        return RunPlan(plan=command.plan, inputs=[_shift(arg, by) for arg in command.inputs], outputs=command.outputs)
     return Command(
         op=command.op,
         args=[_shift(arg, by) for arg in command.args],

@@ -17,13 +17,13 @@ Traffic = Callable[[], tuple[int, int]]
 """Bytes sent and received so far."""
 
 
-def watch(is_done: Callable[[float], bool], traffic: Traffic) -> None:
-    """Return once a call is done, which `is_done` waits for so many seconds; show a line meanwhile if there is a terminal.
+def is_shown() -> bool:
+    """Whether there is a terminal to show a line on."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
-    Without one it returns at once.
-    """
-    if not (sys.stderr is not None and sys.stderr.isatty()):
-        return
+
+def watch(is_done: Callable[[float], bool], traffic: Traffic) -> None:
+    """Return once a call is done, which `is_done` waits for so many seconds; show a line on the terminal meanwhile."""
     since, before = time.monotonic(), traffic()
     if is_done(QUIET_S):
         return

@@ -89,6 +89,15 @@ def read(envelope: bytes, what: str = "signed object") -> Envelope:
     raise AuthenticationFailed(f"{what}: this is no signed envelope")
 
 
+def is_envelope(data: bytes) -> bool:
+    """Whether these bytes are an envelope; nothing in it is believed by that."""
+    try:
+        read(data)
+    except AuthenticationFailed:
+        return False
+    return True
+
+
 def _is_signature(pair: Any) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, bytes) for part in pair)
 

@@ -13,6 +13,7 @@ from grid.crypto.cards import DAY_S, describe_date, describe_s
 from grid.crypto.files import LOCK_FILE
 from grid.crypto.identity import FILE_NAME, LocalIdentity
 from grid.doctor.findings import Finding, ok, unknown, warning, wrong
+from grid.doctor.machine import try_writing
 from grid.errors import GridError
 
 SOON_S = 14 * DAY_S
@@ -48,13 +49,17 @@ def check_state(state: Path | None, store: str) -> list[Finding]:
         ]
     if not state.exists():
         parent = next(one for one in state.absolute().parents if one.exists())
-        if os.access(parent, os.W_OK):
+        failed = try_writing(parent)
+        if failed is None:
             return [ok("state", f"{state} will be made at the first start")]
-        return [_not_ours(state, f"cannot be made in {parent}")]
+        return [_not_ours(state, f"cannot be made in {parent}: {failed.strerror}")]
     if not state.is_dir():
         return [wrong("state", f"{state} is no folder", why="keys and state are files in it", do="say another --state")]
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
         return [_not_ours(state, "can be read or written by other users alone")]
+    failed = try_writing(state)
+    if failed is not None:
+        return [_not_ours(state, f"cannot be written: {failed.strerror}")]
     found = [ok("state", f"{state} can be written{'; a service uses it now' if in_use(state) else ''}")]
     return [*found, *_check_modes(state), *_check_store(state / store)]
 
@@ -64,7 +69,7 @@ def _not_ours(state: Path, what: str) -> Finding:
         "state",
         f"{state} {what}",
         why="keys and what was released are kept there; without them the service does not start",
-        do=f"give it to the user that the service runs as: `chown -R USER {state}`",
+        do=f"say another --state, or give the folder to the user that the service runs as: `chown -R USER {state}`",
     )
 
 

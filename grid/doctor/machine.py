@@ -20,6 +20,9 @@ FEW_FILES = 1024
 LITTLE_BYTES = 64 << 20
 """Less free room than this is taken for none: SQLite's log alone may grow by some MiB."""
 
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+"""Why nothing can be made in a folder, however much room there is; `/proc` says the last."""
+
 SCARCE_BYTES = 1 << 30
 PROBE_BYTES = 1 << 20
 SUPPORTED_TORCH = (2, 8)
@@ -75,32 +78,35 @@ def check_disk(folder: Path, *, little: int = LITTLE_BYTES, scarce: int = SCARCE
     free = shutil.disk_usage(place).free
     here = f"{_bytes(free)} are free at {place}"
     why = "a value leaves only after what it uses up has been written down, so with a full disk nothing leaves any more"
-    failed = _write_probe(place) if os.access(place, os.W_OK) else None
-    if failed is not None or free < little:
-        said = f"{here}, and writing {_bytes(PROBE_BYTES)} failed: {failed}" if failed else here
+    failed = try_writing(place, PROBE_BYTES)
+    full = failed is not None and failed.errno not in NOT_ALLOWED
+    if full or free < little:
+        said = f"{here}, and writing {_bytes(PROBE_BYTES)} failed: {failed.strerror}" if full and failed else here
         return [wrong("disk", said, why=why, do="make room there, raise the quota, or choose another --state")]
     if free < scarce:
         return [warning("disk", here, why=why, do="make room soon, or choose another --state")]
     return [ok("disk", here)]
 
 
-def _write_probe(folder: Path) -> str | None:
-    """Write and delete a file as large as `PROBE_BYTES`: what went wrong, if anything. Quotas show in no other way."""
-    path = folder / f".grid-doctor-{secrets.token_hex(6)}"
+def try_writing(folder: Path, size: int = 0) -> OSError | None:
+    """Make a folder with a file of `size` bytes in `folder`, and delete them: what went wrong, if anything.
+
+    Rights, quotas and file systems that take no files show in no other way.
+    """
+    probe = folder / f".grid-doctor-{secrets.token_hex(6)}"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        return error.strerror if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(bytes(PROBE_BYTES))
+        probe.mkdir(mode=0o700)
+        with (probe / "file").open("xb") as file:
+            file.write(bytes(size))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.strerror
+        return error
     finally:
-        with contextlib.suppress(OSError):  # a folder that takes no file lets go of one, or it was never there
-            path.unlink()
+        with contextlib.suppress(OSError):  # what could not be made is not there
+            (probe / "file").unlink()
+        with contextlib.suppress(OSError):
+            probe.rmdir()
     return None
 
 

@@ -13,7 +13,7 @@ from grid.doctor.keeping import check_card, check_state, in_use, nothing_kept, r
 from grid.doctor.machine import check_disk, check_files, check_port, check_versions
 from grid.doctor.reach import Way
 from grid.errors import GridError, InvalidRequest
-from grid.node.datasets import load_datasets
+from grid.node.checking import check_folder
 from grid.settings import NodeSettings
 from grid.transport.probe import touch
 from grid.wire.address import parse_address
@@ -58,19 +58,22 @@ def _check_token(case: NodeCase, clock: Clock) -> list[Finding]:
 
 
 def check_data(folder: Path | None) -> list[Finding]:
-    """Whether every dataset of the folder can be read as its description says."""
+    """Whether every dataset of the folder can be read as its description says. All rows are read, and nothing of them is kept."""
     if folder is None:
         do = "say --data DIR, a folder with NAME.toml beside each data file"
         return [warning("data", "no data folder", why="the node offers no dataset", do=do)]
     try:
-        datasets = load_datasets(folder)
-    except GridError as error:
-        why = "the node does not start with a dataset that is not as described"
-        return [wrong("data", error.message, why=why, do="mend the file, or its description, at the place named")]
+        report = check_folder(folder)
     except OSError as error:
         why, do = "the node cannot read its data", f"check who may read {folder}, and what is in it"
         return [wrong("data", f"{folder}: {error.strerror}", why=why, do=do)]
-    return [ok("data", ", ".join(f"{one.name} ({one.rows} rows)" for one in datasets))]
+    errors = [*report.errors, *(error for one in report.datasets for error in one.errors)]
+    if errors:
+        why = "the node does not start with a dataset that is not as described"
+        do = f"mend the file, or its description, at the place named; `grid data check {folder}` lists all that is wrong"
+        return [wrong("data", errors[0], why=why, do=do)]
+    cards = [one.card for one in report.datasets if one.card is not None]
+    return [ok("data", ", ".join(f"{card.name} ({card.rows} rows)" for card in cards))]
 
 
 async def _check_ports(settings: NodeSettings, *, running: bool) -> list[Finding]:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from grid.crypto.envelope import is_envelope
 from grid.display import printable
-from grid.errors import NotFound
+from grid.errors import InvalidRequest, NotFound
 from grid.gateway.app import Gateway
 from grid.gateway.events import KINDS
 from grid.gateway.index import words_of
@@ -27,6 +28,11 @@ T = TypeVar("T")
 SIZE = 100
 MAX_SIZE = 200
 """Items of a page; a description has up to 10,000 characters."""
+
+NO_LIST = (
+    "the list is missing: the request's body must be the bytes of a list of revocations that the root has signed, which"
+    " `grid revoke NAME --json` prints in base64 as `revocations`; `grid revoke NAME --gateway URL` sends it by itself"
+)
 
 
 class Api:
@@ -114,8 +120,12 @@ class Api:
 
     async def revocations(self, request: web.Request) -> web.StreamResponse:
         """Take over a newer list. Its signature by the root is what counts; the token alone revokes nobody."""
-        accepted = self._gateway.trust.merge_revocations(await read_body(request))
-        return json_response({"accepted": accepted, "serial": self._gateway.trust.revocation_serial})
+        trust, body = self._gateway.trust, await read_body(request)
+        if not is_envelope(body):
+            raise InvalidRequest(NO_LIST)
+        if trust.is_dev:
+            raise InvalidRequest("this is a --dev grid: it has no root who could revoke anybody")
+        return json_response({"accepted": trust.merge_revocations(body), "serial": trust.revocation_serial})
 
 
 def _listed(request: web.Request, name: str, found: Sequence[T], show: Callable[[T], Any]) -> web.StreamResponse:

@@ -32,9 +32,9 @@ def explain(card: DatasetCard) -> Explained:
         return Explained(WORDS["open"], sentence, ("Rows, columns and every result computed from them",), ())
     described = "The description on this page: schema, bounds, categories, number of rows"
     if policy.release == "approve":
-        sentence = "The owner decides on each result by hand. This version cannot ask them yet, so nothing leaves for now."
-        stays = ("Rows", "Results, until owners can approve them", *_stays(policy))
-        return Explained(WORDS["approve"], sentence, (described,), stays)
+        sentence = "The owner decides on each result by hand: it waits until they have read the plan that made it, and said yes."
+        may = (described, "Results of plans that the owner has approved, each once, to the client that asked")
+        return Explained(WORDS["approve"], sentence, may, ("Whatever the owner has not approved", *_stays(policy)))
     sentence = "Nothing that was computed from this data leaves the node."
     return Explained(WORDS["deny"], sentence, (described,), ("Rows", "Results of any kind", *_stays(policy)))
 

@@ -260,12 +260,15 @@ class Registry:
         offline = sorted((entry for entry in self._entries.values() if not entry.online), key=lambda entry: entry.since)
         if len(offline) > self._max_offline:
             self._remove(offline.pop(0))
-        described = [entry for entry in offline if entry.sizes]
-        if sum(sum(entry.sizes.values()) for entry in described) > MAX_OFFLINE_BYTES:
-            oldest = described[0]
-            self._remove(oldest)
-            oldest.datasets, oldest.sizes = (), {}
-            self._add(oldest)
+        taken = sum(sum(entry.sizes.values()) for entry in offline)
+        for oldest in offline:
+            if taken <= MAX_OFFLINE_BYTES:
+                return
+            if oldest.sizes:
+                taken -= sum(oldest.sizes.values())
+                self._remove(oldest)
+                oldest.datasets, oldest.sizes = (), {}
+                self._add(oldest)
 
     def _add(self, entry: Entry) -> None:
         """Every change goes through here and `_remove`, so the indexes cannot disagree with the entries."""

@@ -57,6 +57,7 @@ MAX_HANDSHAKES = 64
 """Connections at once that have not proved who they are."""
 
 MAX_SESSIONS_PER_CLIENT = 16
+"""Where sessions have processes, at most half of those, too: another client finds a place while one has all that it may."""
 
 MIN_MESSAGE_BYTES = 16 << 20
 """Every session takes messages up to this size, however many its client has."""
@@ -286,10 +287,13 @@ class Node:
         Of half-received messages nothing is known but that they cost memory, so all sessions of a client together share its
         quota: the first may use half of it, the next a quarter, and so on.
         """
+        most = MAX_SESSIONS_PER_CLIENT
+        if self._workers is not None:
+            most = min(most, (self.settings.max_processes + 1) // 2)
         taken = self._sessions.setdefault(client, set())
-        if len(taken) >= MAX_SESSIONS_PER_CLIENT:
-            raise QuotaExceeded(f"this client has {MAX_SESSIONS_PER_CLIENT} sessions here; close some first")
-        place = next(number for number in range(MAX_SESSIONS_PER_CLIENT) if number not in taken)
+        if len(taken) >= most:
+            raise QuotaExceeded(f"this client has {len(taken)} sessions here, as many as one client may; close some first")
+        place = next(number for number in range(most) if number not in taken)
         taken.add(place)
         try:
             yield max(self.settings.max_bytes_per_client >> (place + 1), MIN_MESSAGE_BYTES)

@@ -77,6 +77,8 @@ class ArrayReader(Reader):
             raise DatasetError(f"{self._file.path}: array {name!r} holds {form.kind}, with which nothing is computed here")
         if not form.shape or not form.shape[0]:
             raise DatasetError(f"{self._file.path}: array {name!r} has no rows")
+        if 0 in form.shape:
+            raise DatasetError(f"{self._file.path}: array {name!r} has the shape {form.shape}: there is nothing in its rows")
 
     def _form(self, name: str) -> ArrayForm:
         return self._forms[name]

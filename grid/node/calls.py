@@ -10,7 +10,6 @@ Nothing here shows a value of a dataset, or what was made of one.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -54,7 +53,7 @@ class Calls:
         self._letters += len(text)
         fits = len(text) <= MAX_CALL_LETTERS and len(before) < MAX_CALLS and self._letters <= MAX_SESSION_LETTERS
         calls = (text, *before) if known and fits else None
-        return [dataclasses.replace(one, shown=f"result {at} of {call}", calls=calls) for at, one in enumerate(lineages)]
+        return [one._replace(shown=f"result {at} of {call}", calls=calls) for at, one in enumerate(lineages)]
 
 
 def _argument(value: Tensor, lineage: Lineage | None) -> str:

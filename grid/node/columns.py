@@ -88,7 +88,7 @@ def plan_columns(
     without: Collection[str] = (),
 ) -> list[Column]:
     """All columns in the table's order but those of `without`. `usual` is the role of one that is not the target."""
-    names = [name for name in table.names if name not in without]
+    names = dict.fromkeys(name for name in table.names if name not in without)
     _check_declared(names, description, findings)
     return [_plan(name, table, tallies.get(name, Tally()), description, findings, usual) for name in names]
 
@@ -135,8 +135,9 @@ def parse(cells: pandas.Series) -> tuple[Numbers, Flags]:
     parsed = pandas.to_numeric(cells, errors="coerce")
     numbers = parsed.to_numpy(dtype=numpy.float64, na_value=numpy.nan).copy()
     wrong = cells.notna().to_numpy(dtype=bool) & numpy.isnan(numbers)
+    texts = cells.to_numpy(dtype=object) if wrong.any() else ()
     for position in numpy.flatnonzero(wrong):
-        truth = TRUTH.get(str(cells.iloc[position]).lower())
+        truth = TRUTH.get(str(texts[position]).lower())
         if truth is not None:
             numbers[position], wrong[position] = truth, False
     return numbers, wrong

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +39,7 @@ class CsvTable(Table):
         with self._open() as text:
             self.names = next(self._rows(text))[1]
 
-    def chunks(self, texts: Collection[str], columns: Collection[str], most_rows: int) -> Iterator[Chunk]:
+    def chunks(self, texts: Set[str], columns: Set[str], most_rows: int) -> Iterator[Chunk]:
         most_rows = max(1, min(most_rows, CHUNK_CELLS // len(self.names)))
         wanted = [(position, name, name in texts) for position, name in enumerate(self.names) if name in columns]
         with self._open() as text:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor
 
 from grid.errors import NotFound
-from grid.policy.blocks import Ids
+from grid.policy.blocks import BlockRows, Ids
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DatasetView:
     """One dataset. `parts` has "features", perhaps "targets", and "column:NAME" for each column that can be asked for.
 
@@ -25,6 +26,11 @@ class DatasetView:
     blocks: Ids
     parts: Mapping[str, Tensor]
     by_hand: bool = False
+
+    @cached_property
+    def block_rows(self) -> BlockRows:
+        """The rows of each block."""
+        return BlockRows(self.blocks)
 
     def part(self, part: str, column: str = "") -> Tensor:
         """`features`, `targets` or the named column; `NotFound` where the dataset has no such part."""

@@ -148,6 +148,8 @@ class Dataset:
         targets = _tensor(parts, "targets", where) if parts.get("targets") is not None else None
         if features is None or features.dim() == 0 or features.shape[0] == 0:
             raise where.error("'features' must be a tensor with at least one row")
+        if 0 in features.shape:
+            raise where.error(f"'features' has the shape {tuple(features.shape)}: there is nothing in its rows")
         if targets is not None and (targets.dim() == 0 or targets.shape[0] != features.shape[0]):
             raise where.error(f"'targets' must have as many rows as 'features', {features.shape[0]}")
         cards, values, names = _tensor_columns(features)

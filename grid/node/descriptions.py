@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import tomllib
@@ -107,16 +108,29 @@ class Where:
         return DatasetError(f"{place}: {what}")
 
     def _line(self, section: str, key: str) -> int:
-        header = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
-        entry = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
-        current = ""
-        for number, line in enumerate(self.source.splitlines(), 1):
-            found = header.match(line)
-            if found:
-                current = re.sub(r"[\"'\s]", "", found[1])
-            if current == re.sub(r"[\"'\s]", "", section) and (entry.match(line) if key else found):
-                return number
-        return 0
+        return _lines_of(self.source).get((_bare(section), key), 0)
+
+
+_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
+_ENTRY = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^\s="']+))\s*=""")
+
+
+def _bare(section: str) -> str:
+    return re.sub(r"[\"'\s]", "", section)
+
+
+@functools.lru_cache(maxsize=4)
+def _lines_of(source: str) -> Mapping[tuple[str, str], int]:
+    """The line on which each key of each section stands first; a section's own is that of the key ""."""
+    found: dict[tuple[str, str], int] = {}
+    section = ""
+    for number, line in enumerate(source.splitlines(), 1):
+        if header := _HEADER.match(line):
+            section = _bare(header[1])
+            found.setdefault((section, ""), number)
+        elif entry := _ENTRY.match(line):
+            found.setdefault((section, entry[1] or entry[2] or entry[3] or ""), number)
+    return found
 
 
 def read_description(path: Path, findings: Findings | None = None) -> Description:

@@ -54,15 +54,18 @@ class Desk:
         """Raise what the rules have against the value. Only when they let it go is told of a failure that depends on rows."""
         if offer.claim is None:
             return
+        account = offer.account
+        if account is None:
+            raise WireError("a value of rows was offered without an account of how it was made")
         self._gate.check_errors(self._client)
         elements, nbytes = _measure(offer.tensor)
         self._gate.release(
             offer.claim,
-            offer.account.origin,
+            account.origin,
             elements=elements,
             nbytes=nbytes,
             client=self._client,
-            content=self._content(offer) if self._gate.needs_approval else None,
+            content=self._content(offer.tensor, account) if self._gate.needs_approval else None,
         )
         self._tell(offer.failure)
 
@@ -73,12 +76,11 @@ class Desk:
             if len(self._plans) > MAX_SHOWN_PLANS:
                 del self._plans[next(iter(self._plans))]
 
-    def _content(self, offer: Offer) -> Content:
-        frame = offer.tensor
+    def _content(self, frame: TensorFrame, account: Account) -> Content:
         shape = ", ".join(map(str, frame.shape))
-        made = offer.account.part if offer.account.plan is not None else ""
+        made = account.part if account.plan is not None else ""
         digest = hashlib.sha256(frame.data).digest()
-        return Content(made, f"{frame.dtype}[{shape}]", digest, partial(self._code, offer.account), self._name)
+        return Content(made, f"{frame.dtype}[{shape}]", digest, partial(self._code, account), self._name)
 
     def _code(self, account: Account) -> str | None:
         """What made a value: the text of its plans, and what they were called with."""

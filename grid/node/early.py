@@ -12,12 +12,15 @@ from collections import Counter
 
 from grid.ids import PeerId, SumId
 from grid.node.neighbours import Neighbour
+from grid.wire.codec import encode
 from grid.wire.messages import SumAnnouncement, SumShare
 
 log = logging.getLogger(__name__)
 
 KEPT_S = 120.0
 MAX_PER_NODE = 1024
+MAX_BYTES = 64 << 10
+"""Bytes of one message. A statement that is believed has fewer, and a withdrawal a few words."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +46,9 @@ class EarlyMessages:
         """Keep a message, unless it cannot be early or its sender has too many here."""
         if isinstance(message, SumShare) and message.tensor is not None:
             log.warning("node %s sent a share of a sum that this node has not announced", sender.card.name)
+            return
+        if sum(map(len, encode(message))) > MAX_BYTES:
+            log.warning("node %s announces a sum at greater length than any that would be believed", sender.card.name)
             return
         if self._count[sender.id] >= MAX_PER_NODE:
             self._drop_old(now)

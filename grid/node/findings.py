@@ -31,25 +31,29 @@ class Findings:
 
     def __init__(self, *, strict: bool = True) -> None:
         self.strict = strict
-        self.warnings: list[str] = []
         self.missing: dict[str, int] = {}
         self.unused: dict[str, str] = {}
-        self._errors: list[str] = []
+        self._errors: dict[str, None] = {}
+        self._warnings: dict[str, None] = {}
         self._rows: dict[tuple[str, str], _Rows] = {}
 
     @property
     def errors(self) -> list[str]:
         """All that is wrong, what concerns single rows last."""
-        return self._errors + [
+        return list(self._errors) + [
             found.what + (f" (and in {found.count - 1} more rows)" if found.count > 1 else "") for found in self._rows.values()
         ]
+
+    @property
+    def warnings(self) -> list[str]:
+        """All that its owner should look at."""
+        return list(self._warnings)
 
     def error(self, error: DatasetError) -> None:
         """Something is wrong."""
         if self.strict:
             raise error
-        if error.message not in self._errors:
-            self._errors.append(error.message)
+        self._errors.setdefault(error.message)
 
     def noting(self) -> Noting:
         """`with findings.noting():` an error that ends the block is noted, and what comes after the block goes on."""
@@ -76,8 +80,7 @@ class Findings:
 
     def warn(self, warning: str) -> None:
         """Something to look at, which stops nothing."""
-        if warning not in self.warnings:
-            self.warnings.append(warning)
+        self._warnings.setdefault(warning)
 
 
 class Noting:

@@ -121,7 +121,7 @@ class LabelledImages(Reader):
     def _check_names(self) -> None:
         """Every image is one row, and every row's image is there."""
         listed: set[str] = set()
-        for chunk in self._table.chunks((FILE,), (FILE,), LABEL_ROWS):
+        for chunk in self._table.chunks({FILE}, {FILE}, LABEL_ROWS):
             for row, name in enumerate(chunk.cells[FILE]):
                 if name is None:
                     self._findings.row(chunk.at(row), FILE, f"column {FILE!r} has no value")
@@ -149,8 +149,8 @@ class LabelledImages(Reader):
 
     def blocks(self) -> Iterator[Block]:
         usable = [column for column in self._columns if column.kind != "text"]
-        wanted = [FILE, *(column.name for column in usable)]
-        for chunk in self._table.chunks([FILE, *texts_of(usable)], wanted, block_rows(self._schema.row_bytes)):
+        wanted = {FILE, *(column.name for column in usable)}
+        for chunk in self._table.chunks({FILE, *texts_of(usable)}, wanted, block_rows(self._schema.row_bytes)):
             values = column_values(usable, chunk, self._findings)
             paths = [self._folder / Path(str(name)).name for name in chunk.cells[FILE]]
             images = torch.stack([read_image(path, self._folder, self._rule, self._findings) for path in paths])

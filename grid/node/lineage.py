@@ -9,9 +9,9 @@ nodes but one.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,14 +20,15 @@ from grid.policy.gate import POINTERS, Origin
 from grid.tensors.buffers import short_dtype, to_frame
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lineage:
+class Lineage(NamedTuple):
     """`origin` is the account for the gate. `part` is this object as a labelled argument, "" where nothing can be said.
 
     `arguments`: for the direct result of a plan call, the hash of its arguments, "" where one was derived.
 
     For an owner who releases by hand: how this object is named as an argument, `shown`, and what the plan calls behind it were
     given, the last one first (`node.calls`); None where that is too much to be read. Neither is part of a hash.
+
+    A named tuple: one is made for every result of every plan call.
     """
 
     origin: Origin

@@ -17,10 +17,14 @@ from grid.node.lineage import DERIVED, Lineage, digest
 
 
 class Stored(NamedTuple):
-    """A value, and where it came from. A named tuple: one is made for every operation."""
+    """A value, where it came from, and which memory it lies in. A named tuple: one is made for every operation.
+
+    The memory's number is unique while the tensor lives, and the store keeps it alive.
+    """
 
     value: Tensor
     lineage: Lineage
+    memory: int
 
 
 class ObjectStore:
@@ -48,18 +52,23 @@ class ObjectStore:
             self.free((object_id,))
         if len(self._objects) >= self._max_objects:
             raise QuotaExceeded(f"more than {self._max_objects} objects of one client; free some, or keep fewer")
-        memory = value.untyped_storage()
-        users = self._by_storage.get(memory._cdata)
+        storage = value.untyped_storage()
+        memory = storage._cdata
+        users = self._by_storage.get(memory)
         if users is None:
-            nbytes = memory.nbytes() if counted else 0
-            if self.used_bytes + nbytes > self._max_bytes:
-                what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
-                raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
-            users = self._by_storage[memory._cdata] = set()
-            self._storage_bytes[memory._cdata] = nbytes
+            nbytes = storage.nbytes() if counted else 0
+            self.reserve(nbytes)
+            users = self._by_storage[memory] = set()
+            self._storage_bytes[memory] = nbytes
             self.used_bytes += nbytes
         users.add(object_id)
-        self._objects[object_id] = Stored(value, lineage)
+        self._objects[object_id] = Stored(value, lineage, memory)
+
+    def reserve(self, nbytes: int) -> None:
+        """Raise `QuotaExceeded` where there is no room for a value of so many bytes; may be asked before it is made."""
+        if self.used_bytes + nbytes > self._max_bytes:
+            what = f"this value has {nbytes} bytes, and the objects of one client may take {self._max_bytes}"
+            raise QuotaExceeded(f"{what}: free some, reduce over the rows first, or go through them with ds.batches")
 
     def get(self, object_id: ObjectId) -> Stored:
         """The object. Raises what made it fail, or `NotFound`."""
@@ -97,19 +106,18 @@ class ObjectStore:
             self._digests.pop(object_id, None)
             if not isinstance(found, Stored):
                 continue
-            storage = _storage(found.value)
-            users = self._by_storage[storage]
+            users = self._by_storage[found.memory]
             users.discard(object_id)
             if not users:
-                del self._by_storage[storage]
-                self.used_bytes -= self._storage_bytes.pop(storage)
+                del self._by_storage[found.memory]
+                self.used_bytes -= self._storage_bytes.pop(found.memory)
 
     def written(self, value: Tensor) -> None:
         """Something wrote into the memory of `value`: no object that shares it is a direct result any more."""
         for object_id in self._by_storage.get(_storage(value), ()):
             found = self._objects[object_id]
             assert isinstance(found, Stored)
-            self._objects[object_id] = Stored(found.value, DERIVED)
+            self._objects[object_id] = found._replace(lineage=DERIVED)
             self._digests.pop(object_id, None)
 
     def sharing(self, value: Tensor) -> list[ObjectId]:
@@ -126,6 +134,6 @@ class ObjectStore:
 
 
 def _storage(value: Tensor) -> int:
-    """Which memory a tensor lies in. Unique while the tensor lives, and the store keeps it alive."""
+    """Which memory a tensor lies in (`Stored.memory`)."""
     place: int = value.untyped_storage()._cdata
     return place

@@ -7,7 +7,7 @@ left out. Nothing in a Parquet file is ever unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy
@@ -50,7 +50,7 @@ class ParquetTable(Table):
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DatasetError(f"{self._path}: cannot be read as Parquet ({error.__class__.__name__})") from error
 
-    def chunks(self, texts: Collection[str], columns: Collection[str], most_rows: int) -> Iterator[Chunk]:
+    def chunks(self, texts: Set[str], columns: Set[str], most_rows: int) -> Iterator[Chunk]:
         wanted = [name for name in self.names if name in columns]
         most_rows = max(1, min(most_rows, CHUNK_CELLS // max(1, len(wanted))))
         first = 0

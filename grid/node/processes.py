@@ -42,6 +42,8 @@ from grid.wire.messages import (
     Failure,
     Message,
     ObjectDescription,
+    ObjectValue,
+    Ok,
     OpenDataset,
     OwnerRule,
     PutPlan,
@@ -52,7 +54,7 @@ from grid.wire.messages import (
 
 T = TypeVar("T")
 
-DONE = Done(count=1)
+OK = Ok()
 
 LOST = ". The values that this session had here are gone: send and open them again, or connect again"
 
@@ -60,10 +62,7 @@ STATUS_S = 2.0
 """How long an end waits for the word of how it came about."""
 
 ANSWERS: dict[type[Message], type[Message]] = {DescribeObject: ObjectDescription, TakeValue: Offer, StartSum: SumOffer}
-"""Request -> its answer, where that is not `Done`."""
-
-COMMANDS: tuple[type[Message], ...] = (Commands, RunPlan, OpenDataset)
-"""Requests whose failure is told by a command's number."""
+"""Request -> its answer, where that is not `Ok`."""
 
 KEPT_PLAN_BYTES = 16 << 20
 """Encodings of one session's plans that the node keeps, for another process if the first one is ended."""
@@ -82,7 +81,7 @@ class _Asked:
 
     @property
     def answer(self) -> type[Message]:
-        return ANSWERS.get(type(self.message), Done)
+        return ANSWERS.get(type(self.message), Ok)
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -125,12 +124,12 @@ class ProcessRuntime(Runtime, WorkerUser):
         self._ask(message, weight, partial(_settle, result), partial(_fail, result))
         return result
 
-    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[TensorFrame]:
-        result: asyncio.Future[TensorFrame] = self._loop.create_future()
+    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[Message]:
+        result: asyncio.Future[Message] = self._loop.create_future()
         self._ask(TakeValue(object=object_id), 1, partial(self._offered, result, sent), partial(_fail, result))
         return result
 
-    def _offered(self, result: asyncio.Future[TensorFrame], sent: asyncio.Future[None], offer: Message) -> None:
+    def _offered(self, result: asyncio.Future[Message], sent: asyncio.Future[None], offer: Message) -> None:
         assert isinstance(offer, Offer)
         if result.done():  # nobody waits any more, so nothing is released
             return
@@ -138,10 +137,11 @@ class ProcessRuntime(Runtime, WorkerUser):
             pipe = self._worker.pipe
             pipe.pause()
             sent.add_done_callback(lambda _: pipe.resume())
+        value = ObjectValue(tensor=offer.tensor)
         if offer.claim is None:
-            _settle(result, offer.tensor)
+            _settle(result, value)
         else:
-            self._in_lane(result, partial(self._desk.release, offer), lambda _: offer.tensor)
+            self._in_lane(result, partial(self._desk.release, offer), lambda _: value)
 
     def take(self, object_id: ObjectId) -> asyncio.Future[Offer]:
         result: asyncio.Future[Any] = self._loop.create_future()
@@ -263,8 +263,8 @@ class ProcessRuntime(Runtime, WorkerUser):
             self._queued -= asked.weight
             asked.failed(error)
             return
-        if type(asked.message) is OpenDataset:
-            self._has_rows = True
+        if not self._has_rows and isinstance(asked.message, Commands):
+            self._has_rows = any(type(one) is OpenDataset for one in asked.message.commands)
         self._pending.append(asked)
         worker.pipe.send(parts)
 
@@ -299,7 +299,7 @@ class ProcessRuntime(Runtime, WorkerUser):
         if not 0 < count <= len(self._pending):
             raise WireError("more requests are said to be done than there are")
         for _ in range(count):
-            self._answered(DONE)
+            self._answered(OK)
 
     def _answered(self, message: Message) -> None:
         asked = self._pending[0] if self._pending else None
@@ -354,7 +354,7 @@ class ProcessRuntime(Runtime, WorkerUser):
             self._has_rows = False
             self._lane.submit(self._desk.count_error)
         pending, self._pending = self._pending, deque()
-        if pending and isinstance(pending[0].message, COMMANDS):
+        if pending and isinstance(pending[0].message, Commands):
             self.on_failed(int(error.details.get("command", 0)), error)
         self._fail_all(pending, error)
         self._ending = False
@@ -397,14 +397,15 @@ class ProcessRuntime(Runtime, WorkerUser):
     def _work(self, running: Running) -> tuple[str, int]:
         """What the process works on, in words, and the number of its command. It says itself which of those it was sent."""
         message = self._pending[0].message if self._pending else None
-        if isinstance(message, RunPlan):
-            return f"plan {message.plan[:16]} (command {message.command})", message.command
-        if isinstance(message, Commands):
-            at = min(max(running.command - message.first, 0), len(message.commands) - 1)
-            return f"command {message.first + at} ({message.commands[at].op[:100]})", message.first + at
-        if isinstance(message, OpenDataset):
-            return f"the opening of a dataset (command {message.command})", message.command
-        return ("no request" if message is None else f"a request ({message.tag})"), 0
+        if not isinstance(message, Commands) or not message.commands:
+            return ("no request" if message is None else f"a request ({message.tag})"), 0
+        at = min(max(running.command - message.first, 0), len(message.commands) - 1)
+        number, command = message.first + at, message.commands[at]
+        if isinstance(command, RunPlan):
+            return f"plan {command.plan[:16]} (command {number})", number
+        if isinstance(command, OpenDataset):
+            return f"the opening of a dataset (command {number})", number
+        return f"command {number} ({command.op[:100]})", number
 
 
 def _frame(message: Message) -> list[Buffer]:

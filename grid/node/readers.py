@@ -119,7 +119,7 @@ class TableReader(Reader):
 
     def blocks(self) -> Iterator[Block]:
         usable = [column for column in self._columns if column.kind != "text"]
-        for chunk in self._table.chunks(texts_of(usable), [c.name for c in usable], block_rows(self._schema.row_bytes)):
+        for chunk in self._table.chunks(texts_of(usable), {c.name for c in usable}, block_rows(self._schema.row_bytes)):
             values = column_values(usable, chunk, self._findings)
             features = torch.zeros(chunk.rows, *self._schema.parts[FEATURES].inner)
             block: dict[str, Tensor] = {FEATURES: features}
@@ -136,12 +136,12 @@ class TableReader(Reader):
 
 def survey(table: Table, description: Description, findings: Findings) -> tuple[int, dict[str, Tally]]:
     """The number of rows, and of columns that nobody declared, how much in them is no number."""
-    undeclared = [name for name in table.names if name not in description.columns and table.may_be_text(name)]
+    undeclared = (name for name in table.names if name not in description.columns and table.may_be_text(name))
     tallies = {name: Tally() for name in undeclared}
     rows = table.known_rows()
-    if rows is None or undeclared:
+    if rows is None or tallies:
         counted = 0
-        for chunk in table.chunks((), undeclared, block_rows(1)):
+        for chunk in table.chunks(frozenset(), tallies.keys(), block_rows(1)):
             counted += chunk.rows
             for name, tally in tallies.items():
                 cells = chunk.cells[name]
@@ -158,9 +158,9 @@ def column_part(column: Column) -> Part:
     return Part((), torch.int64 if column.kind == "category" else torch.float32)
 
 
-def texts_of(columns: Sequence[Column]) -> list[str]:
+def texts_of(columns: Sequence[Column]) -> set[str]:
     """The columns whose cells a table is to give as they are written."""
-    return [column.name for column in columns if column.kind == "category"]
+    return {column.name for column in columns if column.kind == "category"}
 
 
 def column_values(columns: Sequence[Column], chunk: Chunk, findings: Findings) -> dict[str, Tensor]:

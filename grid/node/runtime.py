@@ -34,11 +34,14 @@ class Runtime(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, message: Message, weight: int = 1) -> asyncio.Future[Message]:
-        """Have a request of `grid.node.work.REQUESTS` done after all before it. `weight`: the commands it counts for."""
+        """Have a request of `grid.node.work.REQUESTS` done after all before it; gives the reply to the client.
+
+        `weight`: the commands it counts for.
+        """
 
     @abc.abstractmethod
-    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[TensorFrame]:
-        """A copy of an object's value as the rules let it go. `sent` is to be done once little of it waits to be sent."""
+    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[Message]:
+        """The reply with a copy of an object's value, as the rules let it go. `sent` is to be done once little of it waits."""
 
     @abc.abstractmethod
     def take(self, object_id: ObjectId) -> asyncio.Future[Offer]:

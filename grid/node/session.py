@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from grid.crypto.identity import Card
@@ -42,11 +43,9 @@ from grid.wire.messages import (
     ObjectValue,
     Ok,
     OpenCommittee,
-    OpenDataset,
     OwnerRule,
     PutObject,
     PutPlan,
-    RunPlan,
     SecureCommands,
     ShareInput,
     ShareObject,
@@ -91,7 +90,7 @@ class ClientSession:
     # ------------------------------------------------------------ values
 
     def _ok(self, message: Message, weight: int = 1) -> Awaitable[Message]:
-        return self._done(self._runtime.submit(message, weight))
+        return self._runtime.submit(message, weight)
 
     async def _done(self, done: asyncio.Future[T]) -> Message:
         await done
@@ -113,17 +112,17 @@ class ClientSession:
     def get(self, message: GetObject) -> Awaitable[Message]:
         """Release a value, or not."""
         sent: asyncio.Future[None] = self._loop.create_future()
-        return self._released(self._runtime.release(message.object, sent), sent)
+        value = self._runtime.release(message.object, sent)
+        value.add_done_callback(partial(self._released, sent))
+        return value
 
-    async def _released(self, value: asyncio.Future[TensorFrame], sent: asyncio.Future[None]) -> Message:
-        try:
-            tensor = await value
-        except BaseException:
+    def _released(self, sent: asyncio.Future[None], value: asyncio.Future[Message]) -> None:
+        reply = None if value.cancelled() or value.exception() is not None else value.result()
+        if not isinstance(reply, ObjectValue):
             sent.set_result(None)  # whoever waits for it would wait for ever
-            raise
-        if len(tensor.data) > PAUSE_BYTES:
-            self._services.spawn(self._when_sent(sent), "sending a value")
-        return ObjectValue(tensor=tensor)
+        elif len(reply.tensor.data) > PAUSE_BYTES:
+            with contextlib.suppress(NodeUnavailable):  # the node is closing
+                self._services.spawn(self._when_sent(sent), "sending a value")
 
     async def _when_sent(self, sent: asyncio.Future[None]) -> None:
         try:
@@ -139,14 +138,10 @@ class ClientSession:
     # ------------------------------------------------------------ commands and plans
 
     def commands(self, message: Commands) -> Awaitable[Message]:
-        """Run operations."""
+        """Run operations and plans, open parts of datasets."""
         if message.frees:
             self._give_up(frozenset(itertools.chain.from_iterable(message.frees)))
         return self._ok(message, len(message.commands))
-
-    def open_dataset(self, message: OpenDataset) -> Awaitable[Message]:
-        """Give a part of a dataset an id."""
-        return self._ok(message)
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused. One that is too large is refused here, before anything keeps it."""
@@ -154,10 +149,6 @@ class ClientSession:
         if size > self._max_plan_bytes:
             raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
         self._desk.note_plan(message)
-        return self._ok(message)
-
-    def run_plan(self, message: RunPlan) -> Awaitable[Message]:
-        """Run a plan."""
         return self._ok(message)
 
     def _report(self, command: int, error: GridError) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 
 import numpy
 import pandas
@@ -46,7 +46,7 @@ class Table(abc.ABC):
     names: tuple[str, ...]
 
     @abc.abstractmethod
-    def chunks(self, texts: Collection[str], columns: Collection[str], most_rows: int) -> Iterator[Chunk]:
+    def chunks(self, texts: Set[str], columns: Set[str], most_rows: int) -> Iterator[Chunk]:
         """The rows in order, in chunks of at most `most_rows`, with the cells of `columns`; those of `texts` as written."""
 
     @abc.abstractmethod
@@ -70,8 +70,9 @@ class FrameTable(Table):
         self.names = tuple(str(name) for name in frame.columns)
         check_names(self.names, place)
         self._frame = frame
+        self._kinds = dict(zip(self.names, frame.dtypes, strict=True))
 
-    def chunks(self, texts: Collection[str], columns: Collection[str], most_rows: int) -> Iterator[Chunk]:
+    def chunks(self, texts: Set[str], columns: Set[str], most_rows: int) -> Iterator[Chunk]:
         wanted = [(position, name) for position, name in enumerate(self.names) if name in columns]
         for first in range(0, len(self._frame), most_rows):
             part = self._frame.iloc[first : first + most_rows]
@@ -81,13 +82,13 @@ class FrameTable(Table):
         return len(self._frame)
 
     def unsuited(self, name: str) -> str:
-        kind = self._frame.iloc[:, self.names.index(name)].dtype
+        kind = self._kinds[name]
         if pandas.api.types.is_datetime64_any_dtype(kind) or pandas.api.types.is_timedelta64_dtype(kind):
             return "holds dates or times"
         return "holds complex numbers" if pandas.api.types.is_complex_dtype(kind) else ""
 
     def may_be_text(self, name: str) -> bool:
-        kind = self._frame.iloc[:, self.names.index(name)].dtype
+        kind = self._kinds[name]
         return not (pandas.api.types.is_numeric_dtype(kind) or pandas.api.types.is_bool_dtype(kind))
 
 

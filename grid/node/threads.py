@@ -22,10 +22,12 @@ from grid.node.pace import Pace
 from grid.node.runtime import PAUSE_BYTES, Runtime
 from grid.node.transfers import Delivery
 from grid.node.work import KeepDelivery, MarkFailed, Offer, TakeValue
-from grid.node.workspace import Workspace
+from grid.node.workspace import DONE, Workspace
 from grid.settings import NodeSettings
 from grid.smpc import ring
-from grid.wire.messages import ErrorInfo, Message, OwnerRule, StartSum, TensorFrame
+from grid.wire.messages import ErrorInfo, Message, ObjectValue, Ok, OwnerRule, StartSum, TensorFrame
+
+OK = Ok()
 
 
 class ThreadRuntime(Runtime):
@@ -49,16 +51,20 @@ class ThreadRuntime(Runtime):
             self._loop.call_soon_threadsafe(self.on_failed, command, error)
 
     def submit(self, message: Message, weight: int = 1) -> asyncio.Future[Message]:
-        return self._lane.submit(lambda: self._workspace.handle(message), weight)
+        def job() -> Message:
+            answer = self._workspace.handle(message)
+            return OK if answer is DONE else answer
 
-    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[TensorFrame]:
-        def job() -> TensorFrame:
+        return self._lane.submit(job, weight)
+
+    def release(self, object_id: ObjectId, sent: asyncio.Future[None]) -> asyncio.Future[Message]:
+        def job() -> Message:
             offer = self._offered(object_id)
             self._desk.release(offer)
             value = _copied(offer.tensor)
             if len(value.data) > PAUSE_BYTES:
                 self._lane.pause(sent)
-            return value
+            return ObjectValue(tensor=value)
 
         return self._lane.submit(job)
 

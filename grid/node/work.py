@@ -1,6 +1,6 @@
 """What the part of a node that holds a client's values is asked, and answers, beside the client's own messages.
 
-The client's messages (`PutObject`, `Commands`, `RunPlan`, ...) reach it as they came. What is asked of the node's rules for a
+The client's messages (`PutObject`, `Commands`, `PutPlan`, ...) reach it as they came. What is asked of the node's rules for a
 value comes back as an `Offer` or a `SumOffer`: the value, what its label claims, and the failure behind it. Nothing of that is
 for the client before the node's `Desk` has looked at it. Where the values lie in another process these messages travel
 over a pipe, in the codec of the wire; no peer can send them, since they stand in a table of their own.
@@ -21,10 +21,8 @@ from grid.wire.messages import (
     FreeObjects,
     Message,
     ObjectDescription,
-    OpenDataset,
     PutObject,
     PutPlan,
-    RunPlan,
     StartSum,
     TensorFrame,
     message,
@@ -32,7 +30,7 @@ from grid.wire.messages import (
 )
 
 REQUESTS: dict[str, type[Message]] = {
-    cls.tag: cls for cls in (PutObject, Commands, FreeObjects, OpenDataset, PutPlan, RunPlan, DescribeObject, StartSum)
+    cls.tag: cls for cls in (PutObject, Commands, FreeObjects, PutPlan, DescribeObject, StartSum)
 }
 """What may be asked; the reply to `FreeObjects` is empty, too. Below it grows by what only the node itself asks."""
 
@@ -90,17 +88,20 @@ class Account:
 
 @message("offer", REPLIES)
 class Offer(Message):
-    """A value. `claim` is None where it has no label; `failure`: what it stands in for, to be told where it would be released."""
+    """A value. `claim` and `account` are None where it has no label: nobody asks how a client's own value was made.
+
+    `failure`: what it stands in for, to be told where it would be released.
+    """
 
     tensor: TensorFrame
-    claim: Claim | None
-    account: Account
+    claim: Claim | None = None
+    account: Account | None = None
     failure: ErrorInfo | None = None
 
 
 @message("sum-offer", REPLIES)
 class SumOffer(Message):
-    """An operand of a secure sum as ring elements, int64; otherwise as `Offer`. `tensor` is None where there is a failure."""
+    """An operand of a secure sum as ring elements, int64, with its account in any case. `tensor` is None where it has failed."""
 
     tensor: TensorFrame | None
     claim: Claim | None

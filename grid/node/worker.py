@@ -31,7 +31,7 @@ from grid.rpc.dispatch import public_error
 from grid.settings import NodeSettings
 from grid.transport.pipes import BlockingPipe
 from grid.wire.codec import decode, encode
-from grid.wire.messages import Buffer, CommandFailed, Commands, ErrorInfo, Failure, Message, RunPlan
+from grid.wire.messages import Buffer, CommandFailed, Commands, ErrorInfo, Failure, Message
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Worker:
                 self._flush()
                 frame = self._pipe.receive()
             message = decode(frame, TO_WORKER).message
-            if isinstance(message, Commands | RunPlan):  # it may take long, and nobody is to wait for that who asked before
+            if isinstance(message, Commands):  # it may take long, and nobody is to wait for that who asked before
                 self._flush()
             answer = self._answer(message)
             if answer is DONE:

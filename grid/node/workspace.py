@@ -16,6 +16,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded
@@ -23,7 +24,7 @@ from grid.ids import ObjectId, PlanId
 from grid.node.calls import Calls
 from grid.node.dataset_views import DatasetView
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
-from grid.node.objects import ObjectStore
+from grid.node.objects import ObjectStore, Stored
 from grid.node.pace import Pace
 from grid.node.work import Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
 from grid.plans.ir import Plan, decode
@@ -115,7 +116,7 @@ class Workspace:
 
     def handle(self, message: Message) -> Message:
         """The answer to a request (`grid.node.work.REQUESTS`). Raises `GridError`, also where there is no memory for it."""
-        self._pace.begin(getattr(message, "command", 0))
+        self._pace.begin(0)
         try:
             return HANDLERS[type(message)](self, message)
         except Exception as error:
@@ -152,13 +153,12 @@ class Workspace:
         stored = self._objects.get(message.object)
         value, kind = stored.value, self._labels.type_of(stored.value)
         self._checked_size(value, value.element_size())
-        account = Account.of(stored.lineage.origin, part=stored.lineage.part, calls=stored.lineage.calls)
         if not kind.labelled:
-            return Offer(tensor=to_frame(value, copy=False), claim=None, account=account)
+            return Offer(tensor=to_frame(value, copy=False))
         return Offer(
             tensor=to_frame(value, copy=False),
             claim=claim_of(kind),
-            account=account,
+            account=Account.of(stored.lineage.origin, part=stored.lineage.part, calls=stored.lineage.calls),
             failure=_told(self._labels.spoilt(value)),
         )
 
@@ -181,19 +181,15 @@ class Workspace:
             reason=kind.mixed.text if kind.mixed is not None else "",
         )
 
-    def open_dataset(self, message: OpenDataset) -> Message:
-        """Give a part of a dataset, or some of its blocks, an id."""
-        self._attempt((message.object,), message.command, lambda: self._open(message))
-        return DONE
-
     def _open(self, message: OpenDataset) -> None:
+        """Give a part of a dataset, or some of its blocks, an id."""
         dataset = self._sources.get(message.dataset)
         if dataset is None:
             raise NotFound(f"this node has no dataset {message.dataset[:100]!r}")
         source = dataset.part(message.part, message.column)
         if message.blocks:
-            rows = blocks.rows_of(dataset.blocks, message.blocks)
-            value = source[rows]
+            rows = dataset.block_rows.of(message.blocks)
+            value = source.index_select(0, torch.from_numpy(rows))
             every = blocks.count(dataset.rows, dataset.min_rows) == 1  # one block is the whole dataset, as everybody knows
             kind = self._labels.dataset_type(dataset.name, dataset.rows, value.shape, None if every else rows)
         else:
@@ -224,15 +220,21 @@ class Workspace:
     # ------------------------------------------------------------ commands
 
     def run_commands(self, message: Commands) -> Message:
-        """Run operations in order; what fails is reported, and the rest goes on."""
+        """Do what was asked in order; what fails is reported, and the rest goes on."""
         inline, frees = _Inline(self, message.tensors), message.frees
         for at, command in enumerate(message.commands):
             if self._pace.is_over:
                 break
             number = message.first + at
-            self._pace.begin(number)
-            spoilt = (*command.outputs, *_written_refs(command))
-            self._attempt(spoilt, number, partial(self._run, command, inline, f"command {number}"))
+            if isinstance(command, Command):
+                self._pace.begin(number)
+                self._attempt(command, number, partial(self._run, command, inline, f"command {number}"))
+            elif isinstance(command, RunPlan):
+                self._pace.begin_plan(number)
+                self._attempt(command, number, partial(self._run_plan, command, inline))
+            else:
+                self._pace.begin(number)
+                self._attempt(command, number, partial(self._open, command))
             if at < len(frees) and frees[at]:
                 self._objects.free(frees[at])
         return DONE
@@ -241,9 +243,9 @@ class Workspace:
         op = lookup(command.op)
         args = [self._resolve(arg, inline) for arg in command.args]
         kwargs = {name: self._resolve(arg, inline) for name, arg in command.kwargs.items()}
-        targets = [self._objects.get(target).value for target in _written_refs(command)]
+        targets = [self._objects.get(target).value for target in _written_refs(op, command)] if op.mutates else []
         try:
-            results = self._apply(op, args, kwargs, where)
+            results = self._apply(op, args, kwargs, where, self._objects.reserve if all(command.outputs) else None)
         finally:  # it may have written, however it ended
             for target in targets:
                 self._objects.written(target)
@@ -252,28 +254,31 @@ class Workspace:
         for object_id, result in zip(command.outputs, results, strict=True):
             self._keep(object_id, result, DERIVED)
 
-    def _apply(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str) -> list[Tensor]:
-        """Run one operation under labels. This is the meaning of an operation in plans, too."""
+    def _apply(
+        self, op: Op, args: Sequence[Any], kwargs: dict[str, Any], where: str, reserve: Callable[[int], None] | None = None
+    ) -> list[Tensor]:
+        """Run one operation under labels. This is the meaning of an operation in plans, too, whose bytes are counted before."""
         self._pace.step()
-        return self._labels.run(op, args, kwargs, where)
+        return self._labels.run(op, args, kwargs, where, reserve)
 
     def _resolve(self, arg: Any, inline: _Inline) -> Any:
         """An argument with tensors in place of references."""
         if type(arg) is Ref:
-            return self._operand(ObjectId(int(arg)))
+            return self._operand(ObjectId(arg)).value
         if type(arg) is Inline:
             return inline[int(arg)]
         if type(arg) is list:
             return [self._resolve(item, inline) for item in arg]
         return arg
 
-    def _operand(self, object_id: ObjectId) -> Tensor:
+    def _operand(self, object_id: ObjectId) -> Stored:
+        """The object. Raises `_Depends` where it has failed before."""
         failure = self._objects.failure(object_id)
         if failure is not None:
             raise _Depends(failure)
-        return self._objects.get(object_id).value
+        return self._objects.get(object_id)
 
-    def _attempt(self, spoilt: Sequence[ObjectId], number: int, work: Callable[[], None]) -> None:
+    def _attempt(self, command: Command | OpenDataset | RunPlan, number: int, work: Callable[[], None]) -> None:
         """Do the work of a command; if it fails, what it was to make or to change has failed."""
         try:
             work()
@@ -292,7 +297,7 @@ class Workspace:
                 log.exception("command %d failed", number)
                 error = GridError("something went wrong inside the node; its log says what", command=number)
             self._on_failed(number, error)
-        for object_id in spoilt:
+        for object_id in _spoilt(command):
             if object_id > 0:
                 self._objects.fail(object_id, error)
 
@@ -317,13 +322,8 @@ class Workspace:
             self._plans[message.plan] = _LoadedPlan(plan, labelled)
         return DONE
 
-    def run_plan(self, message: RunPlan) -> Message:
+    def _run_plan(self, message: RunPlan, inline: _Inline) -> None:
         """Run a plan; its results get their ids, or all of them fail."""
-        self._pace.begin_plan(message.command)
-        self._attempt(message.outputs, message.command, lambda: self._run_plan(message))
-        return DONE
-
-    def _run_plan(self, message: RunPlan) -> None:
         loaded = self._plans.get(message.plan)
         if loaded is None:
             raise NotFound("this plan was not sent in this session")
@@ -332,7 +332,6 @@ class Workspace:
         plan = loaded.plan
         if len(message.outputs) != len(plan.outputs):
             raise InvalidRequest(f"the plan {plan.name} gives {len(plan.outputs)} tensors, and {len(message.outputs)} were named")
-        inline = _Inline(self, message.tensors)
         inputs = [self._input(arg, inline) for arg in message.inputs]
         tensors = [tensor for tensor, _ in inputs]
         room = self._settings.max_bytes_per_client - self._objects.used_bytes
@@ -358,12 +357,13 @@ class Workspace:
 
     def _input(self, arg: Any, inline: _Inline) -> tuple[Tensor, Lineage | None]:
         """A plan's argument, and its lineage if it has a label."""
-        value = self._resolve(arg, inline)
-        if not isinstance(value, Tensor):
+        if type(arg) is Ref:
+            value, lineage, _ = self._operand(ObjectId(arg))
+        elif type(arg) is Inline:
+            value, lineage = inline[arg], DERIVED
+        else:
             raise InvalidRequest("a plan takes tensors")
-        if not self._labels.type_of(value).labelled:
-            return value, None
-        return value, self._objects.get(ObjectId(int(arg))).lineage if type(arg) is Ref else DERIVED
+        return value, lineage if self._labels.type_of(value).labelled else None
 
     # ------------------------------------------------------------ moves and sums
 
@@ -403,9 +403,7 @@ HANDLERS: Mapping[type[Message], Callable[[Workspace, Any], Message]] = MappingP
         PutObject: Workspace.put,
         Commands: Workspace.run_commands,
         FreeObjects: Workspace.free,
-        OpenDataset: Workspace.open_dataset,
         PutPlan: Workspace.put_plan,
-        RunPlan: Workspace.run_plan,
         DescribeObject: Workspace.describe,
         StartSum: Workspace.offer_sum,
         TakeValue: Workspace.offer,
@@ -442,12 +440,20 @@ class _Inline:
         return made
 
 
-def _written_refs(command: Command) -> list[ObjectId]:
-    """The objects that a command writes into, by its operation's table entry; none for one that is not in the table."""
+def _spoilt(command: Command | OpenDataset | RunPlan) -> Sequence[ObjectId]:
+    """The objects that a command was to make or to write into."""
+    if isinstance(command, OpenDataset):
+        return (command.object,)
+    if isinstance(command, RunPlan):
+        return command.outputs
     try:
-        op = lookup(command.op)
-    except GridError:
-        return []
+        return (*command.outputs, *_written_refs(lookup(command.op), command))
+    except GridError:  # it is not in the table
+        return command.outputs
+
+
+def _written_refs(op: Op, command: Command) -> list[ObjectId]:
+    """The objects that a command writes into."""
     found: list[ObjectId] = []
     for name in op.mutates:
         position = op.index[name]

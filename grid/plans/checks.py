@@ -51,7 +51,7 @@ def validate(program: Program) -> None:
                 _check_op(step, stand_ins)
                 stand_ins.extend([tensor] * len(step.outputs))
         except GridError as error:
-            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from error
+            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from None
     for output in program.outputs:
         if stand_ins[output] is not tensor:
             raise PlanRejected(f"the plan gives back value {output}, which is a size and no tensor")

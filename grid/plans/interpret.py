@@ -58,7 +58,7 @@ def run(
             for output, value in zip(step.outputs, _step(step, env, apply, index), strict=True):
                 env[output] = value
         except GridError as error:
-            raise _located(error, index, step.op) from error
+            raise _located(error, index, step.op) from None
         except Exception as error:
             raise ExecutionFailed(f"step {index} ({step.op}) failed", step=index, op=step.op) from error
         for value in step.frees:

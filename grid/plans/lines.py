@@ -25,14 +25,17 @@ _NOT_THE_USERS = tuple(
 
 @contextmanager
 def errors_explained() -> Iterator[None]:
-    """Turn whatever the function raises into `PlanRejected` that names the user's line."""
+    """Turn whatever the function raises into `PlanRejected` that names the user's line.
+
+    Without a cause: that would be a hundred lines of PyTorch's code above a message which says all that there is to say.
+    """
     try:
         yield
     except PlanRejected as error:
         line = "" if AT in error.message else _error_line(error)
-        raise PlanRejected(f"{error.message}{_advice(error)}{at_line(line)}", **error.details) from error
+        raise PlanRejected(f"{error.message}{_advice(error)}{at_line(line)}", **error.details) from None
     except InvalidRequest as error:
-        raise PlanRejected(f"the function's result cannot be a plan's: {error.message}") from error
+        raise PlanRejected(f"the function's result cannot be a plan's: {error.message}") from None
     except GridError:
         raise
     except Exception as error:
@@ -40,7 +43,7 @@ def errors_explained() -> Iterator[None]:
         raise PlanRejected(
             f"the function raised {type(error).__name__} while it was traced{_advice(error)}{at_line(line)}: "
             f"{str(error).strip()[:500]}"
-        ) from error
+        ) from None
 
 
 AT = " — at "

@@ -60,12 +60,12 @@ class DryRun:
         """Elements of the step that gives most of them."""
         return max((step.elements for step in self.steps), default=0)
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Elements of all results of all steps."""
         return sum(step.elements for step in self.steps)
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Operations of all steps."""
         return sum(step.flops for step in self.steps)
@@ -116,7 +116,7 @@ def dry_run(program: Program, shapes: Sequence[tuple[int, ...]], seen: dict[int,
         try:
             costs.append(_step(step, env, memory))
         except GridError as error:
-            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from error
+            raise PlanRejected(f"step {index} ({step.op}): {error.message}", step=index, op=step.op) from None
         if seen is not None:
             seen.update((value, env[value]) for value in step.outputs if isinstance(env[value], Tensor))
         for value in step.frees:
@@ -218,17 +218,16 @@ def _step(step: Step, env: dict[int, Any], memory: _Memory) -> StepCost:
     results = measure(bound, LARGEST_RESULT)
     if len(results) != len(step.outputs):
         raise PlanRejected(f"gives {len(results)} tensors, and the plan names {len(step.outputs)}")
-    aliases = any(value.alias_info is not None for value in op.call._schema.returns)
     source = next(step.refs(), None)
     fresh = 0
     for output, result in zip(step.outputs, results, strict=True):
         env[output] = result
         size = result.numel() * result.element_size()
-        if aliases and source is not None:
+        if op.views and source is not None:
             memory.look(output, source)
         else:
             memory.allocate(output, size)
             fresh += size
     extra = workspace(bound, results)
     memory.spend(extra)
-    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if aliases else flops(bound, results))
+    return StepCost(sum(result.numel() for result in results), fresh + extra, 0 if op.views else flops(bound, results))

@@ -39,13 +39,16 @@ def cut(rows: int, min_rows: int) -> Ids:
     return cut_rows
 
 
-def rows_of(cut_rows: Ids, blocks: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The rows of these blocks, block after block. Raises `InvalidRequest` for a block that is not there, or asked for twice."""
-    known = int(cut_rows.max(initial=0)) + 1
-    if len(set(blocks)) != len(blocks) or not all(0 <= block < known for block in blocks):
-        raise InvalidRequest(f"blocks are distinct numbers from 0 to {known - 1}")
-    place = np.full(known, -1, np.int32)
-    place[list(blocks)] = np.arange(len(blocks), dtype=np.int32)
-    places = place[cut_rows]
-    rows = np.flatnonzero(places >= 0)
-    return rows[np.argsort(places[rows], kind="stable")]
+class BlockRows:
+    """The rows of each block of a cut, for a dataset of which blocks are asked for again and again."""
+
+    def __init__(self, cut_rows: Ids) -> None:
+        self._rows = np.argsort(cut_rows, kind="stable").astype(np.int32)
+        self._ends = [0, *np.cumsum(np.bincount(cut_rows)).tolist()]
+
+    def of(self, blocks: Sequence[int]) -> Ids:
+        """The rows, block after block. Raises `InvalidRequest` for a block that is not there, or asked for twice."""
+        known = len(self._ends) - 1
+        if len(set(blocks)) != len(blocks) or not all(0 <= block < known for block in blocks):
+            raise InvalidRequest(f"blocks are distinct numbers from 0 to {known - 1}")
+        return np.concatenate([self._rows[self._ends[block] : self._ends[block + 1]] for block in blocks])

@@ -17,6 +17,7 @@ A `Labels` belongs to one thread at a time. Tensors may be dropped by any thread
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +42,9 @@ from grid.wire.messages import Arg
 MAX_VERDICTS = 8192
 DROPOUT_CHUNK = 1 << 20
 
+MANY_BYTES = 1 << 20
+"""Results of fewer are made before anybody asks whether there is room for them."""
+
 FROM_ELSEWHERE = Reason("the value was moved here from another owner's node")
 OTHER_SHAPE = Reason("an operation returned another shape than it announced")
 PRIVATE_FAILURE = "the operation failed; what it works on is private, so nothing more can be said"
@@ -57,11 +61,13 @@ class _Measure(NamedTuple):
 class _Verdict(NamedTuple):
     """What a call makes: the types of fresh results, and the forms of what it writes, by argument name and position in a list.
 
-    The types are without a story: one whose form has something to tell gets it from the operands of each call.
+    The types are without a story: one whose form has something to tell gets it from the operands of each call. `size` is the
+    bytes of new memory that the results take.
     """
 
     results: tuple[Type, ...]
     writes: tuple[tuple[str, int, Form], ...]
+    size: int
 
 
 class Labels:
@@ -143,10 +149,18 @@ class Labels:
 
     # ------------------------------------------------------------ running
 
-    def run(self, op: Op, args: Sequence[Arg], kwargs: Mapping[str, Arg], where: str = "") -> list[Tensor]:
+    def run(
+        self,
+        op: Op,
+        args: Sequence[Arg],
+        kwargs: Mapping[str, Arg],
+        where: str = "",
+        reserve: Callable[[int], None] | None = None,
+    ) -> list[Tensor]:
         """Run one operation and return its fresh results, typed. An in-place operation has none.
 
-        `where` names the command or step in messages. Raises `InvalidRequest` (arguments, limits), `QuotaExceeded`, and
+        `where` names the command or step in messages. `reserve` hears how many bytes the results will take before anything is
+        done, if they are many, and may raise. Raises `InvalidRequest` (arguments, limits), `QuotaExceeded`, and
         `ExecutionFailed` where the failure depends on the client's own values alone. One that may depend on rows is not told
         here: see `spoilt`.
         """
@@ -155,6 +169,8 @@ class Labels:
         handles: list[Handle] = []
         key = self._look(bound, handles)
         verdict = self._verdicts.get(key) or self._judge(bound, key)
+        if reserve is not None and verdict.size >= MANY_BYTES:
+            reserve(verdict.size)
         types = [handle.type for handle in handles]
         targets = [bound[name][at] if at >= 0 else bound[name] for name, at, _ in verdict.writes] if verdict.writes else []
         for target in targets:
@@ -219,6 +235,8 @@ class Labels:
         """Spoil results of a program where its inputs come of a failure: `heirs` has, for each result, the positions of those
         inputs whose failure it takes over, the one that goes first in front."""
         failures = [self._memory.handle(tensor).storage.spoilt for tensor in inputs]
+        if not any(failures):
+            return
         for tensor, positions in zip(tensors, heirs, strict=True):
             failure = next((found for at in positions if (found := failures[at]) is not None), None)
             if failure is not None:
@@ -267,8 +285,8 @@ class Labels:
 
     def _judge(self, bound: Bound, key: tuple[Any, ...]) -> _Verdict:
         """Measure and type a call that was not seen before."""
-        shapes = tuple([found.shape for found in self._measured(bound)])
-        op = bound.op
+        measures, op = self._measured(bound), bound.op
+        shapes = tuple([found.shape for found in measures])
         forms: dict[str, Forms] = {}
         for parameter, value in zip(op.parameters, bound.values, strict=True):
             if isinstance(value, Tensor):
@@ -280,7 +298,8 @@ class Labels:
             call.shapes = [tuple(target.shape) for target in bound["self"]]
         made = judge(call, self._rules, strict=self._strict)
         fresh = () if op.returns_target or op.rule == "lists" else made
-        verdict = _Verdict(tuple([Type(form) for form in fresh]), self._writes(call, made))
+        size = 0 if op.views or not fresh else sum(math.prod(found.shape) * found.dtype.itemsize for found in measures)
+        verdict = _Verdict(tuple([Type(form) for form in fresh]), self._writes(call, made), size)
         if call.volatile:
             self.surprises += 1
         else:

@@ -43,7 +43,7 @@ from grid.errors import (
 from grid.ids import GridId, PeerId
 from grid.logs import session_of
 from grid.settings import SessionLimits
-from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport
+from grid.transport.base import MAX_FRAME_BYTES, Buffer, Transport, size_of
 
 CHANNEL_VERSION = 1
 RESUMABLE_VERSION = 2
@@ -382,7 +382,7 @@ class SecureChannel(Transport):
 
     def _sealed(self, parts: tuple[Buffer, ...]) -> bytes:
         """A frame as it is sent. Its number is used up."""
-        size = sum(len(part) if isinstance(part, (bytes, bytearray)) else part.nbytes for part in parts)
+        size = size_of(parts)
         if size > MAX_PAYLOAD_BYTES:
             raise LocalProtocolError(f"a sealed frame carries at most {MAX_PAYLOAD_BYTES} bytes, not {size}")
         self._check_open()

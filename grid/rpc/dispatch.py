@@ -1,7 +1,8 @@
 """Which function answers which message: a literal table given by the service, nothing looked up by name.
 
 A handler is a plain function `(context, message)`; the read loop calls it and must not be held up. For a request it returns
-the reply, or an awaitable of it; for a one-way message, None or an awaitable. Awaitables run as tasks of the `Peer`.
+the reply, or an awaitable of it; for a one-way message, None or an awaitable. Coroutines run as tasks of the `Peer`; for a
+future it needs none, and cancels it where nobody waits any more.
 Handlers are called in the order in which messages arrive.
 """
 

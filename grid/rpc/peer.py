@@ -14,8 +14,9 @@ import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from grid.clock import Clock
 from grid.errors import GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
@@ -79,7 +80,7 @@ class Peer:
         self._session = Session(initiator=initiator, limits=limits, greeting=greeting)
         self._drain_bytes = limits.window_bytes // 4
         self._requests: dict[RequestId, asyncio.Future[Message]] = {}
-        self._work: dict[int, asyncio.Task[None]] = {}
+        self._work: dict[int, asyncio.Future[Any]] = {}
         self._errands = itertools.count(-1, -1)
         self._tasks = asyncio.TaskGroup()
         self._hello: Hello | None = None
@@ -253,7 +254,12 @@ class Peer:
     def _push(self) -> None:
         """Send what waits: here and now if that is possible, or else by the writer."""
         transport, session = self._transport, self._session
-        while self._writer_waits and not self._wake.is_set() and not self.closed and transport.can_send_now():
+        while self._writer_waits and not self._wake.is_set() and not self.closed:
+            if session.flushed:  # asked first, since every layer below has its say in `can_send_now`
+                self._room.set()
+                return
+            if not transport.can_send_now():
+                break
             frame = session.next_frame(self._clock.monotonic())
             if frame is None:
                 self._room.set()
@@ -361,13 +367,18 @@ class Peer:
 
     def _handle(self, effect: Deliver) -> None:
         request_id, message, held = effect
-        if self._talkative:
+        if self._talkative and request_id is not None:  # what goes one way is mostly frames that pass
             self._debug(request_id, "is asked for %r", message.tag)
         try:
             result = self._handlers.call(self._context, message)
         except Exception as error:
             self._refuse(request_id, message, error)
         else:
+            if isinstance(result, asyncio.Future):  # what can be waited for without a task
+                key = request_id or next(self._errands)
+                self._work[key] = result
+                result.add_done_callback(partial(self._finished, key, request_id, message, held))
+                return
             if inspect.isawaitable(result):
                 work = self._run(request_id or next(self._errands), self._finish(request_id, message, result, held))
                 if inspect.iscoroutine(result):
@@ -384,6 +395,20 @@ class Peer:
         self._work[key] = task
         task.add_done_callback(lambda _: self._work.pop(key, None))
         return task
+
+    def _finished(
+        self, key: int, request_id: RequestId | None, message: Message, held: int, result: asyncio.Future[Message | None]
+    ) -> None:
+        self._work.pop(key, None)
+        if result.cancelled():
+            self._refuse(request_id, message, NodeUnavailable("the work on this request was given up"))
+        elif isinstance(error := result.exception(), Exception):
+            self._refuse(request_id, message, error)
+        else:
+            self._answer(request_id, message, result.result())
+        if held:
+            self._session.consumed(held)
+            self._push()
 
     async def _finish(
         self, request_id: RequestId | None, message: Message, result: Awaitable[Message | None], held: int

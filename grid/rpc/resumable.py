@@ -21,7 +21,7 @@ from grid.rpc.channel import REFUSAL, printable, time_limit
 from grid.rpc.reconnect import Backoff
 from grid.rpc.resume import Resumption, is_ack, session_of
 from grid.settings import SessionLimits
-from grid.transport.base import MAX_FRAME_BYTES, Buffer, Dial, Transport
+from grid.transport.base import MAX_FRAME_BYTES, Buffer, Dial, Transport, size_of
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +289,7 @@ class Resumable(Transport):
 
 def _whole(parts: Sequence[Buffer]) -> bytes:
     """A frame in one piece that nobody changes, as it is kept."""
-    size = sum(memoryview(part).nbytes for part in parts)
+    size = size_of(parts)
     if size > MAX_FRAME_BYTES:
         raise LocalProtocolError(f"a frame of {size} bytes is larger than {MAX_FRAME_BYTES}")
     return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)

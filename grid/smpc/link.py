@@ -59,14 +59,15 @@ class Mailbox:
     def deliver(self, sender: int, label: int, words: Words) -> None:
         """A message has come. Raises `WireError` for one that was there before or is of a wrong size,
         `QuotaExceeded` where too much has come unasked; the caller then gives up the session."""
-        self.admit(sender, label, words.size)
         key = (sender, label)
-        wanted = self._wanted.pop(key, None)
-        if wanted is not None:
+        wanted = self._wanted.get(key)
+        if wanted is not None and wanted[0] == words.size:
+            del self._wanted[key]
             wanted[1].set(words)
-        else:
-            self._early[sender] = self._early.get(sender, 0) + _cost(words.size)
-            self._come[key] = words
+            return
+        self.admit(sender, label, words.size)
+        self._early[sender] = self._early.get(sender, 0) + _cost(words.size)
+        self._come[key] = words
 
     def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
         arrival: Arrival[Words] = Arrival()

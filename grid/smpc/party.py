@@ -34,19 +34,28 @@ class Ring(NamedTuple):
     def mask(self) -> np.uint64:
         return np.uint64((1 << self.width) - 1)
 
+    def reduced(self, words: Words) -> Words:
+        """Modulo 2**width: local sums may leave more than that in a word, which nobody must see."""
+        return words if self.width == 64 else words & self.mask
+
 
 WHOLE = Ring()
 """The ring of all computations but those tests."""
+
+
+PARTS = (1 << 34, 1 << 22, 1 << 12)
+"""Operation numbers of a part, of a part within a part, and of one within that: 16 million of the first in a session, 4096 and
+1024 of the others in each above."""
 
 
 class Operations:
     """Numbers for operations, taken in the same order by all parties. Whatever runs at the same time gets a range of its own
     before it starts."""
 
-    __slots__ = ("_end", "_next")
+    __slots__ = ("_end", "_next", "_size")
 
-    def __init__(self, start: int = 0, end: int = 1 << 56) -> None:
-        self._next, self._end = start, end
+    def __init__(self, start: int = 0, end: int = 1 << 58) -> None:
+        self._next, self._end, self._size = start, end, end - start
 
     def take(self) -> int:
         """One number."""
@@ -56,9 +65,12 @@ class Operations:
         self._next = number + 1
         return number
 
-    def split(self, parts: int, each: int) -> list[Operations]:
-        """A range of `each` numbers for every one of `parts` pieces of work that run at the same time."""
+    def split(self, parts: int, each: int | None = None) -> list[Operations]:
+        """A range of `each` numbers for every one of `parts` pieces of work that run at the same time; by default of the
+        size that PARTS has for parts of this range."""
         start = self._next
+        if each is None:
+            each = next((size for size in PARTS if size << 8 <= self._size), self._size)
         if start + parts * each > self._end:
             raise AssertionError("a kernel takes more operations than it declares")
         self._next = start + parts * each

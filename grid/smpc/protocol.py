@@ -35,12 +35,22 @@ class Protocol(ABC):
     # ------------------------------------------------------------ concurrency
 
     @abstractmethod
-    def split(self, parts: int, each: int) -> list[Self]:
-        """Objects for `parts` pieces of work at the same time, with `each` operation numbers apiece (plenty costs nothing)."""
+    def split(self, parts: int, each: int | None = None) -> list[Self]:
+        """Objects for `parts` pieces of work at the same time, with `each` operation numbers apiece: by default plenty, of which
+        they may give to parts of their own."""
 
     async def together(self, *works: Callable[[Self], Work[Any]]) -> list[Any]:
         """Run pieces of work at the same time, each on an object of its own; their results in order."""
-        return await gather([work(mine) for work, mine in zip(works, self.split(len(works), 1 << 20), strict=True)])
+        return await gather([work(mine) for work, mine in zip(works, self.split(len(works)), strict=True)])
+
+    # ------------------------------------------------------------ hints, for checks of a program on values made up
+
+    def expect(self, x: Shared, low: int, high: int) -> None:  # noqa: B027
+        """A function is right where low <= x <= high, as signed ring elements. Nothing happens; `plain` can look."""
+
+    def masked(self) -> Self:
+        """For work whose result is multiplied by 0 wherever it overflows: a check must not mind."""
+        return self
 
     # ------------------------------------------------------------ without messages
 
@@ -63,8 +73,8 @@ class Protocol(ABC):
         """A sharing of a value that party `owner` has, who alone passes it. 1 round."""
 
     @abstractmethod
-    async def multiply(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
-        """x y / 2**truncate. 1 round, or 3 with a truncation."""
+    async def multiply(self, x: Shared, y: Shared, truncate: int = 0, add: Shared | None = None) -> Shared:
+        """(x y + add) / 2**truncate. 1 round, or 3 with a truncation; the addend costs nothing."""
 
     @abstractmethod
     async def matmul(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
@@ -110,8 +120,9 @@ class Protocol(ABC):
     # ------------------------------------------------------------ order
 
     @abstractmethod
-    async def shuffle(self, x: Shared) -> Shared:
-        """The items along the first axis in an order that no party knows, uniform over all orders. 3 rounds."""
+    async def shuffle(self, x: Shared, axis: int = 0) -> Shared:
+        """The items along an axis in an order that no party knows, uniform over all orders; each index of the axes before it
+        has an order of its own. 3 rounds."""
 
     # ------------------------------------------------------------ opening
 

@@ -21,8 +21,8 @@ class Shared:
     __slots__ = ("parts",)
 
     def __init__(self, *parts: Words) -> None:
-        # numpy makes scalars of arrays without dimensions, and those warn where they wrap
-        self.parts = parts if type(parts[0]) is np.ndarray else tuple(map(np.asarray, parts))
+        # Operations on arrays without dimensions give numpy's scalars, which warn where they wrap.
+        self.parts = tuple(map(np.asarray, parts))
 
     @property
     def pair(self) -> tuple[Words, Words]:
@@ -93,6 +93,10 @@ class Bits:
     @property
     def words(self) -> int:
         return int(self.parts[0].shape[1])
+
+    def each(self, rearrange: Callable[[Words], Words]) -> Bits:
+        """The same rearrangement of bits, or XOR of planes, in every component."""
+        return Bits(*map(rearrange, self.parts))
 
     def __getitem__(self, planes: Any) -> Bits:
         """Some planes, by a slice or an array of their numbers."""

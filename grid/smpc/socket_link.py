@@ -39,7 +39,8 @@ PATIENCE = 30.0
 _HEADER = struct.Struct("<QQ")
 _NONCE = struct.Struct("<IQ")
 _TAG_BYTES = 16
-_BESIDE_WORDS = _HEADER.size + _TAG_BYTES
+_HEADER_BYTES = _HEADER.size
+_BESIDE_WORDS = _HEADER_BYTES + _TAG_BYTES
 _BUFFER_BYTES = 1 << 16
 _KEPT_BYTES = 1 << 20
 """Larger frames get memory of their own."""
@@ -51,6 +52,7 @@ _PING = (1 << 64) - 2
 """Labels beyond those of any operation."""
 
 _NO_WORDS = np.empty(0, np.uint64)
+_NOTHING = memoryview(bytearray())
 
 
 class Channel(NamedTuple):
@@ -75,13 +77,14 @@ class SocketLink:
         patience: float = PATIENCE,
         failed: Callable[[GridError], None] | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._mailbox = Mailbox()
+        self.loop = asyncio.get_running_loop()
+        self.mailbox = Mailbox()
         self._failed = failed
         self._patience = patience
-        self._over = self._loop.create_future()
+        self._closed = self.loop.create_future()
+        self.is_over = False
         self._peers = {peer: _Peer(self, rank, peer, channel) for peer, channel in channels.items()}
-        self._ticking = self._loop.call_later(patience / _TICKS, self._tick)
+        self._ticking = self.loop.call_later(patience / _TICKS, self._tick)
 
     @property
     def bytes_sent(self) -> int:
@@ -92,54 +95,46 @@ class SocketLink:
         self._peers[to].send(label, words)
 
     def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
-        return self._mailbox.receive(sender, label, count)
+        arrival = self.mailbox.receive(sender, label, count)
+        if not arrival.done and self._peers[sender].has_ended:
+            self.loop.call_soon(self._peers[sender].missed)
+        return arrival
 
     def fail(self, error: GridError) -> None:
         """End at once: all that wait get the error, and the peers see their sockets end."""
-        if self._over.done():
+        if self.is_over:
             return
         self._finish()
-        self._mailbox.fail(error)
+        self.mailbox.fail(error)
         if self._failed is not None:
             self._failed(error)
 
     async def close(self) -> None:
         """Say that this side is done, and wait until the peers have taken everything and are done, too."""
-        if not self._over.done():
+        if not self.is_over:
             for peer in self._peers.values():
                 peer.end()
             self.peer_is_done()
-        await asyncio.shield(self._over)
+        await asyncio.shield(self._closed)
 
     # ------------------------------------------------------------ for the peers' halves
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
-
-    @property
-    def is_over(self) -> bool:
-        return self._over.done()
-
-    @property
-    def mailbox(self) -> Mailbox:
-        return self._mailbox
-
     def peer_is_done(self) -> None:
         """One direction of one peer has ended as it should; all four of them end the link."""
-        if not self._over.done() and all(peer.is_done for peer in self._peers.values()):
+        if not self.is_over and all(peer.is_done for peer in self._peers.values()):
             self._finish()
-            self._mailbox.fail(QuorumLost("the link to the other parties is closed"))
+            self.mailbox.fail(QuorumLost("the link to the other parties is closed"))
 
     def _tick(self) -> None:
         for peer in self._peers.values():
             peer.tick(self._patience)
-            if self._over.done():
+            if self.is_over:
                 return
-        self._ticking = self._loop.call_later(self._patience / _TICKS, self._tick)
+        self._ticking = self.loop.call_later(self._patience / _TICKS, self._tick)
 
     def _finish(self) -> None:
-        self._over.set_result(None)
+        self.is_over = True
+        self._closed.set_result(None)
         self._ticking.cancel()
         for peer in self._peers.values():
             peer.shut()
@@ -157,7 +152,7 @@ class _Peer:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(channel.sending) != KEY_BYTES or len(channel.receiving) != KEY_BYTES:
             raise ValueError(f"a key has {KEY_BYTES} bytes")
-        self._sealing, self._opening = AESGCM(channel.sending), AESGCM(channel.receiving)
+        self._encrypt, self._decrypt = AESGCM(channel.sending).encrypt_into, AESGCM(channel.receiving).decrypt_into
         self._direction_out, self._direction_in = 4 * rank + peer, 4 * peer + rank
         self._sent = self._received = 0
         # Sending
@@ -165,14 +160,14 @@ class _Peer:
         self._sealed = memoryview(bytearray(_BUFFER_BYTES))
         self._queue: deque[memoryview] = deque()
         self._queued = 0
-        self._has_ended = False
+        self._said_end = False
         # Receiving: small frames in `_buffer`, the rest of a larger one in `_large`
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._filled = 0
         self._kept = memoryview(b"")
         self._large: memoryview | None = None
         self._large_filled = 0
-        self._peer_ended = False
+        self.has_ended = False
         # Signs of life: bytes that went through the socket, as they were at the last tick too, and ticks without any
         self._bytes_in = self._bytes_out = 0
         self._seen_in = self._seen_out = self._seen_sent = 0
@@ -192,10 +187,11 @@ class _Peer:
                 self._sealed = memoryview(bytearray(_KEPT_BYTES))
             frame = self._sealed[:size]
         header = _HEADER.pack(label, words.size)
-        frame[: _HEADER.size] = header
+        frame[:_HEADER_BYTES] = header
         nonce = _NONCE.pack(self._direction_out, self._sent)
         self._sent += 1
-        self._sealing.encrypt_into(nonce, _bytes_of(words), header, frame[_HEADER.size :])
+        plain = words.data.cast("B") if words.size else _NOTHING
+        self._encrypt(nonce, plain, header, frame[_HEADER_BYTES:])
         self.bytes_sent += size
         if self._queue:
             self._enqueue(frame)
@@ -246,9 +242,9 @@ class _Peer:
         self._link.loop.call_soon(self._link.fail, error)
 
     def end(self) -> None:
-        if not self._has_ended:
+        if not self._said_end:
             self.send(_END, _NO_WORDS)
-            self._has_ended = True
+            self._said_end = True
 
     # ------------------------------------------------------------ receiving
 
@@ -269,21 +265,22 @@ class _Peer:
             raise
 
     def _read_small(self) -> None:
-        buffer = self._buffer
-        self._filled += self._came(self._socket.recv_into(buffer[self._filled :]))
-        start, filled = 0, self._filled
-        while filled - start >= _HEADER.size and not self._link.is_over:
-            size = self._admitted(*_HEADER.unpack_from(buffer, start))
-            if filled - start < size:
-                if size > len(buffer):
-                    self._begin_large(buffer[start:filled], size)
+        buffer, start = self._buffer, 0
+        filled = self._filled + self._came(self._socket.recv_into(buffer[self._filled :]))
+        while filled - start >= _HEADER_BYTES and not self._link.is_over:
+            label, count = _HEADER.unpack_from(buffer, start)
+            stop = start + 8 * count + _BESIDE_WORDS
+            if stop > filled:
+                self._admit(label, count)
+                if stop - start > len(buffer):
+                    self._begin_large(buffer[start:filled], stop - start)
                     start = filled
                 break
-            self._open(buffer[start : start + size])
-            start += size
-        rest = bytes(buffer[start:filled])
-        buffer[: len(rest)] = rest
-        self._filled = len(rest)
+            self._open(label, count, buffer[start:stop])
+            start = stop
+        self._filled = filled - start
+        if 0 < start < filled:
+            buffer[: filled - start] = bytes(buffer[start:filled])
 
     def _begin_large(self, first: memoryview, size: int) -> None:
         """Go on reading into memory as long as the frame."""
@@ -300,7 +297,8 @@ class _Peer:
         self._large_filled += self._came(self._socket.recv_into(large[self._large_filled :]))
         if self._large_filled == len(large):
             self._large = None
-            self._open(large)
+            label, count = _HEADER.unpack_from(large)
+            self._open(label, count, large)
 
     def _came(self, count: int) -> int:
         if count == 0:
@@ -308,54 +306,65 @@ class _Peer:
         self._bytes_in += count
         return count
 
-    def _admitted(self, label: int, count: int) -> int:
-        """The size of a frame, once it is known that it may have it."""
-        if self._peer_ended:
-            raise WireError(f"party {self._rank} sent something after it was done", party=self._rank)
+    def _admit(self, label: int, count: int) -> None:
+        """Judge a frame by its header, before the rest of it is there and memory is set aside."""
         if label >= _PING:
             if count:
                 raise WireError(f"party {self._rank} sent a sign of life with {count} words", party=self._rank)
         else:
             self._link.mailbox.admit(self._rank, label, count)
-        return 8 * count + _BESIDE_WORDS
 
-    def _open(self, frame: memoryview) -> None:
-        header = bytes(frame[: _HEADER.size])
-        label, count = _HEADER.unpack(header)
+    def _open(self, label: int, count: int, frame: memoryview) -> None:
         words = np.empty(count, np.uint64)
+        plain = words.data.cast("B") if count else _NOTHING
         nonce = _NONCE.pack(self._direction_in, self._received)
+        self._received += 1
         try:
-            self._opening.decrypt_into(nonce, frame[_HEADER.size :], header, _bytes_of(words))
+            self._decrypt(nonce, frame[_HEADER_BYTES:], frame[:_HEADER_BYTES], plain)
         except InvalidTag:
             raise WireError(
-                f"message {self._received} of party {self._rank} does not open: it was changed, repeated or left out on its way, "
-                "or sealed with another key",
+                f"message {self._received - 1} of party {self._rank} does not open: it was changed, repeated or left out on its "
+                "way, or sealed with another key",
                 party=self._rank,
             ) from None
-        self._received += 1
-        if label < _PING:
+        if label < _PING and not self.has_ended:
             self._link.mailbox.deliver(self._rank, label, words)
-        elif label == _END:
-            self._peer_ended = True
+        else:
+            self._sign(label, count)
+
+    def _sign(self, label: int, count: int) -> None:
+        """Not a message of an operation."""
+        if self.has_ended:
+            raise WireError(f"party {self._rank} sent something after it was done", party=self._rank)
+        self._admit(label, count)
+        if label == _END:
+            if self._rank in self._link.mailbox.waits:
+                self.missed()
+                return
+            self.has_ended = True
             self._link.loop.remove_reader(self._socket)
             self._link.peer_is_done()
+
+    def missed(self) -> None:
+        """It has said that it is done, and a message that it did not send is waited for."""
+        self._link.fail(self._lost("it was done before the computation was"))
 
     # ------------------------------------------------------------ life
 
     @property
     def is_done(self) -> bool:
         """Whether both sides have said that they are done, and this one's last word has gone out."""
-        return self._has_ended and self._peer_ended and not self._queue
+        return self._said_end and self.has_ended and not self._queue
 
     def tick(self, patience: float) -> None:
         """A part of the patience has passed."""
-        self._silent = 0 if self._bytes_in != self._seen_in or self._peer_ended else self._silent + 1
+        self._silent = 0 if self._bytes_in != self._seen_in or self.has_ended else self._silent + 1
         self._stuck = 0 if self._bytes_out != self._seen_out or not self._queue else self._stuck + 1
         if self._silent >= _TICKS:
             self._link.fail(self._lost(f"nothing has come from it for {patience:g} s"))
         elif self._stuck >= _TICKS:
             self._link.fail(self._lost(f"it has read nothing for {patience:g} s"))
-        elif self._sent == self._seen_sent and not self._queue and not self._has_ended:
+        elif self._sent == self._seen_sent and not self._queue and not self._said_end:
             self.send(_PING, _NO_WORDS)
         self._seen_in, self._seen_out, self._seen_sent = self._bytes_in, self._bytes_out, self._sent
 
@@ -368,10 +377,6 @@ class _Peer:
 
     def _lost(self, how: str) -> QuorumLost:
         return QuorumLost(f"party {self._rank} is lost: {how}", party=self._rank)
-
-
-def _bytes_of(words: Words) -> memoryview:
-    return words.data.cast("B") if words.size else memoryview(bytearray())
 
 
 def _fresh_bytes(size: int) -> memoryview:

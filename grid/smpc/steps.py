@@ -9,6 +9,7 @@ Everything happens on one thread. A task that fails fails whoever awaits it; the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -36,13 +37,19 @@ class Arrival(Generic[T]):
         """The value is here; whoever waits goes on at once, within this call."""
         if not self._done:
             self._value, self._done = value, True
-            self._tell()
+            if self._told is not None:
+                self._tell()
 
     def fail(self, error: BaseException) -> None:
         """It will not come; whoever waits gets the error. Nothing happens where it was there already."""
         if not self._done:
             self._error, self._done = error, True
             self._tell()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it failed with."""
+        return self._error
 
     def result(self) -> T:
         """The value, or the error raised, once it is done."""
@@ -103,10 +110,28 @@ class Task(Generic[T]):
 
 
 async def gather(works: Iterable[Work[T]]) -> list[T]:
-    """Run all of them at the same time: their messages share rounds. Results in the order of `works`."""
+    """Run all of them at the same time: their messages share rounds. Results in the order of `works`.
+
+    The first that fails ends the others at once, whichever they wait for.
+    """
     tasks = [Task(work) for work in works]
+    missing = len(tasks)
+    last: Arrival[None] = Arrival()
+
+    def ended(task: Task[T]) -> None:
+        nonlocal missing
+        missing -= 1
+        if task.outcome.error is not None:
+            last.fail(task.outcome.error)
+        elif missing == 0:
+            last.set(None)
+
     try:
-        return [await task for task in tasks]
+        for task in tasks:
+            task.outcome.tell(functools.partial(ended, task))
+        if tasks:
+            await last
+        return [task.outcome.result() for task in tasks]
     except BaseException:
         for task in tasks:
             task.end()

@@ -69,7 +69,9 @@ def to_frame(tensor: Tensor, *, copy: bool = True) -> TensorFrame:
     shape = tuple(tensor.shape)
     if not dense.numel():
         return TensorFrame(dtype=dtype, shape=shape, data=b"")
-    return TensorFrame(dtype=dtype, shape=shape, data=dense.reshape(-1).view(torch.uint8).numpy().data)
+    if dtype == "bf2":  # numpy has none
+        dense = dense.view(torch.int16)
+    return TensorFrame(dtype=dtype, shape=shape, data=dense.numpy().data.cast("B"))
 
 
 def from_frame(frame: TensorFrame) -> Tensor:
@@ -81,22 +83,17 @@ def from_frame(frame: TensorFrame) -> Tensor:
         raise InvalidRequest(f"a {frame.dtype} tensor of shape {frame.shape} has {expected} bytes, and {data.nbytes} came")
     if not expected:
         return torch.empty(frame.shape, dtype=dtype)
-    flat = torch.frombuffer(data if _usable(data, DTYPES[frame.dtype]) else bytearray(data), dtype=dtype)
+    flat = torch.frombuffer(bytearray(data) if data.readonly or not data.c_contiguous else data, dtype=dtype)
+    if flat.data_ptr() % DTYPES[frame.dtype]:  # a tensor lies in aligned memory
+        flat = torch.frombuffer(bytearray(data), dtype=dtype)
     if dtype is torch.bool and int(flat.view(torch.uint8).max()) > 1:
         raise InvalidRequest("a boolean tensor holds bytes other than 0 and 1")
-    return flat.view(frame.shape)
+    return flat if len(frame.shape) == 1 else flat.view(frame.shape)
 
 
 def nbytes(tensor: Tensor) -> int:
     """Bytes of the tensor's elements, as if it were dense."""
     return math.prod(tensor.shape) * tensor.element_size()
-
-
-def _usable(data: memoryview, item: int) -> bool:
-    """Whether a tensor may lie in this memory: writable, in one piece, and aligned for its elements."""
-    if data.readonly or not data.c_contiguous:
-        return False
-    return torch.frombuffer(data, dtype=torch.uint8).data_ptr() % item == 0
 
 
 def _names() -> str:

@@ -92,6 +92,11 @@ class Op:
         """The operation's own name without overload: "mm" for "aten.mm.default"."""
         return self.name.split(".")[1]
 
+    @property
+    def views(self) -> bool:
+        """Whether results may lie in the memory of an argument."""
+        return any(value.alias_info is not None for value in self.call._schema.returns)
+
 
 @dataclass(slots=True, eq=False)
 class Bound:
@@ -268,7 +273,7 @@ def ask_torch(bound: Bound) -> list[Tensor]:
         extra = {"device": "meta"} if "device" in op.index and next(bound.tensors(), None) is None else {}
         result = Bound(op, values).run(**extra)
     except Exception as error:  # torch raises many classes here, all about arguments that do not fit together
-        raise InvalidRequest(f"{op.name}: {_first_line(error)}", op=op.name) from error
+        raise InvalidRequest(f"{op.name}: {_first_line(error)}", op=op.name) from None
     results = flatten(result)
     if op.rule == "batch_norm" and not bound.get("training", "no_" not in op.base):
         # In evaluation the processor's kernel saves no statistics; the meta kernel says that it does.

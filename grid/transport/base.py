@@ -7,7 +7,7 @@ One conformance suite, `grid.testing.conformance`, runs on each of them.
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +20,14 @@ DIRECT_BYTES = 256 << 10
 
 MAX_FRAME_BYTES = 1 << 20
 """No frame is larger; what does not fit is chunked by the session."""
+
+
+def size_of(parts: Sequence[Buffer]) -> int:
+    """Bytes of a frame that is given as parts."""
+    first = parts[0]
+    if len(parts) == 1 and type(first) is bytes:  # what seals and relays hand on
+        return len(first)
+    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
 
 
 class Transport(abc.ABC):

@@ -62,14 +62,21 @@ class Frames:
         self._start = 0
         self._end = 0
         self._growing: Growing | None = None
+        self._direct: Growing | None = None  # where the last room was
 
     def room(self) -> memoryview:
         """Where the next bytes are to be put."""
-        return self._buffer[self._end :]
+        growing = self._growing
+        room = growing.room() if growing is not None else None
+        self._direct = None if room is None else growing
+        return self._buffer[self._end :] if room is None else room
 
     def added(self, count: int) -> None:
         """So many bytes were put there."""
-        self._end += count
+        if self._direct is not None:
+            self._direct.added(count)
+        else:
+            self._end += count
 
     def next(self) -> Buffer | None:
         """The next whole frame, in writable memory of its own; None until more bytes are there."""

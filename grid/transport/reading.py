@@ -1,7 +1,8 @@
 """Binary messages out of the bytes of a WebSocket (RFC 6455), without I/O: what every frame of a grid passes through.
 
-Data frames are cut out here, with one copy at most before the mask is taken off. Everything else, which is rare (pings, the
-closing handshake, whatever breaks the rules), is given back as it came, whole frames in order, for the library's own machine.
+Data frames are cut out here, with one copy at most before the mask is taken off, and none of those that come in one piece.
+Everything else, which is rare (pings, the closing handshake, whatever breaks the rules), is given back as it came, whole frames
+in order, for the library's own machine.
 """
 
 from __future__ import annotations
@@ -36,23 +37,26 @@ class Reader:
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes. Gives back those that are not data frames."""
         given: list[bytes] = []
-        at = 0
-        while at < len(data):
-            if self.broken:
-                given.append(data[at:])
-                return given
-            take = min(self._wanted - len(self._part), len(data) - at)
-            self._part += memoryview(data)[at : at + take]
-            at += take
-            if len(self._part) == self._wanted:
-                back = self._next()
-                if back is not None:
-                    given.append(back)
+        view, at = memoryview(data), 0
+        while at < len(data) and not self.broken:
+            if self._part or len(data) - at < self._wanted:
+                take = min(self._wanted - len(self._part), len(data) - at)
+                self._part += view[at : at + take]
+                at += take
+                if len(self._part) < self._wanted:
+                    break
+                self._next(self._part, given)
+            else:  # a frame that is there in one piece needs no copy
+                at += self._next(view[at : at + self._wanted], given)
+        if self.broken and at < len(data):
+            given.append(data[at:])
         return given
 
-    def _next(self) -> bytes | None:
-        """The part is as long as was wanted: want more of the frame, or take it. Gives back a frame that is not data."""
-        part = self._part
+    def _next(self, part: bytearray | memoryview, given: list[bytes]) -> int:
+        """The part is as long as was wanted: want more of the frame, or take it. `given` gets a frame that is not data.
+
+        Returns how long the frame was, or 0 if more of it is wanted.
+        """
         first, second = part[0], part[1]
         length, head = second & 0x7F, 2
         if length == 126:
@@ -61,7 +65,7 @@ class Reader:
             head = 10
         if len(part) < head:
             self._wanted = head
-            return None
+            return 0
         if head > 2:
             length = int.from_bytes(part[2:head], "big")
         opcode = first & 0x0F
@@ -73,19 +77,21 @@ class Reader:
         if not (known and fits and follows):
             self.broken = True
             self._part = bytearray()
-            return bytes(part)
+            given.append(bytes(part))
+            return len(part)
         head += 4 if masked else 0
         self._wanted = head + length
         if len(part) < self._wanted:
-            return None
+            return 0
         self._part, self._wanted = bytearray(), 2
         if opcode >= 8:
-            return bytes(part)
+            given.append(bytes(part))
+            return len(part)
         payload: Buffer = memoryview(part)[head:]
         if masked:
             payload = apply_mask(payload, bytes(part[head - 4 : head]))
         self._take(first, opcode, payload)
-        return None
+        return len(part)
 
     def _take(self, first: int, opcode: int, payload: Buffer) -> None:
         """A data frame. A message of several is put together."""

@@ -156,32 +156,42 @@ class WebSocketTransport(Transport):
         self._sending = False
 
     async def send(self, *parts: Buffer) -> None:
-        frame = parts[0] if len(parts) == 1 else b"".join(parts)
+        # One that may change is copied, since some of it may wait in the network's buffer when this returns.
+        frame = parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
         if len(frame) > MAX_FRAME_BYTES:
             raise LocalProtocolError(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}")
         self._sending = True
         try:
-            await self._connection.send(frame)
+            if self._is_open():
+                self.send_now(frame)
+                await self._connection.drain()
+            else:
+                await self._connection.send(frame)  # which says how it ended
         except ConnectionClosed as error:
             raise _gone(error) from None
+        except OSError as error:
+            raise NodeUnavailable(f"the connection is lost: {error.strerror}") from None
         finally:
             self._sending = False
 
     def can_send_now(self) -> bool:
-        network = self._network
-        ready = self._connection.protocol.state is State.OPEN and not self._sending and not network.is_closing()
-        return ready and network.get_write_buffer_size() <= DIRECT_BYTES
+        return not self._sending and self._is_open() and self._network.get_write_buffer_size() <= DIRECT_BYTES
+
+    def _is_open(self) -> bool:
+        return self._connection.protocol.state is State.OPEN and not self._network.is_closing()
 
     def send_now(self, *parts: Buffer) -> None:
         # A binary message in one frame changes nothing that the library keeps account of, so it need not know.
         frame = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._masks:
             mask = secrets.token_bytes(4)
-            self._network.write(frame_head(len(frame), mask) + apply_mask(frame, mask))
-        elif len(frame) <= SMALL_BYTES:
-            self._network.write(frame_head(len(frame)) + frame)
+            head, frame = frame_head(len(frame), mask), apply_mask(frame, mask)
         else:
-            self._network.writelines([frame_head(len(frame)), frame])
+            head = frame_head(len(frame))
+        if len(frame) <= SMALL_BYTES:
+            self._network.write(head + frame)
+        else:
+            self._network.writelines([head, frame])
 
     async def receive(self) -> Buffer:
         frame = await self._connection.message()

@@ -42,6 +42,14 @@ class Growing:
             self._view[self.filled : self.filled + len(piece)] = piece
         self.filled += len(piece)
 
+    def room(self) -> memoryview | None:
+        """Where the next bytes may be put directly, to be told to `added`; None where they have to be given to `add`."""
+        return None if self._view is None else self._view[self.filled : self.total]
+
+    def added(self, count: int) -> None:
+        """So many bytes were put into `room`."""
+        self.filled += count
+
     def whole(self) -> memoryview:
         """What was filled in; writable. The memory lives as long as any view of it."""
         return memoryview(self._buffer) if self._view is None else self._view[: self.filled]

@@ -2,7 +2,7 @@
 
 Two kinds of session speak these. A *hop* joins a node or client to the gateway: `Join`, `Announce`, `Search`, `OpenLink`,
 `LinkData`, ... . A *channel* joins two peers end to end, sealed, over a link or a direct connection: `Commands`,
-`RunPlan`, `GetObject`, `StartSum`, ... . Ids, limits and meaning of a field never change; new fields come with defaults.
+`PutPlan`, `GetObject`, `StartSum`, ... . Ids, limits and meaning of a field never change; new fields come with defaults.
 
 Fields are plain: bool, int, float, str, bytes, None, tuples and dicts of these, other `record`s, `TensorFrame`, and `Arg`,
 the argument tree of commands and plans. Raw tensor data is never inside the header: the codec carries it beside it.
@@ -125,6 +125,34 @@ class Command:
     op: str
     args: list[Arg]
     kwargs: dict[str, Arg]
+    outputs: tuple[ObjectId, ...]
+
+
+@record
+class OpenDataset:
+    """Put `part` ("features", "targets" or "column") of a dataset under an id.
+
+    `shape` and `dtype` are what the client expects from the dataset's card; if the dataset has changed, this fails.
+    `blocks` picks whole blocks of min_rows rows (empty: all rows). Block b of n has min_rows rows, the last one the rest.
+    """
+
+    tag: ClassVar[str] = "open-dataset"
+    dataset: str
+    part: str
+    object: ObjectId
+    shape: tuple[int, ...]
+    dtype: str
+    column: str = ""
+    blocks: tuple[int, ...] = ()
+
+
+@record
+class RunPlan:
+    """Run a plan. `inputs` are Refs and Inlines in order; `outputs` name its tensor results in order."""
+
+    tag: ClassVar[str] = "run-plan"
+    plan: PlanId
+    inputs: list[Arg]
     outputs: tuple[ObjectId, ...]
 
 
@@ -460,7 +488,10 @@ class PutObject(Message):
 
 @message("commands")
 class Commands(Forwarded):
-    """Client -> node: operations to run in order; the first has number `first`, the next `first + 1`, ... Reply: Ok once done.
+    """Client -> node: what to do, in order: operations, parts of datasets to open, plans to run. Reply: Ok once done.
+
+    The first has number `first`, the next `first + 1`, ... An operation travels as its record, anything else as a map of its tag
+    to its record.
 
     The client does not wait for the reply; it only bounds how much is under way.
 
@@ -471,14 +502,14 @@ class Commands(Forwarded):
     """
 
     first: int
-    commands: tuple[Command, ...]
+    commands: tuple[Command | OpenDataset | RunPlan, ...]
     tensors: tuple[TensorFrame, ...] = ()
     frees: tuple[tuple[ObjectId, ...], ...] = ()
 
 
 @message("command-failed")
 class CommandFailed(Message):
-    """Node -> client, one way: command (or plan call, or open) number `command` failed. Details may name op and step."""
+    """Node -> client, one way: command number `command` failed. Details may name op and step."""
 
     command: int
     error: ErrorInfo
@@ -505,24 +536,6 @@ class ObjectValue(Message):
     tensor: TensorFrame
 
 
-@message("open-dataset")
-class OpenDataset(Forwarded):
-    """Client -> node: put `part` ("features", "targets" or "column") of a dataset under an id. Reply: Ok, as Commands.
-
-    `shape` and `dtype` are what the client expects from the dataset's card; if the dataset has changed, this fails.
-    `blocks` picks whole blocks of min_rows rows (empty: all rows). Block b of n has min_rows rows, the last one the rest.
-    """
-
-    command: int
-    dataset: str
-    part: str
-    object: ObjectId
-    shape: tuple[int, ...]
-    dtype: str
-    column: str = ""
-    blocks: tuple[int, ...] = ()
-
-
 @message("put-plan")
 class PutPlan(Message):
     """Client -> node: a plan in its canonical encoding. Reply: Ok, as Commands.
@@ -532,20 +545,6 @@ class PutPlan(Message):
 
     plan: PlanId
     encoding: Buffer
-
-
-@message("run-plan")
-class RunPlan(Forwarded):
-    """Client -> node: run a plan. Reply: Ok, as Commands.
-
-    `inputs` are Refs and Inlines in order; `outputs` name its tensor results in order.
-    """
-
-    command: int
-    plan: PlanId
-    inputs: list[Arg]
-    outputs: tuple[ObjectId, ...]
-    tensors: tuple[TensorFrame, ...] = ()
 
 
 @message("describe-object")

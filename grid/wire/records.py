@@ -80,6 +80,27 @@ _RECORDS: dict[type, Form] = {}
 """Records compiled so far; filled while this package is imported and not changed after."""
 
 
+def _one_of(common: type, *others: Any) -> Form:
+    """One of several records: of the first class as it is, of another one as a map of its `tag` to it."""
+    first = _form_of(common)
+    forms = {cls: _form_of(cls) for cls in others}
+    tagged = {cls.tag: form for cls, form in forms.items()}
+
+    def write(value: Any, raw: list[Buffer]) -> Any:
+        form = forms.get(type(value))
+        return first.write(value, raw) if form is None else {type(value).tag: form.write(value, raw)}
+
+    def read(value: Any, raw: Raw) -> Any:
+        if type(value) is not dict:
+            return first.read(value, raw)
+        tag = next(iter(value), None)
+        if len(value) != 1 or tag not in tagged:
+            unreadable(value, "a map of one known tag")
+        return tagged[tag].read(value[tag], raw)
+
+    return Form(write, read, first.raw or any(form.raw for form in forms.values()))
+
+
 def _form_of(hint: Any) -> Form:
     """The form of an annotation. Raises `TypeError` at import for one that has none."""
     if hint in PLAIN:
@@ -91,6 +112,8 @@ def _form_of(hint: Any) -> Form:
         return tuple_of(_form_of(inner[0]))
     if origin in (Union, types.UnionType) and len(inner) == 2 and types.NoneType in inner:
         return optional(_form_of(inner[0] if inner[1] is types.NoneType else inner[1]))
+    if origin in (Union, types.UnionType):
+        return _one_of(*inner)
     if origin is dict and inner[0] is str and set(typing.get_args(inner[1])) == {str, int, float, bool}:
         return details()
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -420,14 +420,17 @@ async def test_everything_can_be_read_without_javascript() -> None:
 
 
 async def test_a_page_out_of_sight_costs_nothing_and_catches_up() -> None:
-    async with site() as place, reader() as person:
+    async with site() as place, reader() as person, reader() as witness:
         page = person.page
-        await page.goto(place.entrance)
-        await person.open(f"{place.url}/nodes")
+        for one in (person, witness):
+            await one.page.goto(place.entrance)
+            await one.open(f"{place.url}/nodes")
         async with page.expect_event("requestfailed", lambda request: "/events/stream" in request.url):
             await page.evaluate(HIDE, True)
         asked = len(person.requests)
-        await place.grid.peer("alice")
+        for name in ("alice", "bob"):  # the second one comes to the witness after the first would have come to both
+            await place.grid.peer(name)
+            await expect(witness.page.locator(witness.state_of(name))).to_have_text("online")
         assert len(person.requests) == asked and await page.locator(person.state_of("alice")).count() == 0
         await page.evaluate(HIDE, False)
         await expect(page.locator(person.state_of("alice"))).to_have_text("online")

@@ -45,7 +45,7 @@ class LocalExecutor:
     def new_id(self) -> ObjectId:
         return ObjectId(next(self._ids))
 
-    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin) -> None:
+    def emit(self, command: Command, tensors: Sequence[TensorFrame], place: Origin, what: str) -> None:
         self.commands.append(command)
         self.origins.append(place)
         op = lookup(command.op)

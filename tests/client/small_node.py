@@ -27,6 +27,7 @@ from grid.tensors.ops import bind, flatten, lookup
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
 from grid.wire.messages import (
+    Command,
     CommandFailed,
     Commands,
     ErrorInfo,
@@ -107,9 +108,7 @@ class SmallNode(Site):
             Commands: self._commands,
             FreeObjects: self._free,
             GetObject: self._get,
-            OpenDataset: self._open_dataset,
             PutPlan: self._put_plan,
-            RunPlan: self._run_plan,
             ExpectObject: self._expect,
             MoveObject: self._move,
             StartSum: self._sum,
@@ -160,17 +159,36 @@ class SmallNode(Site):
         self._check(message)
         inline = [from_frame(frame) for frame in message.tensors]
         for number, command in enumerate(message.commands, message.first):
-            try:
-                args = [self._value(arg, inline) for arg in command.args]
-                kwargs = {name: self._value(arg, inline) for name, arg in command.kwargs.items()}
-                results = flatten(bind(lookup(command.op), args, kwargs).run())
-                if command.outputs:
-                    self.objects.update(zip(command.outputs, results, strict=True))
-            except Exception as error:
-                self._failed(number, command.op, command.outputs, error)
+            if isinstance(command, OpenDataset):
+                self._open_dataset(number, command)
+            elif isinstance(command, RunPlan):
+                self._run_plan(command, inline)
+            else:
+                self._run(number, command, inline)
             for one in message.frees[number - message.first] if number - message.first < len(message.frees) else ():
                 self._forget(one)
         return self._ok()
+
+    def _run(self, number: int, command: Command, inline: list[torch.Tensor]) -> None:
+        try:
+            args = [self._value(arg, inline) for arg in command.args]
+            kwargs = {name: self._value(arg, inline) for name, arg in command.kwargs.items()}
+            results = flatten(bind(lookup(command.op), args, kwargs).run())
+            if command.outputs:
+                self.objects.update(zip(command.outputs, results, strict=True))
+        except Exception as error:
+            self._failed(number, command.op, command.outputs, error)
+
+    def _open_dataset(self, number: int, command: OpenDataset) -> None:
+        if self.fail_openings is None:
+            self.objects[command.object] = torch.zeros(command.shape)
+        else:
+            self._failed(number, "open", (command.object,), self.fail_openings)
+
+    def _run_plan(self, command: RunPlan, inline: list[torch.Tensor]) -> None:
+        plan = self.plans[command.plan]
+        results = flatten(plan._compiled([self._value(one, inline) for one in command.inputs]))
+        self.objects.update(zip(command.outputs, results, strict=True))
 
     def _failed(self, number: int, op: str, outputs: tuple[int, ...], error: Exception) -> None:
         if not isinstance(error, GridError):
@@ -209,25 +227,9 @@ class SmallNode(Site):
         self._check(message)
         return ObjectValue(tensor=to_frame(self._find(message.object)))
 
-    def _open_dataset(self, context: object, message: OpenDataset) -> Any:
-        self._check(message)
-        if self.fail_openings is None:
-            self.objects[message.object] = torch.zeros(message.shape)
-        else:
-            self._failed(message.command, "open", (message.object,), self.fail_openings)
-        return self._ok()
-
     def _put_plan(self, context: object, message: PutPlan) -> Any:
         self._check(message)
         self.plans[message.plan] = decode(message.encoding)
-        return self._ok()
-
-    def _run_plan(self, context: object, message: RunPlan) -> Any:
-        self._check(message)
-        inline = [from_frame(frame) for frame in message.tensors]
-        plan = self.plans[message.plan]
-        results = flatten(plan._compiled([self._value(one, inline) for one in message.inputs]))
-        self.objects.update(zip(message.outputs, results, strict=True))
         return self._ok()
 
     def _expect(self, context: object, message: ExpectObject) -> Any:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_executor import LocalExecutor, Spot
 
+from grid.client import mock as mocking
 from grid.client.datasets import Dataset
 from grid.client.mock import make_mock
 from grid.client.tensors import RemoteTensor, adopt
@@ -185,6 +186,25 @@ def test_a_card_that_makes_no_sense_still_gives_mock_data() -> None:
         assert 1 <= float(turned) <= 5 and math.isfinite(float(huge)) and empty == ""
     assert first_rows(card(rows=0), columns=9, rows=9) == []
     assert first_rows(card(columns=()), columns=9, rows=9) == []
+
+
+def test_mock_data_takes_no_more_memory_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card comes from a stranger, and honest ones may tell of large images."""
+    plain: dict[str, Any] = dict(columns=(), feature_names=(), classes=0)
+    for shape in [(1 << 40,), (1 << 20, 1 << 20), (-3,)]:
+        with pytest.raises(InvalidRequest, match="has"):
+            make_mock(card(**plain, feature_shape=shape), 5)
+    monkeypatch.setattr(mocking, "MAX_CELLS", 2000)
+    large = make_mock(card(**plain, feature_shape=(3, 10, 10), target_shape=(), target_dtype="f4"), 50)
+    assert large.features.shape == (6, 3, 10, 10) and large.targets is not None and large.targets.shape == (6,)
+    few, all_rows = make_mock(card(feature_shape=(190,), feature_names=(), target_dtype=""), 105), first_rows(card(), 3, 5)
+    assert [list(row) for row in all_rows] == few.iloc[:5, :3].to_numpy(dtype=object).tolist() and len(few) == 10
+
+
+def test_a_target_without_categories_still_has_mock_data() -> None:
+    target = ColumnCard(name="ill", kind="category", role="target")
+    plain: dict[str, Any] = dict(columns=(target,), feature_names=(), feature_shape=(2,))
+    assert make_mock(card(**plain, target_dtype="i8"), 3).targets is not None
 
 
 def test_mock_data_of_other_forms() -> None:

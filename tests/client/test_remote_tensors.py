@@ -210,6 +210,26 @@ def test_views_in_place_change_one_tensor_alone(alice: LocalExecutor) -> None:
     assert not {"aten.t_.default", "aten.squeeze_.default"} & {command.op for command in alice.commands}
 
 
+def test_a_transpose_is_made_when_it_is_used_and_taken_back_without_a_command(alice: LocalExecutor) -> None:
+    def program(x: Any) -> Any:
+        turned = x.t()
+        x.add_(1)  # what is written before the view is made is seen in it, as what is written after
+        y = turned * 2
+        x[0] = 7
+        turned.t()[1] = 5
+        turned[2] = 4
+        return torch.cat([turned, y, turned.detach()])
+
+    assert torch.equal(program(alice.put(RX)).get(), program(RX.clone()))
+    assert [command.op for command in alice.commands].count("aten.t.default") == 1
+    before, unused = len(alice.commands), alice.put(RX).t()
+    assert torch.equal(unused.t().get(), RX) and len(alice.commands) == before
+    again = unused.get()
+    alice.freed.clear()
+    del unused
+    assert torch.equal(again, RX.t()) and len(alice.freed) == 2 and not {*alice.freed} & alice.objects.keys()
+
+
 def test_gradients_through_views_and_writes(alice: LocalExecutor) -> None:
     def program(w: Any) -> Any:
         w = w.requires_grad_()

@@ -20,6 +20,7 @@ from grid.cli import grid as command
 from grid.cli_support import EXIT_CODES
 from grid.errors import BY_CODE
 from grid.settings import TABLES, describe
+from grid.smpc.functions.table import SECURE_OPS
 from grid.telemetry import METRICS
 from grid.tensors.ops import OPS
 from grid.wire import messages
@@ -114,6 +115,14 @@ def test_every_metric_is_documented() -> None:
 def test_every_operation_is_documented() -> None:
     page = reference("ops")
     assert [op.name for op in OPS.values() if f"`{op.base}`" not in page] == []
+
+
+def test_every_function_on_secrets_is_documented() -> None:
+    page = reference("secure-ops")
+    for name, op in SECURE_OPS.items():
+        text = inspect.getdoc(op.function) or ""
+        assert len(text) > 15 and "rounds" in text.lower(), f"{name} does not say how many rounds it takes"
+        assert f"| `{name}` | {op.summary.replace('|', chr(92) + '|')} |" in page, name
 
 
 def all_commands(group: click.Group, words: str) -> Iterator[tuple[str, click.Command]]:

@@ -157,6 +157,14 @@ def test_a_file_in_place_of_the_state_folder_is_found(tmp_path: Path) -> None:
     assert one(check_state(tmp_path / "file", STORE), "state").verdict == "wrong"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="needs a file system that takes no files from anybody")
+@pytest.mark.parametrize("state", ["/proc/zz", "/proc/zz/deeper", "/proc"])
+def test_a_state_folder_that_nobody_can_write_is_found(state: str) -> None:
+    """Even root, whom no mode keeps out, and of whom `os.access` says that it may write."""
+    found = check_state(Path(state), STORE)
+    assert one(found, "state").verdict == "wrong" and state in one(found, "state").what
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may write everywhere")
 def test_a_state_folder_of_another_user_is_found(tmp_path: Path) -> None:
     state = tmp_path / "state"
@@ -223,7 +231,7 @@ def test_an_enrolment_that_ends_is_found(tmp_path: Path) -> None:
     assert early.verdict == "warning" and "clock" in early.why
 
 
-def test_data_that_is_not_as_described_is_found(tmp_path: Path) -> None:
+def test_data_that_is_not_as_described_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert one(check_data(None), "data").verdict == "warning"
     assert one(check_data(tmp_path), "data").verdict == "wrong"
     assert one(check_data(tmp_path / "nowhere"), "data").verdict == "wrong"
@@ -231,6 +239,9 @@ def test_data_that_is_not_as_described_is_found(tmp_path: Path) -> None:
     (tmp_path / "numbers.toml").write_text('file = "numbers.csv"\n')
     found = one(check_data(tmp_path), "data")
     assert (found.verdict, found.what) == ("ok", "numbers (20 rows)")
+    with monkeypatch.context() as patched:  # to look at data must not take room for it
+        patched.setattr("grid.tensors.mapped.TensorFile.create", None)
+        assert one(check_data(tmp_path), "data").verdict == "ok"
     (tmp_path / "numbers.csv").write_text("x\n1\nplanted\n")
     found = one(check_data(tmp_path), "data")
     assert found.verdict == "wrong" and "line 3" in found.what and "planted" not in found.what

@@ -96,7 +96,7 @@ async def pour(mutants: Mutants, session: Talk, left: int) -> int:
 # ------------------------------------------------------------ at a node
 
 
-def commands(*run: Command, tensors: tuple[torch.Tensor, ...] = ()) -> Commands:
+def commands(*run: Command | OpenDataset | RunPlan, tensors: tuple[torch.Tensor, ...] = ()) -> Commands:
     return Commands(first=10, commands=run, tensors=tuple(to_frame(tensor) for tensor in tensors))
 
 
@@ -126,8 +126,11 @@ def client_messages(other: str) -> list[Message]:
         PutObject(object=5, tensor=to_frame(X)),  # type: ignore[arg-type]
         FreeObjects(objects=(5, 20)),  # type: ignore[arg-type]
         PutPlan(plan=plan.id, encoding=plan.encoding),
-        RunPlan(command=40, plan=plan.id, inputs=[rows], outputs=(30,)),  # type: ignore[arg-type]
-        RunPlan(command=41, plan=plan.id, inputs=[Inline(0)], outputs=(31,), tensors=(to_frame(X),)),  # type: ignore[arg-type]
+        commands(
+            RunPlan(plan=plan.id, inputs=[rows], outputs=(30,)),  # type: ignore[arg-type]
+            RunPlan(plan=plan.id, inputs=[Inline(0)], outputs=(31,)),  # type: ignore[arg-type]
+            tensors=(X,),
+        ),
         MoveObject(object=2, to=other, transfer="t" * 32),  # type: ignore[arg-type]
         ExpectObject(transfer="t" * 32, sender=other, object=6, shape=(4, 3), dtype="f4"),  # type: ignore[arg-type]
         StartSum(sum="s" * 32, roster=(other, other), object=21, fraction_bits=16, deadline_s=0.5),  # type: ignore[arg-type]
@@ -137,8 +140,10 @@ def client_messages(other: str) -> list[Message]:
 def opened() -> list[Message]:
     """Parts of the dataset, and values of the client's own, as objects 1 to 4."""
     return [
-        OpenDataset(command=1, dataset="d", part="features", object=1, shape=(ROWS, 3), dtype="f4"),  # type: ignore[arg-type]
-        OpenDataset(command=2, dataset="d", part="targets", object=7, shape=(10,), dtype="i8", blocks=(1,)),  # type: ignore[arg-type]
+        commands(
+            OpenDataset(dataset="d", part="features", object=1, shape=(ROWS, 3), dtype="f4"),  # type: ignore[arg-type]
+            OpenDataset(dataset="d", part="targets", object=7, shape=(10,), dtype="i8", blocks=(1,)),  # type: ignore[arg-type]
+        ),
         PutObject(object=2, tensor=to_frame(X)),  # type: ignore[arg-type]
         PutObject(object=3, tensor=to_frame(torch.tensor([0, 2]))),  # type: ignore[arg-type]
         PutObject(object=4, tensor=to_frame(torch.zeros(4, 2, dtype=torch.int64))),  # type: ignore[arg-type]
@@ -389,5 +394,3 @@ async def ask_a_node(mutator: Mutator, rng: random.Random, *, spare: int) -> int
         serving.cancel()
         await asyncio.wait([serving])
     return sum(wire.damaged for wire in wires)
-
-

@@ -316,6 +316,19 @@ async def test_a_link_carries_frames_both_ways(grid: Crowd) -> None:
     assert len(await mine.receive()) == 1 << 20
 
 
+async def test_frames_that_pass_write_no_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "grid")
+    async with crowd() as made:
+        alice, client = await made.peer("alice"), await made.peer("carl", "client")
+        mine, theirs = await client.open(alice)
+        before = len(caplog.records)
+        for _ in range(100):
+            await mine.send(b"ping")
+            assert bytes(await theirs.receive()) == b"ping"
+        assert [record.getMessage() for record in caplog.records[before:]] == []
+        assert any("'open-link'" in record.getMessage() for record in caplog.records)
+
+
 async def test_links_to_nobody_and_to_oneself_are_refused(grid: Crowd) -> None:
     client = await grid.peer("carl", "client")
     with pytest.raises(NotFound, match="nobody"):

@@ -258,6 +258,23 @@ async def test_revocations_are_taken_over_http(tmp_path: Path) -> None:
             assert response.status == 413
 
 
+async def test_a_revocation_without_a_list_is_told_what_is_missing(tmp_path: Path) -> None:
+    root = RootKey.create(tmp_path / "root.json")
+    for trust, body in [(Trust.rooted(root.public), b"{}"), (Trust.dev(), b"{}"), (Trust.dev(), b"")]:
+        async with site(GatewaySettings(port=0, dev=trust.is_dev), trust=trust) as made:
+            async with made.session.post(f"{made.root}/api/v1/revocations", data=body, headers=BEARER) as response:
+                error = (await response.json())["error"]
+                assert (response.status, error["code"]) == (400, "invalid") and "grid revoke" in error["message"]
+
+
+async def test_a_dev_grid_revokes_nobody_and_says_so(tmp_path: Path) -> None:
+    root = RootKey.create(tmp_path / "root.json")
+    root.enroll(name="alice", role="node", gateway_url="", wall=SystemClock().wall())
+    envelope = root.revoke("alice", wall=SystemClock().wall())
+    async with site() as made, made.session.post(f"{made.root}/api/v1/revocations", data=envelope, headers=BEARER) as response:
+        assert response.status == 400 and "--dev" in (await response.json())["error"]["message"]
+
+
 # ---------------------------------------------------------------- sockets
 
 

@@ -202,6 +202,7 @@ def test_policies_are_told_in_words(release: str, plans: str) -> None:
     assert (release == "open") == (not told.may_not) and told.may
     assert ("25 rows" in everything) == (release == "aggregate")
     assert ("Single rows" in " ".join(told.may_not)) == (release == "aggregate")
+    assert (release == "approve") == ("approved, each once" in " ".join(told.may))  # `grid approve` is there to be used
     assert (release == "open") or "secure sum" in " ".join(told.may_not)
 
 

@@ -285,6 +285,17 @@ def test_too_many_offline_nodes_and_too_much_of_them_at_once(monkeypatch: pytest
     assert [one.dataset.name for one in registry.search((), offline=True)[0]] == ["d3"]
 
 
+def test_one_large_node_that_leaves_takes_the_room_of_many_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_OFFLINE_BYTES", 2000)
+    registry = Registry()
+    for number, letters in enumerate([10, 10, 10, 10, 1500, 1500]):
+        enter(registry, number, f"id-{number}", f"node{number}")
+        announce(registry, f"id-{number}", make_dataset("d", description="x" * letters))
+        registry.leave(ConnectionId(number), PeerId(f"id-{number}"), float(number))
+        assert sum(sum(entry.sizes.values()) for entry in registry.nodes()) <= 2000
+    assert [bool(entry.datasets) for entry in registry.nodes()] == [False] * 5 + [True]
+
+
 def test_what_nodes_say_alike_is_kept_once() -> None:
     registry = Registry()
     for number in range(2):

@@ -144,19 +144,16 @@ class RawClient:
         source = self.node.datasets[dataset].part(part, column)
         object_id = ObjectId(next(self.ids))
         shape = (source.shape[0] if rows is None else rows, *source.shape[1:])
-        await self.request(
-            OpenDataset(
-                command=next(self.numbers),
-                dataset=dataset,
-                part=part,
-                object=object_id,
-                shape=shape,
-                dtype=short_dtype(source.dtype),
-                column=column,
-                blocks=blocks,
-            )
+        dtype = short_dtype(source.dtype)
+        await self.ask(
+            OpenDataset(dataset=dataset, part=part, object=object_id, shape=shape, dtype=dtype, column=column, blocks=blocks)
         )
         return Ref(object_id)
+
+    async def ask(self, command: Command | OpenDataset | RunPlan, *tensors: Tensor) -> None:
+        """Have one command done, which takes the next number."""
+        frames = tuple(to_frame(tensor) for tensor in tensors)
+        await self.request(Commands(first=next(self.numbers), commands=(command,), tensors=frames))
 
     async def run(self, call: Any, *args: Any, outputs: int = 1, **kwargs: Any) -> Any:
         """Run one torch operation on Refs, local tensors and plain values; the Ref of its result, or a list of them."""
@@ -174,8 +171,7 @@ class RawClient:
         made = tuple(ObjectId(next(self.ids)) for _ in range(outputs))
         kept = {key: replace(value) for key, value in named.items()}
         command = Command(op=op.name, args=replace(plain), kwargs=kept, outputs=made)
-        frames = tuple(to_frame(tensor) for tensor in tensors)
-        await self.request(Commands(first=next(self.numbers), commands=(command,), tensors=frames))
+        await self.ask(command, *tensors)
         refs = [Ref(object_id) for object_id in made]
         return refs[0] if outputs == 1 else refs
 
@@ -200,8 +196,7 @@ class RawClient:
         positions = itertools.count()
         args = [Inline(next(positions)) if isinstance(value, Tensor) else value for value in inputs]
         made = tuple(ObjectId(next(self.ids)) for _ in range(outputs))
-        frames = tuple(to_frame(tensor) for tensor in tensors)
-        await self.request(RunPlan(command=next(self.numbers), plan=plan, inputs=args, outputs=made, tensors=frames))
+        await self.ask(RunPlan(plan=plan, inputs=args, outputs=made), *tensors)
         return [Ref(object_id) for object_id in made]
 
     async def get(self, ref: Ref) -> Tensor:

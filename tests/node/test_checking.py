@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from grid.cli import grid as command
+from grid.client.mock import make_mock
 from grid.errors import DatasetError
 from grid.node.checking import Report, check_folder, what_is_public, what_leaves, what_stays
 from grid.node.datasets import Dataset, load_datasets
@@ -228,3 +231,43 @@ def test_what_is_public_is_what_the_card_holds(tmp_path: Path) -> None:
     said = ", ".join(what_is_public(report.card))
     for part in ("(30)", "4 columns", "the bounds of age", "the categories of housing, sick", "(3)"):
         assert part in said
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Functions that are called, those in C included."""
+    count = 0
+
+    def note(frame: object, event: str, arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("rule", ["min = 2\nmax = 1", 'categories = ["a", "b"]', ""])
+def test_twice_the_columns_are_twice_the_work(rule: str, tmp_path: Path) -> None:
+    """Columns whose description is wrong, columns of categories, and text that nobody declared."""
+
+    def checked(width: int) -> int:
+        names = [f"c{number}" for number in range(width)]
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        declared = "".join(f"[columns.{name}]\n{rule}\n" for name in names) if rule else ""
+        table = "\n".join([",".join([*names, "n"]), *[",".join(["a"] * width + ["1"])] * 12])
+        write(folder, f'file = "people.csv"\n{declared}', table)
+
+        def check() -> None:
+            card = report_of(folder).card
+            if card is not None:
+                make_mock(card, 12)
+
+        return calls(check)
+
+    checked(1)  # the first time anything runs, it is also imported
+    few, many = checked(150), checked(300)
+    assert many < 2.2 * few

@@ -263,6 +263,7 @@ def test_tensors_become_a_dataset_with_named_columns_and_are_copied() -> None:
         ({"features": [1, 2]}, "'features'"),
         ({"features": torch.zeros(())}, "one row"),
         ({"features": torch.zeros(0, 3)}, "one row"),
+        ({"features": torch.zeros(20, 0)}, "nothing in its rows"),
         ({"features": torch.zeros(20, 3), "targets": torch.zeros(19)}, "as many rows"),
         ({"features": torch.zeros(20, 3, dtype=torch.complex64)}, "real numbers"),
         ({"features": torch.zeros(20, 3), "target": torch.zeros(20)}, "did you mean 'targets'"),

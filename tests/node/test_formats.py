@@ -331,6 +331,8 @@ class TestArrays:
         assert f"56 rows in 'targets', and {ROWS} in 'features'" in error(targets=torch.zeros(56, dtype=torch.int64))
         assert "has no rows" in error(features=torch.zeros(0, 3))
         assert "has no rows" in error(features=torch.tensor(3.0))
+        assert "(20, 0): there is nothing in its rows" in error(features=torch.zeros(20, 0))
+        assert "(20, 3, 0): there is nothing" in error(targets=torch.zeros(20, 3, 0))
         assert "no column 'height'" in error(ARRAY_TOML + "[columns.height]\nmin = 0\n")
         assert "has no array 'x'" in error('file = "people.{kind}"\nfeatures = "x"\n')
         assert "names a column of a table" in error('file = "people.{kind}"\ntarget = "targets"\n')

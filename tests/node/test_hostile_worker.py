@@ -150,7 +150,7 @@ ANSWERS: dict[str, list[Message]] = {
     "more done than asked": [Done(count=2)],
     "nothing done": [Done(count=0)],
     "a negative number done": [Done(count=-1)],
-    "a value that nobody asked for": [Offer(tensor=VALUE, claim=None, account=ACCOUNT)],
+    "a value that nobody asked for": [Offer(tensor=VALUE)],
     "a description that nobody asked for": [DESCRIPTION],
 }
 
@@ -226,6 +226,16 @@ async def test_claims_that_make_no_sense_release_nothing(bench: Bench, case: str
     assert bench.released == 0
 
 
+async def test_rows_without_an_account_release_nothing(bench: Bench) -> None:
+    sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answer = bench.runtime.release(ObjectId(1), sent)
+    bench.hostile.asked()
+    bench.hostile.say(Offer(tensor=VALUE, claim=claim(rows())))
+    with pytest.raises(WireError, match="account"):
+        await answer
+    assert bench.released == 0
+
+
 async def test_what_is_counted_is_what_is_there(bench: Bench) -> None:
     """The claim says nothing of how much a value holds; the node counts."""
     sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -233,7 +243,7 @@ async def test_what_is_counted_is_what_is_there(bench: Bench) -> None:
         answer = bench.runtime.release(ObjectId(1), sent)
         bench.hostile.asked()
         bench.hostile.say(Offer(tensor=to_frame(torch.ones(30)), claim=claim(rows()), account=ACCOUNT))
-        assert (await answer).shape == (30,)
+        assert (await answer).tensor.shape == (30,)
         assert bench.released == 30 * number
     answer = bench.runtime.release(ObjectId(1), sent)
     bench.hostile.say(Offer(tensor=to_frame(torch.ones(30)), claim=claim(rows()), account=ACCOUNT))

@@ -428,12 +428,15 @@ async def test_announcements_of_sums_that_nobody_asked_for_are_bounded(made: Mes
         ref = await raw.put(torch.ones(2))
         asked = asyncio.ensure_future(raw.start_sum(SumId("first"), [raw.node.id, hostile.id], ref))
         await asyncio.wait_for(hostile.came.get(), 20)  # alice's announcement: her side of this sum has begun
+        for number in range(50):  # longer than any statement that is believed
+            hostile.peers["alice"].notify(SumAnnouncement(sum=SumId(f"long {number}"), envelope=bytes(1 << 20)))
         for number in range(2000):
             hostile.announce("alice", hostile.statement(SumId(f"flood {number}"), [hostile.id, raw.node.id]))
         hostile.peers["alice"].notify(SumShare(sum=SumId("first")))
         with pytest.raises(QuorumLost):
             await asyncio.wait_for(asked, 20)
-        assert len(made.nodes["alice"].sums._common.early) == MAX_PER_NODE
+        early = made.nodes["alice"].sums._common.early
+        assert len(early) == MAX_PER_NODE and not early.take(SumId("long 0"))
 
 
 async def test_a_client_cannot_send_what_only_nodes_send(trio: dict[str, RawClient]) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grid.errors import ExecutionFailed, NotFound, QuotaExceeded
+from grid.errors import ExecutionFailed, GridError, NotFound, QuotaExceeded
 from grid.ids import ObjectId, PlanId
 from grid.node.lineage import DERIVED, OWN, Lineage, arguments_hash, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore
+from grid.node.pace import Pace
+from grid.node.workspace import Workspace
 from grid.policy.gate import Origin
+from grid.settings import NodeSettings
+from grid.wire.messages import Command, Commands, Ref
 
 ONE, TWO, THREE = ObjectId(1), ObjectId(2), ObjectId(3)
 
@@ -51,6 +55,22 @@ def test_memory_is_counted_by_storage() -> None:
     assert objects.used_bytes == 0 and len(objects) == 0
     objects.put(THREE, torch.zeros(1).expand(10_000), OWN)
     assert objects.used_bytes == 4
+
+
+def test_a_result_without_room_is_refused_before_memory_is_taken_for_it() -> None:
+    """More than a process can address: to try is another error than to be refused."""
+    failed: list[GridError] = []
+    settings = NodeSettings(max_op_elements=1 << 60, max_bytes_per_client=4 << 20)
+    space = Workspace(sources={}, settings=settings, pace=Pace(settings), on_failed=lambda number, error: failed.append(error))
+    for outputs, refused in [((TWO,), "may take 4194304: free some"), ((ObjectId(0),), "memory")]:
+        command = Command(op="aten.ones.default", args=[[1 << 40, 1 << 6]], kwargs={}, outputs=outputs)
+        space.handle(Commands(first=1, commands=(command,)))
+        assert isinstance(failed[-1], QuotaExceeded) and refused in failed[-1].message
+    space.handle(Commands(first=2, commands=(Command(op="aten.ones.default", args=[[1 << 20]], kwargs={}, outputs=(ONE,)),)))
+    views = [Command(op="aten.view.default", args=[Ref(1), [1 << 10, 1 << 10]], kwargs={}, outputs=(TWO,))]
+    views.append(Command(op="aten.expand.default", args=[Ref(1), [1 << 10, 1 << 20]], kwargs={}, outputs=(THREE,)))
+    space.handle(Commands(first=3, commands=tuple(views)))
+    assert len(failed) == 2  # views take no memory, however large they are
 
 
 def test_the_number_of_objects_is_bounded_failures_included() -> None:

@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 import torch
 from node_mesh import LIMITS, Mesh, RawClient, client, clients, dataset, mesh, secure_sum
-from test_sessions import BROKEN, Unread
 
 from grid.errors import (
     DeadlineExceeded,
@@ -28,13 +27,14 @@ from grid.node.desk import Desk
 from grid.node.work import Offer
 from grid.plans.trace import trace
 from grid.tensors.buffers import to_frame
-from grid.transport.base import Transport
+from grid.transport.base import Buffer, Transport
 from grid.wire.messages import (
     Command,
     Commands,
     DescribeObject,
     ExpectObject,
     GetObject,
+    Inline,
     MoveObject,
     OpenDataset,
     PutObject,
@@ -124,11 +124,26 @@ async def test_what_depends_on_a_failure_fails_with_its_error_and_the_rest_works
     assert torch.equal(await raw.get(fine), torch.full((2, 3), 2.0))
 
 
+BROKEN = {
+    "too many results named": Command(op="aten.neg.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(7), ObjectId(8))),
+    "no result named": Command(op="aten.neg.default", args=[Ref(1)], kwargs={}, outputs=()),
+    "a result of an in-place operation": Command(op="aten.neg_.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(7),)),
+    "an inline tensor that is not there": Command(op="aten.neg.default", args=[Inline(3)], kwargs={}, outputs=(ObjectId(7),)),
+    "text for a tensor": Command(op="aten.neg.default", args=["x"], kwargs={}, outputs=(ObjectId(7),)),
+    "an unknown argument": Command(op="aten.neg.default", args=[Ref(1)], kwargs={"x": 1}, outputs=(ObjectId(7),)),
+    "a negative id": Command(op="aten.neg.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(-7),)),
+    "no such operation": Command(op="aten.neg.default; import os", args=[Ref(1)], kwargs={}, outputs=(ObjectId(7),)),
+    "a name from outside the table": Command(op="os.system", args=["true"], kwargs={}, outputs=(ObjectId(7),)),
+}
+
+
 @pytest.mark.parametrize("case", BROKEN)
 async def test_commands_that_make_no_sense_fail_alone(raw: RawClient, case: str) -> None:
     await raw.put(torch.ones(2))
     await raw.request(Commands(first=5, commands=(BROKEN[case],)))
     assert isinstance(raw.failures[5], InvalidRequest)
+    with pytest.raises(GridError):
+        await raw.get(Ref(7))
     assert torch.equal(await raw.get(await raw.put(torch.ones(1))), torch.ones(1))
 
 
@@ -166,11 +181,11 @@ async def test_blocks_are_the_same_rows_in_every_session(made: Mesh) -> None:
 
 
 async def test_a_dataset_that_is_not_there_or_not_as_expected_is_refused(raw: RawClient) -> None:
-    message = OpenDataset(command=1, dataset="d", part="features", object=ObjectId(77), shape=(41, 3), dtype="f4")
+    command = OpenDataset(dataset="d", part="features", object=ObjectId(77), shape=(41, 3), dtype="f4")
     wrong: list[tuple[dict[str, str], type[GridError]]]
     wrong = [({}, InvalidRequest), ({"dataset": "e"}, NotFound), ({"part": "rows"}, NotFound)]
     for number, (change, error) in enumerate(wrong, 1):
-        await raw.request(dataclasses.replace(message, command=number, **change))
+        await raw.ask(dataclasses.replace(command, **change))
         assert isinstance(raw.failures[number], error)
         with pytest.raises(error):
             await raw.get(Ref(77))
@@ -253,6 +268,25 @@ async def test_memory_objects_and_queue_are_limited(raw: RawClient) -> None:
     with pytest.raises(QuotaExceeded, match="commands wait"):
         await raw.request(Commands(first=1, commands=(command,) * 501))
     await raw.request(Commands(first=1, commands=(command,) * 500))
+
+
+class Unread(Transport):
+    """A transport whose owner stops reading for a while."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.reads = asyncio.Event()
+        self.reads.set()
+
+    async def send(self, *parts: Buffer) -> None:
+        await self.inner.send(*parts)
+
+    async def receive(self) -> Buffer:
+        await self.reads.wait()
+        return await self.inner.receive()
+
+    async def close(self, reason: str = "") -> None:
+        await self.inner.close(reason)
 
 
 async def test_a_client_that_asks_and_does_not_read_costs_a_few_values_at_a_time(

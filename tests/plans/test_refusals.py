@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +179,18 @@ def test_the_message_names_the_line_and_a_way_out(function: Callable[..., Any], 
     first = function.__code__.co_firstlineno
     lines = [f"test_refusals.py:{number}:" for number in range(first, first + 6)]
     assert any(line in caught.value.message for line in lines), caught.value.message
+
+
+def opens_a_file(x: Tensor) -> Any:
+    return open("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("function", [branches, selects_by_mask, opens_a_file, lambda x: object()])
+def test_a_refusal_prints_no_traceback_of_pytorch(function: Callable[..., Any]) -> None:
+    with pytest.raises(PlanRejected) as caught:
+        trace(function, vectors(8))
+    printed = "".join(traceback.format_exception(caught.value))
+    assert printed.count("Traceback") == 1 and f"{os.sep}torch{os.sep}" not in printed
 
 
 def test_refusals_leave_what_was_closed_over_as_it_was() -> None:

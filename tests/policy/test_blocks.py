@@ -19,8 +19,8 @@ def test_every_row_is_in_one_block_and_lengths_are_as_announced(rows: int, min_r
     assert len(sizes) == blocks.count(rows, min_rows)
     assert [blocks.length(b, rows, min_rows) for b in range(len(sizes))] == sizes.tolist()
     assert sizes.sum() == rows
-    chosen = blocks.rows_of(cut, list(range(len(sizes))))
-    assert sorted(chosen.tolist()) == list(range(rows))
+    chosen = blocks.BlockRows(cut).of(range(len(sizes)))
+    assert sorted(chosen.tolist()) == list(range(rows)) and cut[chosen].tolist() == sorted(cut)
 
 
 def test_two_cuts_differ() -> None:
@@ -30,20 +30,20 @@ def test_two_cuts_differ() -> None:
 @pytest.mark.parametrize("wanted", [[0, 0], [-1], [6], [1 << 40]], ids=["twice", "negative", "too large", "huge"])
 def test_blocks_that_are_not_there(wanted: list[int]) -> None:
     with pytest.raises(InvalidRequest, match="from 0 to 5"):
-        blocks.rows_of(blocks.cut(60, 10), wanted)
+        blocks.BlockRows(blocks.cut(60, 10)).of(wanted)
 
 
 @given(seed=st.integers(0, 2**32 - 1), epochs=st.integers(1, 5), size=st.integers(1, 7))
 def test_batches_of_blocks_never_tell_fewer_than_min_rows_apart(seed: int, epochs: int, size: int) -> None:
-    rows, min_rows = 205, 10
-    cut = blocks.cut(rows, min_rows)
+    count, min_rows = 205, 10
+    rows = blocks.BlockRows(blocks.cut(count, min_rows))
     rng = np.random.default_rng(seed)
-    drawn = np.zeros(rows, np.int32)
+    drawn = np.zeros(count, np.int32)
     for _ in range(epochs):
-        order = rng.permutation(blocks.count(rows, min_rows)).tolist()
+        order = rng.permutation(blocks.count(count, min_rows)).tolist()
         for start in range(0, len(order), size):
-            batch = np.zeros(rows, np.int32)
-            batch[blocks.rows_of(cut, order[start : start + size])] = 1
+            batch = np.zeros(count, np.int32)
+            batch[rows.of(order[start : start + size])] = 1
             _, numbered = np.unique(refine_ids(drawn, batch), return_inverse=True)
             drawn = numbered.astype(np.int32) + 1
     assert np.bincount(drawn)[1:].min() >= min_rows

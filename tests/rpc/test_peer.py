@@ -277,6 +277,35 @@ async def test_work_that_gives_up_is_an_error_and_not_a_hang() -> None:
             await client.request(get(1))
 
 
+async def test_a_handler_may_give_a_future() -> None:
+    """No task runs for it: its result, its error and its end are the answer, in the order in which they come."""
+    futures: dict[int, asyncio.Future[Message]] = {}
+    asked = asyncio.Event()
+
+    def handle(context: object, message: GetObject) -> asyncio.Future[Message]:
+        made = futures[message.object] = asyncio.get_running_loop().create_future()
+        if len(futures) == 4:
+            asked.set()
+        return made
+
+    async with connected(Handlers({GetObject: handle})) as (client, server):
+        asking = [client.start_request(get(number)) for number in range(4)]
+        await asked.wait()
+        futures[1].set_exception(NotFound("no such object"))
+        futures[0].set_result(ObjectValue(tensor=tensor(3)))
+        futures[2].cancel()
+        assert (await asking[0]).tensor.shape == (3,)  # type: ignore[attr-defined]
+        with pytest.raises(NotFound, match="no such object"):
+            await asking[1]
+        with pytest.raises(NodeUnavailable, match="given up"):
+            await asking[2]
+        client.close_soon()
+        await server.wait_closed()
+        with pytest.raises(NodeUnavailable):
+            await asking[3]
+    assert futures[3].cancelled()
+
+
 async def test_a_message_that_cannot_be_sent_is_our_own_mistake() -> None:
     async with connected(NOTHING) as (client, _):
         with pytest.raises(LocalProtocolError):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from grid.errors import WireError
 from grid.transport.pipes import PREFIX, READ_BYTES, BlockingPipe, End, Frames, LoopPipe, pipe, receive_files, send_files
+from grid.wire.memory import LARGE_BYTES
 
 MAX = 8 << 20
 
@@ -51,6 +52,13 @@ def test_frames_come_out_whole_however_they_arrive(sizes: list[int], pieces: lis
     sent = [bytes([index]) * size for index, size in enumerate(sizes)]
     stream = b"".join(PREFIX.pack(len(frame)) + frame for frame in sent)
     assert fed(Frames(MAX), stream, pieces) == sent
+
+
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_a_very_large_frame_takes_its_own_bytes_and_no_others(after: int) -> None:
+    large, small = bytes(range(256)) * ((LARGE_BYTES >> 8) + 1), b"s" * after
+    stream = PREFIX.pack(3) + b"abc" + PREFIX.pack(len(large)) + large + PREFIX.pack(after) + small
+    assert fed(Frames(MAX), stream, [1 << 20, 12, 4 << 20]) == [b"abc", large, small]
 
 
 def test_every_split_of_two_short_frames() -> None:

@@ -62,6 +62,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(inner[0]), max_size=3).map(tuple)
     if origin in (typing.Union, types.UnionType) and types.NoneType in inner:
         return st.one_of(st.none(), *(values(each) for each in inner if each is not types.NoneType))
+    if origin in (typing.Union, types.UnionType):
+        return st.one_of([values(each) for each in inner])
     if origin is dict:
         return st.dictionaries(TEXTS, st.one_of(TEXTS, INTS, FINITE, st.booleans()), max_size=3)
     assert dataclasses.is_dataclass(hint), hint

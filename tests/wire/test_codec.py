@@ -193,6 +193,12 @@ BAD_HEADERS: dict[str, object] = {
     "long dtype": ["commands", 1, 0, 1, [["op", [msgpack.ExtType(3, b"f" * 17)], {}, []]]],
     "dtype not utf-8": ["commands", 1, 0, 1, [["op", [msgpack.ExtType(3, b"\xff")], {}, []]]],
     "unknown memory format": ["commands", 1, 0, 1, [["op", [msgpack.ExtType(4, b"strided")], {}, []]]],
+    "command of an unknown tag": ["commands", 1, 0, 1, [{"commands": [1, []]}]],
+    "command of two tags": ["commands", 1, 0, 1, [{"run-plan": ["p", [], []], "open-dataset": ["d", "features", 1, [], "f4"]}]],
+    "command without a tag": ["commands", 1, 0, 1, [{}]],
+    "command with a tag of bytes": ["commands", 1, 0, 1, [{b"run-plan": ["p", [], []]}]],
+    "plan call without results": ["commands", 1, 0, 1, [{"run-plan": ["p", []]}]],
+    "plan call with a number for inputs": ["commands", 1, 0, 1, [{"run-plan": ["p", 1, []]}]],
     "integer keys": ["error", -1, 0, ["x", "y", {1: 1}]],
     "reference as id": ["get-object", 1, 0, msgpack.ExtType(1, bytes(8))],
 }
@@ -359,7 +365,7 @@ UNSENDABLE: dict[str, Message] = {
     "negative reference": command(Ref(-1)),
     "long dtype": command(DType("x" * 17)),
     "unknown memory format": command(MemoryFormat("strided")),
-    "tuple for a list of arguments": RunPlan(command=1, plan="p", inputs=(1,), outputs=()),
+    "tuple for a list of arguments": Commands(first=1, commands=(RunPlan(plan="p", inputs=(1,), outputs=()),)),
 }
 
 
@@ -392,10 +398,11 @@ def test_an_error_names_no_values(tensor: TensorFrame) -> None:
 def test_what_is_handed_on_keeps_the_bytes_that_it_came_in() -> None:
     """They mean the same in a process of the node's; no other message keeps any."""
     tensor = TensorFrame(dtype="f4", shape=(3,), data=bytes(range(12)))
-    sent = RunPlan(command=3, plan=PlanId("p"), inputs=[Ref(1), Inline(0)], outputs=(ObjectId(2),), tensors=(tensor,))
+    run = RunPlan(plan=PlanId("p"), inputs=[Ref(1), Inline(0)], outputs=(ObjectId(2),))
+    sent = Commands(first=3, commands=(run,), tensors=(tensor,))
     frame = b"".join(encode(sent, 8, 100))
     came = decode(frame).message
-    assert isinstance(came, RunPlan) and came.frame is frame and plain(came) == plain(sent) and not hasattr(sent, "frame")
+    assert isinstance(came, Commands) and came.frame is frame and plain(came) == plain(sent) and not hasattr(sent, "frame")
     again = decode(came.frame, TO_WORKER).message
     assert plain(again) == plain(sent)
     assert not hasattr(decode(b"".join(encode(PutObject(object=ObjectId(1), tensor=tensor)))).message, "frame")

@@ -39,3 +39,10 @@ def add_zero_share(z: Words, own: Words, following: Words, mask: np.uint64, out:
     """z + F(k_i) - F(k_(i+1)), for a local product that was computed elsewhere."""
     for e in range(out.size):
         out[e] = (z[e] + own[e] - following[e]) & mask
+
+
+@compiled
+def add_multiple(x: Words, factor: np.uint64, out: Words) -> None:
+    """out += factor x, in one pass."""
+    for e in range(out.size):
+        out[e] += factor * x[e]

@@ -7,9 +7,13 @@ them side by side, which the compiler turns into vector instructions.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from grid.smpc.kernels.compiled import compiled
 from grid.smpc.link import Words
+
+Indices = npt.NDArray[np.int64]
+"""Numbers of planes."""
 
 _BLOCKS = 8
 
@@ -91,6 +95,36 @@ def tree_level(
         if r > 0:
             pl0, pl1 = p0[low - skipped], p1[low - skipped]
             at = pairs + r - 1
+            p_own, p_following, p_out = own[at], following[at], out[at]
+            for w in range(words):
+                p_out[w] = (ph0[w] & (pl0[w] ^ pl1[w])) ^ (ph1[w] & pl0[w]) ^ p_own[w] ^ p_following[w]
+
+
+@compiled
+def prefix_level(
+    g0: Words,
+    g1: Words,
+    p0: Words,
+    p1: Words,
+    high: Indices,
+    low: Indices,
+    first_p: int,
+    own: Words,
+    following: Words,
+    out: Words,
+) -> None:
+    """This party's part of one level of the prefix network: rows of G' for the planes `high`, each taking in its plane of
+    `low`, then of P' for those from `first_p` on, which later levels use."""
+    planes, words = high.size, out.shape[1]
+    for r in range(planes):
+        gh, ph0, ph1 = g0[high[r]], p0[high[r]], p1[high[r]]
+        gl0, gl1 = g0[low[r]], g1[low[r]]
+        g_own, g_following, g_out = own[r], following[r], out[r]
+        for w in range(words):
+            g_out[w] = gh[w] ^ (ph0[w] & (gl0[w] ^ gl1[w])) ^ (ph1[w] & gl0[w]) ^ g_own[w] ^ g_following[w]
+        if r >= first_p:
+            pl0, pl1 = p0[low[r]], p1[low[r]]
+            at = planes + r - first_p
             p_own, p_following, p_out = own[at], following[at], out[at]
             for w in range(words):
                 p_out[w] = (ph0[w] & (pl0[w] ^ pl1[w])) ^ (ph1[w] & pl0[w]) ^ p_own[w] ^ p_following[w]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from grid.smpc.link import Words
+from grid.smpc.packing import padded
 from grid.smpc.party import Operations
 from grid.smpc.shares import Bits, Shared
 from grid.smpc.steps import Work, pipeline
@@ -22,11 +23,6 @@ DEPTH = 4
 """Blocks under way at a time."""
 
 Value = Shared | Bits
-
-
-def padded(count: int) -> int:
-    """The next multiple of 64."""
-    return -(-count // 64) * 64
 
 
 def empty_shared(count: int) -> Shared:
@@ -50,15 +46,16 @@ async def in_chunks(
 
     Inputs are flat with `count` elements, or planes of that many; `out` has room for `padded(count)`.
     """
+    if count <= CHUNK:
+        whole = inputs if count == padded(count) else [_piece(value, 0, padded(count), count) for value in inputs]
+        await kernel(operations, whole, out)
+        return
     starts = range(0, padded(count), CHUNK)
     works = []
     for mine, start in zip(operations.split(len(starts), 1), starts, strict=True):
         stop = min(start + CHUNK, padded(count))
         works.append(kernel(mine, [_piece(value, start, stop, count) for value in inputs], _place(out, start, stop)))
-    if len(works) == 1:
-        await works[0]
-    else:
-        await pipeline(works, DEPTH)
+    await pipeline(works, DEPTH)
 
 
 def _piece(value: Value, start: int, stop: int, count: int) -> Value:

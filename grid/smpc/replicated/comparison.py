@@ -43,38 +43,39 @@ async def top_bit(party: Party, operations: Operations, x: Shared) -> Bits:
 
 async def generate_propagate(party: Party, operation: int, x: Shared, planes: int) -> tuple[Bits, Bits]:
     """The lowest `planes` bits of p = m xor n, and all but the highest of these of g = m and n. 2 rounds."""
-    n = x.size
-    shape = (planes, n // 64)
-    lower = planes - 1
-    zeros = np.zeros(shape, np.uint64)
+    p = await sum_planes(party, operation, x.pair, planes)
+    shape = (planes - 1, p.words)
     role = party.role(operation)
     if role == A:
-        m = np.empty(shape, np.uint64)
-        bits.slice_bits(*x.pair, m)
-        s0 = party.draw(0, operation, SHARE, m.size).reshape(shape)
-        s1 = m ^ s0
-        party.send(party.at(operation, B), operation, SHARE_STEP, s1.reshape(-1))
-        g0 = party.draw(0, operation, CARRY, lower * shape[1]).reshape(lower, -1)
-        g1 = party.draw(1, operation, CARRY, lower * shape[1]).reshape(lower, -1)
-        return Bits(s0, s1), Bits(g0, g1)
-    x2 = np.empty(shape, np.uint64)
-    bits.slice_bits(x.parts[1] if role == B else x.parts[0], _NOTHING, x2)
-    ours = np.empty((lower, shape[1]), np.uint64)
-    if role == B:
-        s1 = (await party.receive(party.at(operation, A), operation, SHARE_STEP, zeros.size)).reshape(shape)
-        g1 = party.draw(1, operation, CARRY, ours.size).reshape(ours.shape)
-        other = party.at(operation, H)
-        bits.and_mask(s1, x2, g1, ours)
-    else:
-        s0 = party.draw(0, operation, SHARE, zeros.size).reshape(shape)
-        g0 = party.draw(0, operation, CARRY, ours.size).reshape(ours.shape)
-        other = party.at(operation, B)
-        bits.and_mask(s0, x2, g0, ours)
+        return p, Bits(*(_hidden_carries(party, operation, component, shape) for component in (0, 1)))
+    other = party.at(operation, H if role == B else B)
+    hidden = _hidden_carries(party, operation, 1 if role == B else 0, shape)
+    ours = np.empty(shape, np.uint64)
+    bits.and_mask(*p.pair, hidden, ours)
     party.send(other, operation, CARRY_STEP, ours.reshape(-1))
-    g2 = ours ^ (await party.receive(other, operation, CARRY_STEP, ours.size)).reshape(ours.shape)
+    g2 = ours ^ (await party.receive(other, operation, CARRY_STEP, ours.size)).reshape(shape)
+    return p, Bits(hidden, g2) if role == B else Bits(g2, hidden)
+
+
+async def sum_planes(party: Party, operation: int, x: tuple[Words, Words], planes: int) -> Bits:
+    """The lowest planes of m xor n, as (s0, s1, x2). 1 round. Where B and H pass their x2 negated, it is m xor -n."""
+    role = party.role(operation)
+    sliced = np.empty((planes, x[0].size // 64), np.uint64)
+    if role == A:
+        bits.slice_bits(*x, sliced)
+        s0 = party.draw(0, operation, SHARE, sliced.size).reshape(sliced.shape)
+        s1 = np.bitwise_xor(sliced, s0, out=sliced)
+        party.send(party.at(operation, B), operation, SHARE_STEP, s1.reshape(-1))
+        return Bits(s0, s1)
+    bits.slice_bits(x[1 if role == B else 0], _NOTHING, sliced)
     if role == B:
-        return Bits(s1, x2), Bits(g1, g2)
-    return Bits(x2, s0), Bits(g2, g0)
+        s1 = await party.receive(party.at(operation, A), operation, SHARE_STEP, sliced.size)
+        return Bits(s1.reshape(sliced.shape), sliced)
+    return Bits(sliced, party.draw(0, operation, SHARE, sliced.size).reshape(sliced.shape))
+
+
+def _hidden_carries(party: Party, operation: int, component: int, shape: tuple[int, int]) -> Words:
+    return party.draw(component, operation, CARRY, shape[0] * shape[1]).reshape(shape)
 
 
 async def _carry_out(party: Party, operation: int, p: Bits, g: Bits) -> Bits:
@@ -92,7 +93,7 @@ async def _carry_out(party: Party, operation: int, p: Bits, g: Bits) -> Bits:
         uses_top = with_top and count % 2 == 1
         pairs = (count + uses_top) // 2
         rows = 2 * pairs - 1
-        own, following = _level_draws(party, operation, level, rows * words)
+        own, following = level_draws(party, operation, level, rows * words)
         z = np.empty((rows, words), np.uint64)
         bits.tree_level(
             g0, g1, p0, p1, skipped, top[2], top[0], top[1], uses_top, pairs,
@@ -106,6 +107,6 @@ async def _carry_out(party: Party, operation: int, p: Bits, g: Bits) -> Bits:
     return Bits(g0[:1], g1[:1])
 
 
-def _level_draws(party: Party, operation: int, level: int, count: int) -> tuple[Words, Words]:
+def level_draws(party: Party, operation: int, level: int, count: int) -> tuple[Words, Words]:
     role = party.role(operation)
     return party.draw(role, operation, TREE + level, count), party.draw(role + 1, operation, TREE + level, count)

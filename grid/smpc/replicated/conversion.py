@@ -12,6 +12,7 @@ import numpy as np
 from grid.smpc.kernels import arithmetic, bits
 from grid.smpc.link import Words
 from grid.smpc.party import A, B, H, Operations, Party
+from grid.smpc.replicated.chunks import CHUNK
 from grid.smpc.replicated.multiplication import zero_draws
 from grid.smpc.shares import Bits, Shared
 
@@ -22,6 +23,7 @@ PRODUCT_STEP, SHARE_STEP, EXCHANGE_STEP = 0, 1, 2
 """Steps of messages."""
 
 _NOTHING = np.empty(0, np.uint64)
+_kept_zeros = np.zeros(CHUNK, np.uint64)
 
 
 async def bit_to_number(party: Party, operations: Operations, b: Bits, out: Shared) -> None:
@@ -39,12 +41,12 @@ async def bit_to_number(party: Party, operations: Operations, b: Bits, out: Shar
         r1 = party.draw(1, operation, EXCHANGE, n)
         both = await _exchange(party, operation, H, _chosen(v, u1, _NOTHING, r1, mask))
         bits.joined_bit(u1, r1, v, False, mask, out.parts[0])
-        bits.joined_bit(np.zeros(n, np.uint64), both, v, True, mask, out.parts[1])
+        bits.joined_bit(_zeros(n), both, v, True, mask, out.parts[1])
         return
     u0 = party.draw(0, operation, SHARE, n)
     r0 = party.draw(0, operation, EXCHANGE, n)
     both = await _exchange(party, operation, B, _chosen(v, u0, _NOTHING, r0, mask))
-    bits.joined_bit(np.zeros(n, np.uint64), both, v, True, mask, out.parts[0])
+    bits.joined_bit(_zeros(n), both, v, True, mask, out.parts[0])
     bits.joined_bit(u0, r0, v, False, mask, out.parts[1])
 
 
@@ -55,7 +57,6 @@ async def choose(party: Party, operations: Operations, b: Bits, x: Shared, out: 
     """
     operation = operations.take()
     n, mask, role = x.size, party.ring.mask, party.role(operation)
-    zeros = np.zeros(n, np.uint64)
     if role == A:
         u0, u1 = _share_first(party, operation, b, n)
         u = (u0, u1)
@@ -63,12 +64,12 @@ async def choose(party: Party, operations: Operations, b: Bits, x: Shared, out: 
     elif role == B:
         r1 = party.draw(1, operation, EXCHANGE, n)
         both = await _exchange(party, operation, H, _chosen(b.parts[1][0], x.parts[0], x.parts[1], r1, mask))
-        u = (await party.receive(party.at(operation, A), operation, SHARE_STEP, n), zeros)
+        u = (await party.receive(party.at(operation, A), operation, SHARE_STEP, n), _zeros(n))
         vx = (r1, both)
     else:
         r0 = party.draw(0, operation, EXCHANGE, n)
         both = await _exchange(party, operation, B, _chosen(b.parts[0][0], x.parts[1], _NOTHING, r0, mask))
-        u = (zeros, party.draw(0, operation, SHARE, n))
+        u = (_zeros(n), party.draw(0, operation, SHARE, n))
         vx = (both, r0)
     own, following = zero_draws(party, operation, n)
     bits.chosen_product(*vx, *u, *x.pair, own, following, mask, out.parts[0])
@@ -98,3 +99,8 @@ async def _exchange(party: Party, operation: int, other: int, ours: Words) -> Wo
     theirs = await party.receive(rank, operation, EXCHANGE_STEP, ours.size)
     arithmetic.add(ours, theirs, party.ring.mask, ours)
     return ours
+
+
+def _zeros(n: int) -> Words:
+    """The component that is known to be 0, to be read only: one array for all blocks, which stays in the cache."""
+    return _kept_zeros[:n] if n <= CHUNK else np.zeros(n, np.uint64)

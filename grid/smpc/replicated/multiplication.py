@@ -13,10 +13,10 @@ OWN_ZERO = 0
 """Purposes of keystreams, per operation."""
 
 
-async def multiply(party: Party, operations: Operations, x: Shared, y: Shared) -> Shared:
-    """x y mod 2**width, elementwise; flat arrays of one length. 1 round, 1 element sent by each party."""
+async def multiply(party: Party, operations: Operations, x: Shared, y: Shared, add: Shared | None = None) -> Shared:
+    """x y + add mod 2**width, elementwise; flat arrays of one length. 1 round, 1 element sent by each party."""
     operation = operations.take()
-    z = local_product(party, operation, x, y)
+    z = local_product(party, operation, x, y, add)
     return await reshare(party, operation, z)
 
 
@@ -33,11 +33,13 @@ async def conjunction(party: Party, operations: Operations, x: Bits, y: Bits) ->
     return Bits(z.reshape(shape), received.reshape(shape))
 
 
-def local_product(party: Party, operation: int, x: Shared, y: Shared) -> Words:
-    """This party's addend of x y, hidden by its zero share; the three of them add up to x y."""
+def local_product(party: Party, operation: int, x: Shared, y: Shared, add: Shared | None = None) -> Words:
+    """This party's addend of x y + add, hidden by its zero share; the three of them add up to it."""
     own, following = zero_draws(party, operation, x.size)
     z = np.empty(x.size, np.uint64)
     arithmetic.product(*x.pair, *y.pair, own, following, party.ring.mask, z)
+    if add is not None:
+        arithmetic.add(z, add.parts[0], party.ring.mask, z)
     return z
 
 

@@ -23,31 +23,31 @@ DIGEST_WORDS = 4
 
 
 async def share_input(party: Party, operations: Operations, owner: int, shape: tuple[int, ...], value: Words | None) -> Shared:
-    """A sharing of the owner's value, which the others do not pass: (F(k_i), x - F(k_i), 0) from its place on.
+    """A sharing of the owner's value, which the others do not pass: (F(k_i), the rest, F(k_all)) from its place on.
 
-    1 round, 1 element, sent by the owner.
+    All three know the last component. It is no 0, since truncations round by it. 1 round, 1 element, sent by the owner.
     """
     operation = operations.take()
     size = int(np.prod(shape, dtype=np.int64))
-    zeros = np.zeros(size, np.uint64)
+    common = party.draw_common(operation, INPUT, size)
     place = (party.rank - owner) % PARTIES
     if place == 0:
         assert value is not None
         first = party.randomness.draw(0, operation, INPUT, size)
-        second = (value.reshape(-1) - first) & party.ring.mask
+        second = (value.reshape(-1) - first - common) & party.ring.mask
         party.send(party.following, operation, VALUE_STEP, second)
         mine = Shared(first, second)
     elif place == 1:
-        mine = Shared(await party.receive(owner, operation, VALUE_STEP, size), zeros)
+        mine = Shared(await party.receive(owner, operation, VALUE_STEP, size), common)
     else:
-        mine = Shared(zeros, party.randomness.draw(1, operation, INPUT, size))
+        mine = Shared(common, party.randomness.draw(1, operation, INPUT, size))
     return mine.reshape(shape)
 
 
 async def open_to_all(party: Party, operations: Operations, x: Shared) -> Words:
     """The value, at all three parties. 1 round, 3 elements and 3 digests in all. Raises `WireError` where a digest differs."""
     operation = operations.take()
-    first, second = x.flat().parts
+    first, second = (party.ring.reduced(part) for part in x.flat().parts)
     _send_component(party, operation, party.following, first)
     _send_digest(party, operation, party.preceding, second)
     missing = await _receive_missing(party, operation, first.size)
@@ -57,7 +57,7 @@ async def open_to_all(party: Party, operations: Operations, x: Shared) -> Words:
 async def open_to_one(party: Party, operations: Operations, x: Shared, to: int) -> Words | None:
     """The value at party `to`; None at the others. 1 round, 1 element and 1 digest in all."""
     operation = operations.take()
-    first, second = x.flat().parts
+    first, second = (party.ring.reduced(part) for part in x.flat().parts)
     if party.rank == to:
         missing = await _receive_missing(party, operation, first.size)
         return ((first + second + missing) & party.ring.mask).reshape(x.shape)

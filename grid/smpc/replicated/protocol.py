@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from grid.smpc.kernels import arithmetic, products
 from grid.smpc.link import Words
+from grid.smpc.packing import padded
 from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
-from grid.smpc.replicated import comparison, conversion, multiplication, opening, truncation
-from grid.smpc.replicated.chunks import Value, empty_bits, empty_shared, in_chunks, padded
+from grid.smpc.replicated import comparison, conversion, decomposition, equality, multiplication, opening, shuffling, truncation
+from grid.smpc.replicated.chunks import Value, empty_bits, empty_shared, in_chunks
 from grid.smpc.shares import Bits, Shared
 from grid.smpc.steps import Work
 
@@ -24,7 +26,7 @@ class Replicated(Protocol):
         self.party = party
         self._operations = operations or Operations()
 
-    def split(self, parts: int, each: int) -> list[Self]:
+    def split(self, parts: int, each: int | None = None) -> list[Self]:
         return [type(self)(self.party, operations) for operations in self._operations.split(parts, each)]
 
     # ------------------------------------------------------------ without messages
@@ -48,15 +50,16 @@ class Replicated(Protocol):
     async def share(self, owner: int, shape: Sequence[int], value: Words | None) -> Shared:
         return await opening.share_input(self.party, self._operations, owner, tuple(shape), value)
 
-    async def multiply(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
+    async def multiply(self, x: Shared, y: Shared, truncate: int = 0, add: Shared | None = None) -> Shared:
         async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
-            a, b = inputs
+            a, b, *rest = inputs
+            addend = rest[0] if rest else None
             if truncate:
-                await truncation.multiply_truncate(self.party, operations, a, b, truncate, out)
+                await truncation.multiply_truncate(self.party, operations, a, b, truncate, out, addend)
             else:
-                _copy(await multiplication.multiply(self.party, operations, a, b), out)
+                _copy(await multiplication.multiply(self.party, operations, a, b, addend), out)
 
-        return await self._elementwise(kernel, [x, y])
+        return await self._elementwise(kernel, [x, y] if add is None else [x, y, add])
 
     async def truncate(self, x: Shared, bits: int) -> Shared:
         async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
@@ -104,10 +107,16 @@ class Replicated(Protocol):
         return await self._planes(kernel, x, 1)
 
     async def is_zero(self, x: Shared) -> Bits:
-        raise NotImplementedError
+        async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
+            _copy(await equality.is_zero(self.party, operations, inputs[0]), out)
+
+        return await self._planes(kernel, x, 1)
 
     async def bits(self, x: Shared, count: int) -> Bits:
-        raise NotImplementedError
+        async def kernel(operations: Operations, inputs: Sequence[Any], out: Any) -> None:
+            _copy(await decomposition.decompose(self.party, operations, inputs[0], count), out)
+
+        return await self._planes(kernel, x, count)
 
     async def _planes(self, kernel: Callable[[Operations, Sequence[Any], Any], Work[None]], x: Shared, planes: int) -> Bits:
         out = empty_bits(planes, padded(x.size))
@@ -139,8 +148,12 @@ class Replicated(Protocol):
 
     # ------------------------------------------------------------ order
 
-    async def shuffle(self, x: Shared) -> Shared:
-        raise NotImplementedError
+    async def shuffle(self, x: Shared, axis: int = 0) -> Shared:
+        if not x.size:
+            return x
+        form = (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis:][1:]))
+        items = x.each(lambda part: np.ascontiguousarray(part).reshape(form))
+        return (await shuffling.shuffle(self.party, self._operations, items)).reshape(x.shape)
 
     # ------------------------------------------------------------ opening
 

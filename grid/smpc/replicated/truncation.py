@@ -53,13 +53,15 @@ async def truncate(party: Party, operations: Operations, x: Shared, k: int, out:
         _as_helper(party, operation, x.size, k, out, None)
 
 
-async def multiply_truncate(party: Party, operations: Operations, x: Shared, y: Shared, k: int, out: Shared) -> None:
-    """out = x y / 2**k; flat arrays of a multiple of 64 elements.
+async def multiply_truncate(
+    party: Party, operations: Operations, x: Shared, y: Shared, k: int, out: Shared, add: Shared | None = None
+) -> None:
+    """out = (x y + add) / 2**k; flat arrays of a multiple of 64 elements.
 
     3 rounds; 3 elements, 2 bits and 32 bits (64 where k > 32) on the wire in all.
     """
     operation = operations.take()
-    await truncate_product(party, operation, local_product(party, operation, x, y), k, out)
+    await truncate_product(party, operation, local_product(party, operation, x, y, add), k, out)
 
 
 async def truncate_product(party: Party, operation: int, z: Words, k: int, out: Shared) -> None:

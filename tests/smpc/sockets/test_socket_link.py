@@ -249,6 +249,16 @@ async def test_nothing_may_come_after_the_end(wire: Wire) -> None:
     await wire.ends_with(WireError, "after it was done")
 
 
+@pytest.mark.parametrize("waits_before", [True, False])
+async def test_a_party_that_is_done_too_early_is_lost_and_nobody_waits_for_it(wire: Wire, waits_before: bool) -> None:
+    waiting = wire.link.receive(1, 3, 1) if waits_before else None
+    await wire.give(wire.sealed(2, [5]) + wire.sealed((1 << 64) - 1, []))
+    assert (await outcome(wire.link.receive(1, 2, 1))).tolist() == [5]
+    with pytest.raises(QuorumLost, match="party 1 is lost: it was done before the computation was"):
+        await outcome(waiting or wire.link.receive(1, 3, 1))
+    await wire.ends_with(QuorumLost, "done before the computation")
+
+
 @pytest.mark.parametrize("kept", [0, 5, HEADER, HEADER + 10])
 async def test_a_socket_that_ends_early_is_a_lost_party(wire: Wire, kept: int) -> None:
     await wire.give(wire.sealed(3, [1, 2])[:kept])

@@ -1,0 +1,171 @@
+"""Sums and products of numbers, with their scales: integers and booleans have no fraction bits and need no truncation.
+
+Operands broadcast. A product of two numbers with fractions is truncated back to FRACTION_BITS, rounded to a neighbour: an
+error below 2**-18 beside those of the operands. Products before their truncation must stay below 2**26 in size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from grid.errors import InvalidRequest
+from grid.smpc.numbers import Number, public
+from grid.smpc.protocol import FRACTION_BITS, Protocol
+from grid.smpc.shares import Shared
+
+FACTOR_BITS = 22
+"""Significant bits of a public factor."""
+
+
+async def add(protocol: Protocol, x: Number, y: Number) -> Number:
+    """x + y. Exact. 0 rounds."""
+    x, y = aligned(x, y)
+    return Number(x.raw + y.raw, x.fraction)
+
+
+async def subtract(protocol: Protocol, x: Number, y: Number) -> Number:
+    """x - y. Exact. 0 rounds."""
+    x, y = aligned(x, y)
+    return Number(x.raw - y.raw, x.fraction)
+
+
+async def multiply(protocol: Protocol, x: Number, y: Number) -> Number:
+    """x y. Error below 2**-18, none where one has no fraction. 3 rounds, 1 where one has no fraction."""
+    x, y = _together(x, y)
+    return Number(await protocol.multiply(x.raw, y.raw, _excess(x, y)), _fraction(x, y))
+
+
+async def multiply_public(protocol: Protocol, x: Number, factor: npt.ArrayLike) -> Number:
+    """x times a public number or array of them. The factor has 22 significant bits (of the largest in an array): error
+    2**-22 of the largest |x factor|, and 2**-18. |x| < 2**21. 2 rounds, 0 for integers, which are exact."""
+    by = np.asarray(factor)
+    shape = np.broadcast_shapes(x.shape, by.shape)
+    x = x.each(lambda part: np.broadcast_to(part, shape))
+    if by.dtype.kind in "iub":
+        return Number(x.raw.times(np.asarray(by.astype(np.int64)).view(np.uint64)), x.fraction)
+    x = fixed(x)
+    largest = float(np.abs(by).max(initial=0.0))
+    if not math.isfinite(largest):
+        raise InvalidRequest("a public factor is NaN or infinite")
+    bits = FACTOR_BITS - (math.frexp(largest)[1] if largest else 0)
+    if bits <= 0:
+        raise InvalidRequest(f"a public factor of {largest:g} is too large; factors are below 2**{FACTOR_BITS - 1}")
+    return Number(await protocol.truncate(x.raw.times(public(by, bits)), bits), x.fraction)
+
+
+async def divide_public(protocol: Protocol, x: Number, divisor: npt.ArrayLike) -> Number:
+    """x divided by a public number or array of them, as a product with 1 / divisor: see `multiply_public`. 2 rounds.
+
+    Raises `InvalidRequest` for a divisor of 0.
+    """
+    by = np.asarray(divisor, np.float64)
+    if not by.all():
+        raise InvalidRequest("a public divisor is 0")
+    return await multiply_public(protocol, x, 1.0 / by)
+
+
+async def matmul(protocol: Protocol, x: Number, y: Number) -> Number:
+    """x @ y for matrices (m, k) and (k, n). Error below 2**-18, none where one has no fraction. 3 rounds, 1 where one has no
+    fraction."""
+    if len(x.shape) != 2 or len(y.shape) != 2 or x.shape[1] != y.shape[0]:
+        raise InvalidRequest(f"a matrix product takes (m, k) and (k, n), not {x.shape} and {y.shape}")
+    return Number(await protocol.matmul(x.raw, y.raw, _excess(x, y)), _fraction(x, y))
+
+
+async def conv2d(
+    protocol: Protocol, x: Number, w: Number, *, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+) -> Number:
+    """The cross-correlation of images (n, c, h, w) with filters (o, c, kh, kw). Error below 2**-18. 3 rounds."""
+    made = await protocol.conv2d(x.raw, w.raw, stride=stride, padding=padding, truncate=_excess(x, w))
+    return Number(made, _fraction(x, w))
+
+
+async def total(protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Number:
+    """The sum over axes, or over all of them. Exact. 0 rounds."""
+    return x.each(lambda part: np.asarray(part.sum(axis=_axes(axis), keepdims=keepdims, dtype=np.uint64)))
+
+
+async def mean(protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Number:
+    """The mean over axes, or over all of them. |sum| < 2**21; error 2**-22 of the mean, and 2**-18. 2 rounds."""
+    summed = await total(protocol, fixed(x), axis, keepdims=keepdims)
+    return await divide_public(protocol, summed, x.raw.size // max(1, summed.raw.size))
+
+
+async def variance(
+    protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, correction: int = 1, keepdims: bool = False
+) -> Number:
+    """The variance over axes, the sum of squared distances from the mean over n - correction.
+
+    |x| < 2**21 / n, and the variance below 2048. Error 2**-16 sqrt(1 + variance), of any n. 5 rounds.
+    """
+    _, spread = await centred(protocol, x, axis, correction=correction)
+    return spread if keepdims else spread.each(lambda part: part.squeeze(_axes(axis)))
+
+
+CENTRED_BITS = 24
+"""Fraction bits of what is squared for a variance."""
+
+
+async def centred(
+    protocol: Protocol, x: Number, axis: int | Sequence[int] | None, *, correction: int = 0
+) -> tuple[Number, Number]:
+    """x less its mean over axes, and its variance, which keeps these axes. 5 rounds.
+
+    The distances are scaled by 1 / sqrt(n - correction) before they are squared, so that the sum of squares is the variance.
+    """
+    x = fixed(x)
+    summed = await total(protocol, x, axis, keepdims=True)
+    n = x.raw.size // max(1, summed.raw.size)
+    if n - correction < 1:
+        raise InvalidRequest(f"a variance of {n} values with correction {correction} divides by {n - correction}")
+    apart = x.raw.times(n) - summed.raw.each(lambda part: np.broadcast_to(part, x.shape))
+    bits = FACTOR_BITS + (n - 1).bit_length()
+    scale = 2.0 ** (CENTRED_BITS - FRACTION_BITS)
+    both = [apart.times(public(1 / n, bits)), apart.times(public(scale / n / math.sqrt(n - correction), bits))]
+    distances, scaled = await protocol.together(
+        lambda mine: mine.truncate(both[0], bits), lambda mine: mine.truncate(both[1], bits)
+    )
+    squares = await protocol.multiply(scaled, scaled)
+    spread = squares.each(lambda part: np.asarray(part.sum(axis=_axes(axis), keepdims=True, dtype=np.uint64)))
+    return Number(distances), Number(await protocol.truncate(spread, 2 * CENTRED_BITS - FRACTION_BITS))
+
+
+def fixed(x: Number) -> Number:
+    """The same value at FRACTION_BITS. No message."""
+    return x.with_fraction(FRACTION_BITS)
+
+
+def aligned(x: Number, y: Number) -> tuple[Number, Number]:
+    """Both with the same fraction bits and shape. No message."""
+    fraction = max(x.fraction, y.fraction)
+    return _together(x.with_fraction(fraction), y.with_fraction(fraction))
+
+
+def _together(x: Number, y: Number) -> tuple[Number, Number]:
+    try:
+        shape = np.broadcast_shapes(x.shape, y.shape)
+    except ValueError:
+        raise InvalidRequest(f"shapes {x.shape} and {y.shape} do not broadcast") from None
+    return x.each(lambda part: np.broadcast_to(part, shape)), y.each(lambda part: np.broadcast_to(part, shape))
+
+
+def _fraction(x: Number, y: Number) -> int:
+    return max(x.fraction, y.fraction)
+
+
+def _excess(x: Number, y: Number) -> int:
+    """Bits to truncate a product by: it then has as many as the operand with more."""
+    return min(x.fraction, y.fraction)
+
+
+def _axes(axis: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    return axis if axis is None or isinstance(axis, int) else tuple(axis)
+
+
+def broadcast(x: Shared, shape: tuple[int, ...]) -> Shared:
+    """Repeated along axes of length 1. No message."""
+    return x.each(lambda part: np.broadcast_to(part, shape))

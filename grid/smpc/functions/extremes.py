@@ -1,0 +1,182 @@
+"""The largest and smallest along an axis.
+
+Groups of items are compared all pairs at once, and the one that beats all others of its group goes on: a whole small tensor is
+one group, large ones go by pairs, as in a tournament. With groups of g items a level takes 10 + ceil(log2(g - 1)) rounds. Of
+equal items the first one wins.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from grid.errors import InvalidRequest
+from grid.smpc.functions.rows import chosen, filled, numbers, row_signs
+from grid.smpc.link import Words
+from grid.smpc.numbers import Number
+from grid.smpc.protocol import Protocol
+from grid.smpc.shares import Bits, Shared, joined, joined_planes
+
+PAIRS_AT_ONCE = 1 << 15
+"""Comparisons of one level, where groups have more than two items."""
+
+FAR_BELOW = -(1 << 60)
+"""In the ring: less than any value, for the padding of a max-pool."""
+
+
+def group_size(items: int, columns: int) -> int:
+    """How many of `items` are compared at once, with `columns` independent comparisons beside one another."""
+    return max(2, min(items, 1 + 2 * PAIRS_AT_ONCE // max(1, items * -(-columns // 64) * 64)))
+
+
+def level_rounds(items: int, columns: int) -> int:
+    """Rounds until one of `items` is left."""
+    rounds = 0
+    while items > 1:
+        size = group_size(items, columns)
+        rounds += 10 + (size - 2).bit_length()
+        items = items // size + items % size
+    return rounds
+
+
+async def largest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
+    """The largest along an axis. Exact. 10 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 10 a level."""
+    value, _ = await _winner(protocol, _items(x, axis), indexed=False)
+    return Number(value.reshape(_without(x.shape, axis)), x.fraction)
+
+
+async def smallest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
+    """The smallest along an axis. Exact. Rounds as for the largest."""
+    found = await largest(protocol, Number(-x.raw, x.fraction), axis)
+    return Number(-found.raw, x.fraction)
+
+
+async def argmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
+    """Where the largest along an axis is, the first of equal ones, without fraction bits. Exact. Rounds as for the largest."""
+    _, index = await _winner(protocol, _items(x, axis), indexed=True)
+    return Number(index.reshape(_without(x.shape, axis)), 0)
+
+
+async def argmin(protocol: Protocol, x: Number, axis: int = -1) -> Number:
+    """Where the smallest along an axis is, the first of equal ones. Exact. Rounds as for the largest."""
+    return await argmax(protocol, Number(-x.raw, x.fraction), axis)
+
+
+async def max_with_index(protocol: Protocol, x: Number, axis: int = -1) -> tuple[Number, Number]:
+    """Both the largest and where it is, as `torch.max` gives them. Exact. Rounds as for the largest."""
+    value, index = await _winner(protocol, _items(x, axis), indexed=True)
+    shape = _without(x.shape, axis)
+    return Number(value.reshape(shape), x.fraction), Number(index.reshape(shape), 0)
+
+
+async def max_pool2d(
+    protocol: Protocol,
+    x: Number,
+    kernel: tuple[int, int],
+    *,
+    stride: tuple[int, int] | None = None,
+    padding: tuple[int, int] = (0, 0),
+) -> Number:
+    """The largest of each window of images (..., h, w). Exact. Rounds as for the largest of a window's items."""
+    raw = x.raw
+    if any(padding):
+        (up, left), inside = padding, np.ones(x.shape[-2:], np.uint64)
+        edges = [(0, 0)] * (len(x.shape) - 2) + [(up, up), (left, left)]
+        outside = 1 - np.pad(inside, edges[-2:])
+        raw = protocol.add_public(raw.each(lambda part: np.pad(part, edges)), outside * np.uint64(FAR_BELOW % (1 << 64)))
+    taken = windows(Number(raw, x.fraction), kernel, stride or kernel)
+    return await largest(protocol, taken, 0)
+
+
+def windows(x: Number, kernel: tuple[int, int], stride: tuple[int, int]) -> Number:
+    """The windows of images (..., h, w) as (kh kw, ..., rows, columns). No message."""
+
+    def take(part: Words) -> Words:
+        views = np.lib.stride_tricks.sliding_window_view(part, kernel, (-2, -1))[..., :: stride[0], :: stride[1], :, :]
+        lead = (kernel[0] * kernel[1],)
+        return np.moveaxis(views, (-2, -1), (0, 1)).reshape(lead + views.shape[:-2])
+
+    if any(size < width for size, width in zip(x.shape[-2:], kernel, strict=True)):
+        raise InvalidRequest(f"a window of {kernel} does not fit into images of {x.shape[-2:]}")
+    return x.each(take)
+
+
+def _items(x: Number, axis: int) -> Shared:
+    """(n, everything else)."""
+    if not x.shape or not x.shape[axis]:
+        raise InvalidRequest(f"there is no largest of nothing: the shape is {x.shape}, the axis {axis}")
+    return x.raw.each(lambda part: np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1))
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+async def _winner(protocol: Protocol, x: Shared, *, indexed: bool) -> tuple[Shared, Shared]:
+    """The largest of each column of (n, columns), and its index where that is wanted."""
+    n, columns = x.shape
+    whole = np.broadcast_to(np.arange(n, dtype=np.uint64)[:, np.newaxis], (n, columns))
+    index = protocol.constant(np.ascontiguousarray(whole))
+    first = True
+    while x.shape[0] > 1:
+        n = x.shape[0]
+        size = group_size(n, columns)
+        count = n // size
+        grouped = [_groups(value, count, size) for value in (x, index)]
+        planes = await _hot(protocol, grouped[0])
+        taken = [value[k] - value[0] for value in (grouped if indexed and not first else grouped[:1]) for k in range(1, size)]
+        # The first level's indices are public, so that its bits need to become numbers only.
+        if indexed and first:
+            offsets, picked = await protocol.together(
+                lambda mine, planes=planes, shape=grouped[0].shape[1:]: numbers(mine, planes, shape),  # type: ignore[misc]
+                lambda mine, planes=planes, taken=taken: chosen(mine, planes, taken),  # type: ignore[misc]
+            )
+            steps = np.arange(1, size, dtype=np.uint64)[:, np.newaxis]
+            moved = offsets.times(steps).each(lambda part: part.sum(0, dtype=np.uint64))
+        else:
+            copies = joined_planes([planes, planes]) if indexed else planes
+            picked = await chosen(protocol, copies, taken)
+            moved = functools.reduce(Shared.__add__, picked[size - 1 :]) if indexed else grouped[1][0] - grouped[1][0]
+        value = grouped[0][0] + functools.reduce(Shared.__add__, picked[: size - 1])
+        rest = count * size
+        x = joined([value.reshape((count, columns)), x[rest:]])
+        index = joined([(grouped[1][0] + moved).reshape((count, columns)), index[rest:]])
+        first = False
+    return x[0], index[0]
+
+
+def _groups(x: Shared, count: int, size: int) -> Shared:
+    """(n, columns) as (size, count * columns): item k of each group of neighbours is in row k."""
+    columns = x.shape[1]
+
+    def arrange(part: Words) -> Words:
+        return part[: count * size].reshape(count, size, columns).swapaxes(0, 1).reshape(size, -1)
+
+    return x.each(arrange)
+
+
+async def _hot(protocol: Protocol, x: Shared) -> Bits:
+    """Plane k - 1: item k of (size, columns) is the first of the largest ones, for k from 1. 8 + ceil(log2(size - 1)) rounds."""
+    size = x.shape[0]
+    early, late = np.triu_indices(size, 1)
+    beaten = await row_signs(protocol, filled(x[early] - x[late]))  # the earlier one is less than the later one
+    place = np.zeros((size, size), np.int64)
+    place[early, late] = place[late, early] = np.arange(early.size)
+    # Item k beats an earlier one where that is less, and a later one where k is not less.
+    kept = protocol.invert(beaten)
+    either = joined_planes([beaten, kept])
+    wanted = np.array([[place[k, i] + (beaten.planes if i > k else 0) for i in range(size) if i != k] for k in range(1, size)])
+    wins = either[wanted.reshape(-1)].each(lambda part: part.reshape(size - 1, size - 1, -1).swapaxes(0, 1))
+    return await _all(protocol, [Bits(*(part[i] for part in wins.parts)) for i in range(size - 1)])
+
+
+async def _all(protocol: Protocol, terms: list[Bits]) -> Bits:
+    """AND of all. ceil(log2(number of terms)) rounds."""
+    while len(terms) > 1:
+        half = len(terms) // 2
+        made = await protocol.conjunction(joined_planes(terms[:half]), joined_planes(terms[half : 2 * half]))
+        each = made.planes // half
+        terms = [made[k * each : (k + 1) * each] for k in range(half)] + terms[2 * half :]
+    return terms[0]
