@@ -26,6 +26,9 @@ PlanId = NewType("PlanId", str)
 SumId = NewType("SumId", str)
 """One secure sum: 128 random bits in hex, chosen by the client, used once."""
 
+CommitteeId = NewType("CommitteeId", str)
+"""Three nodes that compute on shares together: 128 random bits in hex, chosen by the client that opens it, used once."""
+
 TransferId = NewType("TransferId", str)
 """One move of a value from node to node: 128 random bits in hex, chosen by the client, used once."""
 

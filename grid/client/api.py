@@ -14,11 +14,12 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from grid.client.committee import Committee, open_committee
 from grid.client.connection import NodeConnection
 from grid.client.datasets import Dataset, Datasets
 from grid.client.flow import Home
@@ -31,7 +32,7 @@ from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.display import counted, html
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
-from grid.ids import GridId, PeerId
+from grid.ids import CommitteeId, GridId, PeerId, random_id
 from grid.rpc.hop import dial_gateway, greeting_of
 from grid.settings import ClientSettings
 from grid.tasks import start
@@ -244,6 +245,27 @@ class Client:
     def _check_open(self) -> None:
         if self._closed:
             raise NodeUnavailable("the client was closed; connect again")
+
+    async def committee(
+        self, *names: str, clients: Sequence[str] = (), id: str = "", timeout: float | None = None
+    ) -> Committee:
+        """Three nodes that compute on secret shares together, once they have agreed to.
+
+        `clients`: the ids of all clients that may take part and see results, this one (`g.me.id`) among them; it alone without.
+        With the `id` and `clients` of a committee that another of them has opened, this client joins it. `timeout` in seconds:
+        for the agreement, and for the nodes to wait for each other later. Raises `NotFound`, `QuorumLost`.
+        """
+        if len(names) != 3 or len(set(names)) != 3:
+            raise InvalidRequest('a committee has three different nodes, such as g.committee("alice", "bob", "carol")')
+        return await open_committee(
+            [self._connection(self._roster.find(name)) for name in names],
+            committee=CommitteeId(id or random_id()),
+            clients=tuple(map(PeerId, clients)) or (self.me.id,),
+            home=self.home,
+            shapes=self._shapes,
+            wait=self._wait,
+            deadline_s=self.settings.timeout_s if timeout is None else timeout,
+        )
 
     # ------------------------------------------------------------ facts
 

@@ -14,12 +14,13 @@ import importlib.util
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grid.client import api
+from grid.client.committee import Committee
 from grid.client.datasets import Datasets
 from grid.client.flow import FORKED
 from grid.client.nodes import Node, Nodes
@@ -233,6 +234,10 @@ class Client:
         `offline=True` gives those of nodes that have gone, too, as they were announced last: `ds.node.state` tells which.
         """
         return self._thread.run(self._inner.search(*tags, text=text, offline=offline))
+
+    def committee(self, *names: str, clients: Sequence[str] = (), id: str = "", timeout: float | None = None) -> Committee:
+        """Three nodes that compute on secret shares together, once they have agreed to; as `grid.aio`'s."""
+        return self._thread.run(self._inner.committee(*names, clients=clients, id=id, timeout=timeout))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""

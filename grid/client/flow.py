@@ -235,6 +235,12 @@ class Flow:
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
+    def tell(self, message: Message) -> None:
+        """Send a one-way message in its place in the order; nothing happens where the session is over."""
+        if self.error is None:
+            self._outgoing.add((Single(message, message.tag, one_way=True), (), None, message.tag))
+            self.flush()
+
     async def drained(self) -> None:
         """Return once there is room for a good number of further commands."""
         while self._is_full(MAX_BACKLOG // 2) and self.error is None:

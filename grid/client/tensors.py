@@ -62,6 +62,10 @@ class RemoteTensor(torch.Tensor):
         outbox = self._handle.outbox
         return outbox.wait(outbox.move(self, to, timeout))
 
+    def share(self, committee: Any) -> Any:
+        """This value on secret shares at the nodes of a committee; they are made where it is, if its owner's rules allow."""
+        return committee.share(self)
+
     def run_plan(self, plan: Any, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """Call a plan where this tensor is (`plans.ir.PlanTarget`)."""
         return self._handle.outbox.run_plan(plan, leaves)

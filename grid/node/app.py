@@ -22,6 +22,7 @@ from grid.crypto.identity import Expected, LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
 from grid.logs import tags
+from grid.node.committees import Committees
 from grid.node.copies import Copies
 from grid.node.custody import Custody
 from grid.node.datasets import Dataset
@@ -124,6 +125,15 @@ class Node:
             claim=store.claim,
             names=self._names,
             copies=self._copies,
+        )
+        self._committees = Committees(
+            me=me,
+            clock=clock,
+            neighbours=self._neighbours,
+            settings=settings,
+            spawn=self.spawn,
+            claim=store.claim,
+            names=self._names,
         )
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
@@ -403,6 +413,7 @@ class Node:
 
     def _node_lost(self, node: PeerId) -> None:
         self._sums.lost(node)
+        self._committees.lost(node)
 
     # ------------------------------------------------------------ what sessions use
 
@@ -410,6 +421,11 @@ class Node:
     def sums(self) -> Sums:
         """Secure sums that this node takes part in."""
         return self._sums
+
+    @property
+    def committees(self) -> Committees:
+        """Committees that this node is a party of."""
+        return self._committees
 
     @property
     def transfers(self) -> Transfers:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
-from grid.errors import GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
+from grid.errors import ExecutionFailed, GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
 from grid.ids import PeerId, PlanId
 from grid.node.one_sum import Operand
 from grid.node.work import Account, Offer, SumOffer
@@ -19,9 +19,11 @@ from grid.policy.approvals import Content
 from grid.policy.gate import Gate
 from grid.settings import NodeSettings
 from grid.smpc import ring
-from grid.tensors.buffers import from_frame
+from grid.smpc.interpreter import fraction_bits
+from grid.tensors import fixed
+from grid.tensors.buffers import from_frame, to_frame
 from grid.wire.dtypes import DTYPES, tensor_bytes
-from grid.wire.messages import ErrorInfo, PutPlan, TensorFrame
+from grid.wire.messages import ErrorInfo, OwnerRule, PutPlan, TensorFrame
 
 MESSAGE_ROOM = 4096
 """Bytes of a message beside the value in it."""
@@ -107,6 +109,23 @@ class Desk:
             self._gate.check_errors(self._client)
             self._gate.check_move(offer.claim, to)
             self._tell(offer.failure)
+
+    def share(self, offer: Offer) -> tuple[TensorFrame, tuple[OwnerRule, ...]]:
+        """The value in ring elements for a committee, and whose rows are in it with their rule for releases. Raises
+        `ReleaseDenied` where an owner does not let it be shared. The shares keep these rules for ever."""
+        owners: tuple[OwnerRule, ...] = ()
+        if offer.claim is not None:
+            self._gate.check_errors(self._client)
+            owners = tuple(OwnerRule(dataset=name, release=release) for name, release in self._gate.check_share(offer.claim))
+            self._tell(offer.failure)
+        value = from_frame(offer.tensor)
+        try:
+            encoded = fixed.encode(value, fraction_bits(value.dtype), 1)
+        except ExecutionFailed as error:  # whether a value fits depends on the rows behind it
+            if owners:
+                self._tell(ErrorInfo.of(error))
+            raise
+        return to_frame(encoded, copy=False), owners
 
     def admit(self, offer: SumOffer, claim: Callable[[], None]) -> Operand:
         """The operand of a secure sum. Raises what the rules have against it; if nothing refuses it, `claim`s the sum."""

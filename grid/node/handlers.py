@@ -11,17 +11,29 @@ from grid.node.services import Services
 from grid.node.session import ClientSession
 from grid.rpc.dispatch import Handler
 from grid.wire.messages import (
+    CloseCommittee,
     Commands,
+    CommitteeOver,
+    CommitteeStatement,
+    CommitteeWords,
+    DealShare,
     DeliverObject,
     DescribeObject,
     ExpectObject,
+    ExpectShare,
     FreeObjects,
+    FreeShares,
     GetObject,
+    GetShare,
     Message,
     MoveObject,
     Ok,
+    OpenCommittee,
     PutObject,
     PutPlan,
+    SecureCommands,
+    ShareInput,
+    ShareObject,
     StartSum,
     SumAnnouncement,
     SumShare,
@@ -37,6 +49,14 @@ CLIENT_HANDLERS: Mapping[type[Any], Handler] = {
     MoveObject: ClientSession.move,
     ExpectObject: ClientSession.expect,
     StartSum: ClientSession.start_sum,
+    OpenCommittee: ClientSession.open_committee,
+    CloseCommittee: ClientSession.close_committee,
+    ShareInput: ClientSession.on_shares,
+    SecureCommands: ClientSession.on_shares,
+    ExpectShare: ClientSession.on_shares,
+    GetShare: ClientSession.on_shares,
+    FreeShares: ClientSession.free_shares,
+    ShareObject: ClientSession.share_object,
 }
 """The context is the client's session."""
 
@@ -59,9 +79,25 @@ def _sum(context: NodeContext, message: SumAnnouncement | SumShare) -> None:
     context.services.sums.received(context.neighbour, message)
 
 
+def _committee(context: NodeContext, message: CommitteeStatement | CommitteeOver) -> None:
+    context.services.committees.received(context.neighbour, message)
+
+
+def _words(context: NodeContext, message: CommitteeWords) -> None:
+    context.services.committees.words(context.neighbour, message)
+
+
+def _deal(context: NodeContext, message: DealShare) -> Message:
+    return context.services.committees.deal(context.neighbour, message)
+
+
 NODE_HANDLERS: Mapping[type[Any], Handler] = {
     DeliverObject: _deliver,
     SumAnnouncement: _sum,
     SumShare: _sum,
+    CommitteeStatement: _committee,
+    CommitteeOver: _committee,
+    CommitteeWords: _words,
+    DealShare: _deal,
 }
 """The context is a `NodeContext`."""

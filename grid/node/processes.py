@@ -45,6 +45,7 @@ from grid.wire.messages import (
     ObjectValue,
     Ok,
     OpenDataset,
+    OwnerRule,
     PutPlan,
     RunPlan,
     StartSum,
@@ -153,6 +154,9 @@ class ProcessRuntime(Runtime, WorkerUser):
 
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
+
+    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        return self._lane.submit(partial(self._desk.share, offer))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         result: asyncio.Future[Operand] = self._loop.create_future()

@@ -16,7 +16,7 @@ from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
 from grid.node.work import Offer
 from grid.smpc import ring
-from grid.wire.messages import Message, StartSum
+from grid.wire.messages import Message, OwnerRule, StartSum, TensorFrame
 
 PAUSE_BYTES = 64 << 10
 """After a released value of this size nothing more is offered until little is left to be sent, so that a client that does not
@@ -50,6 +50,10 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         """Whether the rules let a value go to the node of this name."""
+
+    @abc.abstractmethod
+    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        """A value that `take` gave as ring elements for a committee, and whose rows are in it, if the rules let it be shared."""
 
     @abc.abstractmethod
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from grid.node.committees import Committees
 from grid.node.copies import Copies
 from grid.node.neighbours import Neighbours
 from grid.node.sums import Sums
@@ -19,6 +20,9 @@ class Services(Protocol):
 
     @property
     def transfers(self) -> Transfers: ...
+
+    @property
+    def committees(self) -> Committees: ...
 
     @property
     def neighbours(self) -> Neighbours: ...

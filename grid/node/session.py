@@ -26,21 +26,31 @@ from grid.node.work import Offer
 from grid.rpc.peer import Peer
 from grid.smpc import ring
 from grid.wire.messages import (
+    CloseCommittee,
     CommandFailed,
     Commands,
     DeliverObject,
     DescribeObject,
     ErrorInfo,
     ExpectObject,
+    ExpectShare,
     FreeObjects,
+    FreeShares,
     GetObject,
+    GetShare,
     Message,
     MoveObject,
     ObjectValue,
     Ok,
+    OpenCommittee,
+    OwnerRule,
     PutObject,
     PutPlan,
+    SecureCommands,
+    ShareInput,
+    ShareObject,
     StartSum,
+    TensorFrame,
 )
 
 log = logging.getLogger(__name__)
@@ -72,6 +82,7 @@ class ClientSession:
         """The session is over: stop what runs for it and free everything."""
         gone = NodeUnavailable("the client's session is over")
         self._services.sums.cancel(self)
+        self._services.committees.cancel(self)
         self._services.transfers.forget(self, lambda _: True, gone)
         await self._runtime.close()
         log.info("the client's session is over, its objects are freed")
@@ -209,5 +220,34 @@ class ClientSession:
         return self._runtime.take_operand(message, claim)
 
     def in_lane(self, work: Callable[[], list[ring.Elements]]) -> asyncio.Future[list[ring.Elements]]:
-        """For `Sums`: work off the loop."""
+        """For `Sums` and `Committees`: work off the loop."""
         return self._runtime.commit(work)
+
+    # ------------------------------------------------------------ committees
+
+    def open_committee(self, message: OpenCommittee) -> Awaitable[Message]:
+        """Be a party of a committee for this client."""
+        return self._services.committees.open(self, message)
+
+    def close_committee(self, message: CloseCommittee) -> None:
+        """The client is done with a committee."""
+        self._services.committees.close(self, message.committee)
+
+    def on_shares(self, message: ShareInput | SecureCommands | ExpectShare | GetShare) -> Awaitable[Message]:
+        """A request to a committee, in order with the others to it."""
+        return self._services.committees.submit(self, message)
+
+    def free_shares(self, message: FreeShares) -> None:
+        """Forget shares, once what was asked before is done."""
+        with contextlib.suppress(GridError):  # the committee is over, and has forgotten them
+            self._services.committees.submit(self, message)
+
+    def share_object(self, message: ShareObject) -> Awaitable[Message]:
+        """Deal a value to the parties of a committee, if the owners of the rows behind it let it be shared."""
+        taken = self._runtime.take(message.source)
+        return self._services.committees.share(self, message, self._allowed_to_share(taken))
+
+    async def _allowed_to_share(self, taken: asyncio.Future[Offer]) -> tuple[TensorFrame, str, tuple[OwnerRule, ...]]:
+        offer = await taken
+        tensor, owners = await self._runtime.allow_share(offer)
+        return tensor, offer.tensor.dtype, owners

@@ -25,7 +25,7 @@ from grid.node.work import KeepDelivery, MarkFailed, Offer, TakeValue
 from grid.node.workspace import DONE, Workspace
 from grid.settings import NodeSettings
 from grid.smpc import ring
-from grid.wire.messages import ErrorInfo, Message, ObjectValue, Ok, StartSum, TensorFrame
+from grid.wire.messages import ErrorInfo, Message, ObjectValue, Ok, OwnerRule, StartSum, TensorFrame
 
 OK = Ok()
 
@@ -82,6 +82,9 @@ class ThreadRuntime(Runtime):
 
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
+
+    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        return self._lane.submit(partial(self._desk.share, offer))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         return self._lane.submit(lambda: self._desk.admit(self._workspace.offer_sum(message), claim))

@@ -171,6 +171,15 @@ class Gate:
                         instead="a result that may be released, or ask the owner to list the node in `sinks`",
                     )
 
+    def check_share(self, claim: Claim) -> list[tuple[str, str]]:
+        """Whether a value with rows may be split into secret shares; each dataset behind it with its rule for releases.
+        Nothing leaves by that, so nothing is used up."""
+        with self._lock:
+            datasets = [value.dataset for value in self._guarded(claim)]
+            for dataset in datasets:
+                self._check_share(dataset)
+            return [(dataset.name, dataset.policy.release) for dataset in datasets]
+
     def check_errors(self, client: PeerId) -> None:
         """Raise `ReleaseDenied` for a client that has been told as many private errors as it may within the last hour."""
         with self._lock:

@@ -10,6 +10,8 @@ One (key, operation, purpose) hides one value only; `Reuse` looks for a second o
 
 from __future__ import annotations
 
+import dataclasses
+import hmac
 import struct
 from typing import Protocol
 
@@ -50,6 +52,20 @@ class Keystreams:
         words = np.empty(count + _TAG_WORDS, np.uint64)
         self._ciphers[key].encrypt_into(_NONCE.pack(operation, purpose), _zero_bytes(8 * count), None, words.data.cast("B"))
         return words[:count]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Keys:
+    """What a party has agreed on with the others; never used itself: every program has keystreams of its own."""
+
+    own: bytes
+    following: bytes
+    common: bytes
+
+    def of_program(self, digest: bytes) -> Keystreams:
+        """The keystreams for what `digest` stands for. Parties that were told to do different things draw unrelated words, so
+        that nothing which one of them hides can be compared with what another hides."""
+        return Keystreams(*(hmac.digest(key, digest, "sha256")[:KEY_BYTES] for key in (self.own, self.following, self.common)))
 
 
 class Reuse:

@@ -32,9 +32,10 @@ class Link(Protocol):
 
 
 class Mailbox:
-    """Messages by sender and label, each delivered once and taken once."""
+    """Messages by sender and label, each delivered once and taken once. `max_early_bytes` in place of MAX_EARLY_BYTES."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_early_bytes: int | None = None) -> None:
+        self._max_early = max_early_bytes
         self._come: dict[tuple[int, int], Words] = {}
         self._wanted: dict[tuple[int, int], tuple[int, Arrival[Words]]] = {}
         self._early: dict[int, int] = {}
@@ -49,9 +50,10 @@ class Mailbox:
         if (sender, label) in self._come:
             raise WireError(f"party {sender} sent one message twice", party=sender)
         early = self._early.get(sender, 0) + _cost(count)
-        if early > MAX_EARLY_BYTES:
+        most = MAX_EARLY_BYTES if self._max_early is None else self._max_early
+        if early > most:
             raise QuotaExceeded(
-                f"party {sender} has sent {early} bytes that nobody has asked for; {MAX_EARLY_BYTES} are allowed", party=sender
+                f"party {sender} has sent {early} bytes that nobody has asked for; {most} are allowed", party=sender
             )
 
     def deliver(self, sender: int, label: int, words: Words) -> None:

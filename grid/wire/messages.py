@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from grid.display import html
 from grid.errors import Detail, GridError, from_wire
-from grid.ids import LinkId, ObjectId, PeerId, PlanId, SumId, TransferId
+from grid.ids import CommitteeId, LinkId, ObjectId, PeerId, PlanId, SumId, TransferId
 
 Buffer = bytes | bytearray | memoryview
 
@@ -641,4 +641,170 @@ class SumShare(Message):
 
     sum: SumId
     tensor: TensorFrame | None = None
+    error: ErrorInfo | None = None
+
+
+# ---------------------------------------------------------------- channel: computing on shares
+
+
+@message("open-committee")
+class OpenCommittee(Message):
+    """Client -> each node of the roster: be a party of this committee. Reply: Ok once all three agree. Errors: QuorumLost, ...
+
+    `committee` is 32 random hexadecimal digits, used once. `roster` has three nodes in the order of their ranks, `clients` up
+    to 8, and both are the same at all nodes; each of the clients may open the committee and then has objects of its own in it.
+    `deadline_s`: for the agreement, and later for each command.
+    """
+
+    committee: CommitteeId
+    roster: tuple[PeerId, ...]
+    clients: tuple[PeerId, ...]
+    deadline_s: float
+
+
+@message("close-committee")
+class CloseCommittee(Message):
+    """Client -> node, one way: this client is done with the committee; its shares are forgotten."""
+
+    committee: CommitteeId
+
+
+@message("committee-statement")
+class CommitteeStatement(Message):
+    """Node -> node, one way: a signed statement {committee, roster, clients, node, expiry, nonce}, and for the receiver alone the
+    sender's contributions to keys, 32 random bytes each: to the key of these two nodes, and to that of all three."""
+
+    committee: CommitteeId
+    envelope: bytes
+    pair: bytes
+    common: bytes
+
+
+@message("committee-words")
+class CommitteeWords(Message):
+    """Node -> node, one way: what one party says to another in the work of `client`. `words` is 64-bit words.
+
+    `label` is (place of the client, number of its request, operation, step) in 3, 27, 28 and 5 bits.
+    """
+
+    committee: CommitteeId
+    client: PeerId
+    label: int
+    words: Buffer
+
+
+@message("committee-over")
+class CommitteeOver(Message):
+    """Node -> node, one way: the sender cannot go on; with a `client`, in the work of that client alone."""
+
+    committee: CommitteeId
+    error: ErrorInfo
+    client: PeerId | None = None
+
+
+@message("share-input")
+class ShareInput(Message):
+    """Client -> each node of the roster: a secret value in shares, kept as `object`. Reply: Ok, as SecureCommands.
+
+    With seeds s0, s1 and streams G (`crypto.prg`): x0 = G(s0), x1 = G(s1), x2 = x - x0 - x1 mod 2**64. Rank 0 gets (s0, s1), rank
+    1 (s1, x2), rank 2 (x2, s0); a seed has 32 bytes, x2 8 bytes an element. A floating-point dtype stands for fixed point with
+    18 fraction bits, others for integers.
+    """
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+    dtype: str
+    shape: tuple[int, ...]
+    first: Buffer
+    second: Buffer
+
+
+@message("secure-commands")
+class SecureCommands(Message):
+    """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
+
+    All requests of a client to a committee (this, ShareInput, ExpectShare, GetShare) are numbered on from 1 without gaps, and are
+    the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the reply.
+    """
+
+    committee: CommitteeId
+    first: int
+    commands: tuple[Command, ...]
+    tensors: tuple[TensorFrame, ...] = ()
+
+
+@message("free-shares")
+class FreeShares(Message):
+    """Client -> node, one way: these shares are not needed after what was sent before."""
+
+    committee: CommitteeId
+    objects: tuple[ObjectId, ...]
+
+
+@message("get-share")
+class GetShare(Message):
+    """Client -> each node of the roster: open a result to this client. Reply: ShareValue. Errors: NotFound, ReleaseDenied, ...
+
+    Every owner's rule must allow it, at each node."""
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+
+
+@message("share-value")
+class ShareValue(Message):
+    """Answer to GetShare: the first component of this node, 64-bit words, and the SHA-256 of its second; both refreshed."""
+
+    words: Buffer
+    digest: bytes
+
+
+@record
+class OwnerRule:
+    """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy)."""
+
+    dataset: str
+    release: str
+
+
+@message("share-object")
+class ShareObject(Message):
+    """Client -> the node that has `source`: deal this value to the parties, as `object`. Reply: Ok. Errors: ReleaseDenied, ...
+
+    The parties must have been told to expect it (ExpectShare) for it to be kept."""
+
+    committee: CommitteeId
+    roster: tuple[PeerId, ...]
+    source: ObjectId
+    object: ObjectId
+
+
+@message("expect-share")
+class ExpectShare(Message):
+    """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`. Reply: Ok, as SecureCommands."""
+
+    committee: CommitteeId
+    number: int
+    owner: PeerId
+    object: ObjectId
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@message("deal-share")
+class DealShare(Message):
+    """Node -> node: components for `client`, as in ShareInput, of a value with rows of these datasets of the sender.
+
+    With an `error`, the sender does not share it. Reply: Ok."""
+
+    committee: CommitteeId
+    client: PeerId
+    object: ObjectId
+    dtype: str
+    shape: tuple[int, ...]
+    owners: tuple[OwnerRule, ...]
+    first: Buffer
+    second: Buffer
     error: ErrorInfo | None = None

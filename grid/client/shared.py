@@ -1,0 +1,81 @@
+"""Tensors on secret shares at the three nodes of a committee: torch tensors whose data nobody holds.
+
+A `SharedTensor` has a shape, a dtype and a place in autograd here. Each operation on it becomes one command for all three nodes,
+caught below autograd as for remote tensors, and returns at once; nothing waits until `reveal()`. What nodes cannot do on shares
+is refused at the line that asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from grid.client.dispatch import Dispatcher, Handle
+from grid.client.shapes import CPU, Meta
+from grid.client.tensors import RemoteTensor
+from grid.display import html
+from grid.errors import InvalidRequest
+
+
+class SharedTensor(RemoteTensor):
+    """A torch tensor on shares. Made by `committee.share`, `x.share(committee)`, and operations on other shared tensors.
+
+    Floating-point values are fixed point with 18 fraction bits: a resolution of 4e-6, and products below 6.7e7 in size.
+    """
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if any(issubclass(one, RemoteTensor) and not issubclass(one, SharedTensor) for one in types):
+            raise InvalidRequest(f"{func} has an operand at a node and one on shares: share the first, x.share(committee)")
+        return _dispatch(func, args, kwargs or {})
+
+    def reveal(self, *, to: Any = None, timeout: float | None = None) -> Any:
+        """The value, to this client alone, if every owner's rules let it go. Detached from autograd.
+
+        In an asynchronous client, an awaitable of that. `timeout` in seconds. Raises `ReleaseDenied`, `QuorumLost` naming a node
+        that is gone, and the error of the operation that the value failed by.
+        """
+        if to is not None:
+            raise InvalidRequest("reveal(to=node) is not there yet; reveal() opens to this client")
+        outbox = self._handle.outbox
+        return outbox.wait(outbox.read(self, timeout))
+
+    def get(self, *, timeout: float | None = None) -> NoReturn:
+        """No node has the value: `reveal` opens it."""
+        raise InvalidRequest("get() asks one node for a value, and this one is on shares: write x.reveal()")
+
+    def move(self, to: Any, *, timeout: float | None = None) -> NoReturn:
+        """Shares stay where they are."""
+        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client")
+
+    def share(self, committee: Any) -> NoReturn:
+        """It is on shares already."""
+        raise InvalidRequest("the tensor is on shares already")
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Never shows values: nobody has them."""
+        kind = "Parameter containing: " if isinstance(self, torch.nn.Parameter) else ""
+        return f"{kind}SharedTensor({', '.join(f'{name}={value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        note = "On secret shares; no node has the value. reveal() opens it to this client, if its owners' rules let it go."
+        dtype = str(self.dtype).removeprefix("torch.")
+        return html(f"{tuple(self.shape)} {dtype}", f"shared tensor at {self.location.name}", note=note)
+
+
+def wrap(meta: Meta, handle: Handle, offset: int = 0) -> SharedTensor:
+    """The shared tensor of geometry `meta` that stands for `handle`."""
+    tensor: SharedTensor = torch.Tensor._make_wrapper_subclass(
+        SharedTensor, meta.shape, strides=meta.stride, storage_offset=offset, dtype=meta.dtype, device=CPU
+    )
+    torch._C._set_throw_on_mutable_data_ptr(tensor)  # else torch's own C functions would hand out a null pointer
+    tensor._handle = handle
+    tensor._meta = meta
+    return tensor
+
+
+_dispatch = Dispatcher(SharedTensor, wrap)

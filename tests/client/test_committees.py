@@ -1,0 +1,187 @@
+"""Computing on shares as users write it, over a grid in this process and over real processes: one suite for both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import grid
+from grid.demo_processes import processes
+from grid.testing import LocalGrid
+
+NAMES = ("alice", "bob", "carol")
+ROWS = 12
+
+
+def data_folder(path: Path) -> Path:
+    """Two datasets of rows 0, 1, 2, ...: `public`, whose rows may leave, and `private`, of which aggregates may."""
+    path.mkdir()
+    for name, release in (("public", "open"), ("private", "aggregate"), ("kept", "deny")):
+        lines = ["x,y", *(f"{row},{row * row}" for row in range(ROWS))]
+        (path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+        policy = f'release = "{release}"\nplans = "any"\nmin_rows = 10\nmax_elements = 100\n'
+        (path / f"{name}.toml").write_text(f'file = "{name}.csv"\ntags = ["#{name}"]\n[policy]\n{policy}')
+    return path
+
+
+@contextlib.contextmanager
+def in_one_process(folder: Path) -> Iterator[Any]:
+    nodes: dict[str, Any] = {"alice": {}, "bob": {}, "carol": {}, "dave": data_folder(folder / "data")}
+    with LocalGrid(nodes=nodes) as local:
+        yield local.client
+
+
+@contextlib.contextmanager
+def in_processes(folder: Path) -> Iterator[Any]:
+    data = data_folder(folder / "data")
+    with processes(folder) as running, contextlib.ExitStack() as stack:
+        running.start("gateway", ["gateway", "--dev", "--listen", "127.0.0.1:0"])
+        url = running.ready("gateway")["url"]
+        for name in (*NAMES, "dave"):
+            own = ["--data", str(data)] if name == "dave" else []
+            running.start(name, ["node", name, "--gateway", url, "--dev", *own])
+        for name in (*NAMES, "dave"):
+            running.ready(name)
+        yield lambda: stack.enter_context(grid.connect(url))
+
+
+@pytest.fixture(scope="module", params=[in_one_process, pytest.param(in_processes, marks=pytest.mark.process)])
+def connect(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with request.param(tmp_path_factory.mktemp("grid")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(connect: Any) -> Any:
+    return connect()
+
+
+@pytest.fixture(scope="module")
+def trio(client: Any) -> Iterator[Any]:
+    with client.committee(*NAMES) as made:
+        yield made
+
+
+def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return found.shape == wanted.shape and found.dtype == wanted.dtype and bool(((found - wanted).abs() < 1e-3).all())
+
+
+def test_a_client_computes_on_its_own_inputs(trio: Any) -> None:
+    a, w = torch.randn(5, 4), torch.randn(4, 3)
+    shared_a, shared_w = trio.share(a), trio.share(w)
+    y = (shared_a @ shared_w).relu()
+    assert (y.shape, y.dtype) == ((5, 3), torch.float32)
+    assert near(y.reveal(), (a @ w).relu())
+    assert torch.equal((shared_a > 0).reveal(), a > 0)
+    assert near((2 * shared_a - 1).mean(0).reveal(), (2 * a - 1).mean(0))
+    assert near((shared_a * a).sum().reveal(), (a * a).sum())
+    counts = torch.arange(6).reshape(2, 3)
+    assert torch.equal((trio.share(counts) * 3).reveal(), counts * 3)
+
+
+def test_a_module_with_public_parameters_runs_on_shares(trio: Any) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(8, 3)
+    )
+    images = torch.randn(2, 1, 6, 6)
+    with torch.no_grad():
+        assert near(model(trio.share(images)).reveal(), model(images))
+
+
+def test_a_node_outside_the_committee_shares_its_rows(client: Any, trio: Any) -> None:
+    (public,) = client.search("#public")
+    w = torch.randn(2, 1) / 10
+    rows = torch.tensor([[float(row), float(row * row)] for row in range(ROWS)])
+    assert near((public.features.share(trio) @ trio.share(w)).reveal(), rows @ w)
+    pointer = client.nodes["alice"].send(torch.ones(2))
+    assert near(pointer.share(trio).reveal(), torch.ones(2))
+
+
+def test_results_on_rows_that_are_not_public_do_not_open(client: Any, trio: Any) -> None:
+    (private,) = client.search("#private")
+    shared = private.features.share(trio)
+    for value in (shared, shared.sum(), shared * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), shared])):
+        with pytest.raises(grid.ReleaseDenied, match="private") as denied:
+            value.reveal()
+        assert denied.value.details["rule"] == "committee.release"
+    (kept,) = client.search("#kept")
+    with pytest.raises(grid.ReleaseDenied) as denied:
+        (kept.features.share(trio) + 1).reveal()
+    assert denied.value.details["rule"] == "share"
+    assert near(trio.share(torch.ones(2)).reveal(), torch.ones(2))
+
+
+def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any) -> None:
+    x = trio.share(torch.ones(2))
+    with pytest.raises(grid.OpNotSupported, match=r"aten\.sin\.default.*test_committees\.py"):
+        x.sin()
+    with pytest.raises(grid.OpNotSupported, match="keep its result"):
+        x.add_(1)
+    bob = client.nodes["bob"]
+    for wrong in (x.get, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
+        with pytest.raises(grid.InvalidRequest):
+            wrong()
+    with pytest.raises(grid.InvalidRequest):
+        client.committee("alice", "bob", "bob")
+    with pytest.raises(grid.NotFound):
+        client.committee("alice", "bob", "nobody")
+
+
+def test_an_operation_that_fails_at_the_nodes_names_its_line(trio: Any) -> None:
+    x = trio.share(torch.ones(2))
+    with pytest.raises(grid.InvalidRequest, match=r"zero.*test_committees\.py"):
+        (x / 0 + 1).reveal()
+    assert near(x.reveal(), torch.ones(2))
+
+
+def test_two_clients_take_part_and_neither_has_the_others_objects(connect: Any, client: Any) -> None:
+    other = connect()
+    clients = (client.me.id, other.me.id)
+    with client.committee(*NAMES, clients=clients) as ours, other.committee(*NAMES, clients=clients, id=ours.id) as theirs:
+        mine, foreign = ours.share(torch.full((2,), 3.0)), theirs.share(torch.full((2,), 4.0))
+        assert mine._handle.object_id == foreign._handle.object_id
+        assert near((mine * mine).reveal(), torch.full((2,), 9.0))
+        assert near((foreign * foreign).reveal(), torch.full((2,), 16.0))
+        with pytest.raises(grid.GridError):
+            mine + foreign
+    with pytest.raises(grid.AuthenticationFailed):
+        other.committee(*NAMES, clients=(client.me.id,))
+
+
+def test_many_committees_at_once_do_not_mix(client: Any) -> None:
+    with contextlib.ExitStack() as stack:
+        orders = [("alice", "bob", "carol"), ("carol", "alice", "bob"), ("bob", "carol", "dave"), ("dave", "bob", "alice")]
+        made = [stack.enter_context(client.committee(*order)) for order in orders]
+        shared = [one.share(torch.full((3,), float(number))) for number, one in enumerate(made)]
+        results = [(x * x + number).relu() for number, x in enumerate(shared)]
+        for number, result in enumerate(results):
+            assert near(result.reveal(), torch.full((3,), float(number * number + number)))
+
+
+async def test_an_asynchronous_client_awaits_what_waits() -> None:
+    async with LocalGrid(nodes=3) as local:
+        client = await local.client()
+        trio = await client.committee(*NAMES)
+        x = trio.share(torch.tensor([-1.0, 2.0]))
+        assert near(await x.relu().reveal(), torch.tensor([0.0, 2.0]))
+
+
+def test_a_node_that_ends_is_named_and_the_others_go_on() -> None:
+    with LocalGrid(nodes=4) as local:
+        client = local.client()
+        trio, rest = client.committee(*NAMES), client.committee("alice", "carol", "dave")
+        x, y = trio.share(torch.ones(2)), rest.share(torch.ones(2))
+        assert near((x + 1).reveal(), torch.full((2,), 2.0))
+        local.stop_node("bob")
+        with pytest.raises(grid.QuorumLost, match="bob"):
+            (x * x).reveal()
+        assert near((y * y).reveal(), torch.ones(2))
+        with pytest.raises(grid.GridError, match="bob"):
+            client.committee(*NAMES, timeout=5)
+        rest.close()
+        trio.close()

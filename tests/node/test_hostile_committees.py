@@ -1,0 +1,465 @@
+"""Committees under attack: raw messages of hostile clients and nodes, parties that die, stall or send garbage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from node_mesh import CLOCK, Mesh, RawClient, client, dataset, mesh
+
+from grid.crypto.envelope import seal
+from grid.crypto.identity import LocalIdentity
+from grid.errors import (
+    AuthenticationFailed,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    OpNotSupported,
+    QuorumLost,
+    QuotaExceeded,
+    ReleaseDenied,
+    WireError,
+)
+from grid.ids import CommitteeId, ObjectId, PeerId, random_id
+from grid.node.committee import KIND
+from grid.node.committees import deal
+from grid.smpc.agreement import Statement, Terms
+from grid.smpc.party import STEPS
+from grid.store.memory import MemoryStore
+from grid.wire.messages import (
+    CloseCommittee,
+    Command,
+    Commands,
+    CommitteeOver,
+    CommitteeStatement,
+    CommitteeWords,
+    DealShare,
+    DescribeObject,
+    ErrorInfo,
+    ExpectShare,
+    GetObject,
+    GetShare,
+    MoveObject,
+    OpenCommittee,
+    Ref,
+    SecureCommands,
+    ShareInput,
+    ShareObject,
+    ShareValue,
+    TransferId,
+)
+
+NAMES = ("alice", "bob", "carol")
+
+
+@dataclasses.dataclass
+class Trio:
+    """One client's committee, in raw messages. `numbers` are each node's next."""
+
+    raw: dict[str, RawClient]
+    committee: CommitteeId
+    number: int = 0
+
+    @property
+    def roster(self) -> tuple[PeerId, ...]:
+        return tuple(self.raw[name].node.id for name in NAMES)
+
+    async def ask(self, make: Callable[[int, int], Any]) -> list[Any]:
+        """The same numbered request to all three; errors in place of answers."""
+        self.number += 1
+        asks = [self.raw[name].request(make(rank, self.number)) for rank, name in enumerate(NAMES)]
+        return await asyncio.gather(*asks, return_exceptions=True)
+
+    async def share(self, object_id: int, values: np.ndarray[Any, Any], shape: tuple[int, ...] | None = None) -> list[Any]:
+        (s0, s1), rest = deal(values.astype(np.uint64))
+        parts = ((s0, s1), (s1, rest), (rest, s0))
+
+        def make(rank: int, number: int) -> ShareInput:
+            return ShareInput(
+                committee=self.committee,
+                number=number,
+                object=ObjectId(object_id),
+                dtype="i8",
+                shape=values.shape if shape is None else shape,
+                first=parts[rank][0],
+                second=parts[rank][1],
+            )
+
+        return await self.ask(make)
+
+    async def run(self, op: str, *args: Any, output: int) -> list[Any]:
+        command = Command(op=op, args=list(args), kwargs={}, outputs=(ObjectId(output),))
+        return await self.ask(lambda rank, number: SecureCommands(committee=self.committee, first=number, commands=(command,)))
+
+    async def reveal(self, object_id: int) -> np.ndarray[Any, Any] | list[Any]:
+        replies = await self.ask(
+            lambda rank, number: GetShare(committee=self.committee, number=number, object=ObjectId(object_id))
+        )
+        if not all(isinstance(reply, ShareValue) for reply in replies):
+            return replies
+        for rank in range(3):
+            assert hashlib.sha256(replies[rank].words).digest() == replies[rank - 1].digest
+        return sum(np.frombuffer(reply.words, np.uint64) for reply in replies)  # type: ignore[return-value]
+
+
+def opening(raw: dict[str, RawClient], who: tuple[PeerId, ...], deadline_s: float = 20.0) -> OpenCommittee:
+    roster = tuple(raw[name].node.id for name in NAMES)
+    return OpenCommittee(committee=CommitteeId(random_id()), roster=roster, clients=who, deadline_s=deadline_s)
+
+
+async def opened(raw: dict[str, RawClient], who: tuple[PeerId, ...], deadline_s: float = 20.0) -> Trio:
+    message = opening(raw, who, deadline_s)
+    await asyncio.gather(*(raw[name].request(message) for name in NAMES))
+    return Trio(raw, message.committee)
+
+
+def me_of(raw: dict[str, RawClient]) -> PeerId:
+    return raw["alice"].me.id  # type: ignore[attr-defined, no-any-return]
+
+
+@contextlib.asynccontextmanager
+async def sessions(made: Mesh) -> AsyncIterator[dict[str, RawClient]]:
+    me = LocalIdentity.create(name="scientist", role="client", clock=CLOCK)
+    async with contextlib.AsyncExitStack() as stack:
+        raw = {name: await stack.enter_async_context(client(made, name, me)) for name in made.nodes}
+        for one in raw.values():
+            one.me = me  # type: ignore[attr-defined]
+        yield raw
+
+
+@pytest.fixture
+async def made() -> AsyncIterator[Mesh]:
+    own = {name: [] for name in NAMES} | {"dave": [dataset(20, 2, release="aggregate")]}
+    async with mesh(own) as nodes:
+        yield nodes
+        await until(lambda: not any(node.committees.count for node in nodes.nodes.values()))
+
+
+@pytest.fixture
+async def raw(made: Mesh) -> AsyncIterator[dict[str, RawClient]]:
+    async with sessions(made) as found:
+        yield found
+
+
+@pytest.fixture
+async def trio(raw: dict[str, RawClient]) -> Trio:
+    return await opened(raw, (me_of(raw),))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+def kinds(replies: Any) -> set[type]:
+    return {type(reply) for reply in replies}
+
+
+X = np.array([3, 5, 8], np.uint64)
+
+
+async def works(trio: Trio, base: int = 900) -> bool:
+    """Whether the committee still computes: x * x."""
+    await trio.share(base, X)
+    await trio.run("aten.mul.Tensor", Ref(base), Ref(base), output=base + 1)
+    return bool((await trio.reveal(base + 1) == X * X).all())
+
+
+async def test_three_nodes_compute_and_one_reply_alone_says_nothing(trio: Trio) -> None:
+    assert await works(trio)
+    await trio.share(1, X)
+    replies = await trio.ask(lambda rank, number: GetShare(committee=trio.committee, number=number, object=ObjectId(1)))
+    components = [np.frombuffer(reply.words, np.uint64) for reply in replies]
+    assert not any((component == X).any() for component in components)
+    assert (sum(components) == X).all()
+
+
+async def test_a_component_is_no_object_of_the_session(trio: Trio) -> None:
+    await trio.share(1, X)
+    alice = trio.raw["alice"]
+    for message in (
+        GetObject(object=ObjectId(1)),
+        DescribeObject(object=ObjectId(1)),
+        MoveObject(object=ObjectId(1), to=trio.roster[1], transfer=TransferId(random_id())),
+        ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(1), object=ObjectId(7)),
+    ):
+        with pytest.raises(NotFound):
+            await alice.request(message)
+    command = Command(op="aten.neg.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(2),))
+    await alice.request(Commands(first=1, commands=(command,)))
+    with pytest.raises(NotFound):
+        await alice.get(Ref(2))
+    assert await works(trio)
+
+
+async def test_one_clients_objects_are_not_there_for_another(made: Mesh, raw: dict[str, RawClient]) -> None:
+    async with sessions(made) as other:
+        trio = await opened(raw, (me_of(raw), me_of(other)))
+        message = OpenCommittee(committee=trio.committee, roster=trio.roster, clients=(me_of(raw), me_of(other)), deadline_s=20)
+        await asyncio.gather(*(other[name].request(message) for name in NAMES))
+        theirs = Trio(other, trio.committee)
+        await trio.share(1, X)
+        assert kinds(await theirs.reveal(1)) == {NotFound}
+        assert kinds(await theirs.run("aten.neg.default", Ref(1), output=2)) == {NotFound}
+        assert kinds(await theirs.reveal(2)) == {NotFound}
+        await theirs.share(1, X + np.uint64(1))
+        assert (await trio.reveal(1) == X).all() and (await theirs.reveal(1) == X + np.uint64(1)).all()
+        assert await works(trio) and await works(theirs)
+    assert await works(trio, 920)
+
+
+async def test_a_client_that_is_not_in_the_list_takes_no_part(made: Mesh, raw: dict[str, RawClient], trio: Trio) -> None:
+    await trio.share(1, X)
+    async with sessions(made) as spy:
+        theirs = Trio(spy, trio.committee)
+        own = OpenCommittee(committee=trio.committee, roster=trio.roster, clients=(me_of(raw),), deadline_s=20)
+        widened = dataclasses.replace(own, clients=(me_of(raw), me_of(spy)))
+        for name in NAMES:
+            with pytest.raises(AuthenticationFailed):
+                await spy[name].request(own)
+            with pytest.raises(InvalidRequest):
+                await spy[name].request(widened)
+        assert kinds(await theirs.reveal(1)) == {InvalidRequest}
+        for name in NAMES:
+            spy[name].peer.notify(CloseCommittee(committee=trio.committee))
+        assert kinds(await theirs.share(5, X)) == {InvalidRequest}
+    with pytest.raises(InvalidRequest):  # nor does a second session of the same client
+        await raw["alice"].request(own)
+    assert await works(trio)
+
+
+async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(made: Mesh, trio: Trio) -> None:
+    dave = trio.raw["dave"]
+    rows = await dave.open("d")
+    expect = lambda rank, number: ExpectShare(  # noqa: E731
+        committee=trio.committee, number=number, owner=dave.node.id, object=ObjectId(1), dtype="f4", shape=(20, 2)
+    )
+    deal = ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(int(rows)), object=ObjectId(1))
+    await asyncio.gather(trio.ask(expect), dave.request(deal))
+    async with client(made, "dave") as stranger:  # who may share rows, but not into the committee of others
+        theirs = await stranger.open("d")
+        with pytest.raises(InvalidRequest):
+            await stranger.request(dataclasses.replace(deal, source=ObjectId(int(theirs)), object=ObjectId(3)))
+    async with client(made, "alice") as stranger:
+        own = await stranger.put(torch.ones(2))
+        with pytest.raises(InvalidRequest):
+            await stranger.request(dataclasses.replace(deal, source=ObjectId(int(own)), object=ObjectId(4)))
+    assert kinds(await trio.reveal(1)) == {ReleaseDenied}
+    await trio.run("aten.mul.Scalar", Ref(1), 0, output=2)
+    assert kinds(await trio.reveal(2)) == {ReleaseDenied}
+    assert await works(trio)
+
+
+async def test_a_request_out_of_step_ends_that_clients_work_alone(made: Mesh, raw: dict[str, RawClient]) -> None:
+    async with sessions(made) as other:
+        who = (me_of(raw), me_of(other))
+        trio = await opened(raw, who)
+        message = OpenCommittee(committee=trio.committee, roster=trio.roster, clients=who, deadline_s=20)
+        await asyncio.gather(*(other[name].request(message) for name in NAMES))
+        await trio.share(1, X)
+        trio.number = 0  # once more under the same number: keystreams would be used twice
+        replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
+        assert kinds(replies) <= {InvalidRequest, QuorumLost}
+        assert await works(Trio(other, trio.committee))
+
+
+async def test_parties_that_are_told_different_things_give_noise_or_an_error(raw: dict[str, RawClient]) -> None:
+    trio = await opened(raw, (me_of(raw),), deadline_s=1.0)
+    await trio.share(1, X)
+    await trio.share(2, X)
+
+    def make(rank: int, number: int) -> SecureCommands:
+        args = [Ref(1), Ref(1) if rank else Ref(2)]
+        return SecureCommands(
+            committee=trio.committee,
+            first=number,
+            commands=(Command(op="aten.mul.Tensor", args=args, kwargs={}, outputs=(ObjectId(3),)),),
+        )
+
+    await trio.ask(make)
+    replies = await trio.ask(lambda rank, number: GetShare(committee=trio.committee, number=number, object=ObjectId(3)))
+    total = sum(np.frombuffer(reply.words, np.uint64) for reply in replies)
+    assert not (total == X * X).any()
+
+
+async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> None:
+    replies = await trio.share(1, X, shape=(4,))
+    assert kinds(replies[1:]) == {InvalidRequest}  # the first one has two seeds, which fit any shape
+    assert kinds(await trio.share(2, X, shape=(1 << 40,))) == {QuotaExceeded}
+    assert kinds(await trio.share(3, X, shape=(-3,))) == {InvalidRequest}
+    await trio.share(4, X)
+    assert kinds(await trio.run("aten.expand.default", Ref(4), [1 << 40, 3], output=5)) == {QuotaExceeded}
+    assert kinds(await trio.run("aten.mul.Tensor", Ref(5), Ref(4), output=6)) == {QuotaExceeded}
+    assert kinds(await trio.reveal(6)) == {QuotaExceeded}
+    assert kinds(await trio.run("__import__", Ref(4), output=7)) == {OpNotSupported}
+    assert await works(trio)
+
+
+async def test_a_client_that_asks_only_two_parties_gets_an_error_in_time(raw: dict[str, RawClient]) -> None:
+    trio = await opened(raw, (me_of(raw),), deadline_s=0.3)
+    await trio.share(1, X)
+    command = Command(op="aten.mul.Tensor", args=[Ref(1), Ref(1)], kwargs={}, outputs=(ObjectId(2),))
+    message = SecureCommands(committee=trio.committee, first=2, commands=(command,))
+    replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES[:2]), return_exceptions=True)
+    assert isinstance(replies[1], QuorumLost) and "carol" in str(replies[1])  # the first one has what it needs from the second
+    assert await works(await opened(raw, (me_of(raw),)))
+
+
+async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(made: Mesh, raw: dict[str, RawClient]) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    await made.cut("bob")
+    for name in ("alice", "carol"):
+        await until(lambda name=name: not made.nodes[name].committees.count)  # type: ignore[misc]
+        with pytest.raises(QuorumLost, match="bob"):
+            await raw[name].request(GetShare(committee=trio.committee, number=2, object=ObjectId(1)))
+        assert torch.equal(await raw[name].get(await raw[name].put(torch.ones(2))), torch.ones(2))
+
+
+async def test_a_party_that_stalls_is_named_within_the_deadline(
+    made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trio, other = await opened(raw, (me_of(raw),), deadline_s=0.5), await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.nodes["carol"].committees, "words", lambda sender, message: None)
+        replies = await trio.run("aten.relu.default", Ref(1), output=2)
+    assert kinds(replies) == {QuorumLost}
+    assert kinds(await trio.reveal(1)) == {QuorumLost}  # nothing more comes out of this work
+    assert await works(other)
+
+
+async def test_an_id_is_used_once_even_after_a_restart() -> None:
+    stores = {name: MemoryStore() for name in NAMES}
+    committee = CommitteeId(random_id())
+    for attempt in range(2):
+        async with mesh({name: [] for name in NAMES}, stores=stores) as made, sessions(made) as raw:
+            message = dataclasses.replace(opening(raw, (me_of(raw),)), committee=committee)
+            replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES), return_exceptions=True)
+            assert any(isinstance(reply, GridError) for reply in replies) == bool(attempt)
+
+
+# ---------------------------------------------------------------- hostile nodes
+
+
+async def hostile(made: Mesh, sender: str, to: str) -> Any:
+    """The live session of one node with another, to say anything over."""
+    return (await made.nodes[sender].neighbours.session(made.nodes[to].id)).live
+
+
+async def test_words_of_a_node_outside_the_roster_change_nothing(made: Mesh, trio: Trio) -> None:
+    peer = await hostile(made, "dave", "alice")
+    who = me_of(trio.raw)
+    await trio.share(1, X)
+    peer.notify(CommitteeWords(committee=trio.committee, client=who, label=(2 << 28) * STEPS, words=bytes(24)))
+    peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message="")))
+    peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message=""), client=who))
+    statement = Statement(Terms(trio.committee, trio.roster, (who,)), made.nodes["dave"].id, CLOCK.wall() + 60, bytes(16))
+    envelope = seal(KIND, statement.encode(), made.nodes["dave"].me.key)
+    peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
+    with pytest.raises(GridError):
+        await peer.request(CommitteeWords(committee=trio.committee, client=who, label=0, words=b""))
+    assert await works(trio)
+
+
+@pytest.mark.parametrize("garbage", ["size", "label", "client", "bytes", "flood"])
+async def test_garbage_of_a_party_is_an_error_that_names_it_at_once(
+    made: Mesh, raw: dict[str, RawClient], garbage: str
+) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    peer, who = await hostile(made, "bob", "alice"), me_of(raw)
+    label = (2 << 28) * STEPS  # of the first message of request 2
+    words = {
+        "size": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(8 * 7)),
+        "label": CommitteeWords(committee=trio.committee, client=who, label=-1, words=bytes(8)),
+        "client": CommitteeWords(committee=trio.committee, client=PeerId("nobody"), label=label, words=bytes(8)),
+        "bytes": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(7)),
+        "flood": CommitteeWords(committee=trio.committee, client=who, label=label + 5, words=bytes(1 << 27)),
+    }[garbage]
+    peer.notify(words)
+    if garbage == "flood":
+        peer.notify(dataclasses.replace(words, label=label + 6))
+    with contextlib.suppress(GridError):
+        await peer.request(DescribeObject(object=ObjectId(1)))  # an answer comes once the words have been looked at
+    replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
+    assert kinds(replies) <= {WireError, QuorumLost, QuotaExceeded} and "bob" in str(replies[0])
+    assert await works(await opened(raw, (me_of(raw),)))
+
+
+async def test_a_statement_that_does_not_hold_ends_the_agreement(made: Mesh, raw: dict[str, RawClient]) -> None:
+    who = (me_of(raw),)
+    bob, carol = made.nodes["bob"], made.nodes["carol"]
+    peer = await hostile(made, "bob", "alice")
+    stranger = LocalIdentity.create(name="bob", role="node", clock=CLOCK)
+    roster = opening(raw, who).roster
+
+    def said(terms: Terms, node: PeerId = bob.id, key: Any = bob.me.key, expiry_s: float = 60.0) -> bytes:
+        return seal(KIND, Statement(terms, node, CLOCK.wall() + expiry_s, secrets.token_bytes(16)).encode(), key)
+
+    wrong: list[tuple[Callable[[Terms], bytes], type[GridError]]] = [
+        (lambda good: said(dataclasses.replace(good, roster=good.roster[::-1])), InvalidRequest),
+        (lambda good: said(dataclasses.replace(good, clients=(*who, PeerId("spy")))), InvalidRequest),
+        (lambda good: said(dataclasses.replace(good, committee=CommitteeId(random_id()))), AuthenticationFailed),
+        (lambda good: said(good, node=carol.id), AuthenticationFailed),
+        (lambda good: said(good, key=stranger.key), AuthenticationFailed),
+        (lambda good: said(good, key=carol.me.key), AuthenticationFailed),
+        (lambda good: said(good, expiry_s=-1.0), AuthenticationFailed),
+        (lambda good: seal("grid sum announcement 1", b"", bob.me.key), AuthenticationFailed),
+        (lambda good: seal(KIND, b"", bob.me.key), WireError),
+        (lambda good: b"x", AuthenticationFailed),
+    ]
+    for make, error in wrong:
+        good = Terms(CommitteeId(random_id()), roster, who)
+        peer.notify(CommitteeStatement(committee=good.committee, envelope=make(good), pair=bytes(32), common=bytes(32)))
+        with pytest.raises(error):
+            await raw["alice"].request(OpenCommittee(committee=good.committee, roster=roster, clients=who, deadline_s=5.0))
+    assert await works(await opened(raw, who))
+
+
+async def test_a_statement_that_is_said_again_ends_the_committee(made: Mesh, raw: dict[str, RawClient]) -> None:
+    who = (me_of(raw),)
+    trio = await opened(raw, who)
+    bob = made.nodes["bob"]
+    statement = Statement(Terms(trio.committee, trio.roster, who), bob.id, CLOCK.wall() + 60, bytes(16))
+    envelope = seal(KIND, statement.encode(), bob.me.key)
+    peer = await hostile(made, "bob", "alice")
+    peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
+    await until(lambda: not made.nodes["alice"].committees.count)
+    assert kinds(await trio.share(1, X)) <= {WireError, QuorumLost}
+    assert await works(await opened(raw, who))
+
+
+async def test_a_node_that_deals_what_nobody_expects_is_refused(made: Mesh, trio: Trio) -> None:
+    peer = await hostile(made, "dave", "alice")
+    message = DealShare(
+        committee=trio.committee,
+        client=me_of(trio.raw),
+        object=ObjectId(1),
+        dtype="i8",
+        shape=(3,),
+        owners=(),
+        first=bytes(32),
+        second=bytes(32),
+    )
+    await peer.request(message)
+    with pytest.raises(InvalidRequest):
+        await peer.request(message)
+    with pytest.raises(InvalidRequest):
+        await peer.request(dataclasses.replace(message, client=PeerId("nobody")))
+    with pytest.raises(NotFound):
+        await peer.request(dataclasses.replace(message, committee=CommitteeId(random_id())))
+    for number in range(2, 100):
+        with contextlib.suppress(QuotaExceeded):
+            await peer.request(dataclasses.replace(message, object=ObjectId(number)))
+    assert kinds(await trio.reveal(1)) == {NotFound}  # what was dealt is no object before the client asks for it
+    assert await works(trio)

@@ -1,0 +1,160 @@
+"""Operations of torch on shares, against torch on the values: three parties in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from grid.errors import InvalidRequest, OpNotSupported, QuotaExceeded
+from grid.smpc.interpreter import KERNELS, Call, Value, fraction_bits
+from grid.smpc.link import Words
+from grid.smpc.local import run_parties
+from grid.smpc.party import Party
+from grid.smpc.replicated.protocol import Replicated
+from grid.tensors.fixed import decode, encode
+
+MOST = 1 << 16
+torch.manual_seed(4)
+X, Y, W = torch.randn(3, 4) * 5, torch.randn(3, 4) * 5, torch.randn(4, 2)
+IMAGES, FILTERS, BIAS = torch.randn(2, 2, 6, 7), torch.randn(3, 2, 3, 3), torch.randn(3)
+COUNTS = torch.arange(-6, 6).reshape(3, 4)
+
+
+class Secret:
+    """An operand that the parties hold in shares."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def on_shares(name: str, *args: Any, **kwargs: Any) -> Tensor:
+    """The first result of an operation; `Secret`s are shared by party 1 first."""
+
+    async def program(party: Party) -> tuple[Words, torch.dtype]:
+        protocol = Replicated(party)
+
+        async def given(arg: Any) -> Any:
+            if isinstance(arg, list):
+                return [await given(item) for item in arg]
+            if not isinstance(arg, Secret):
+                return arg
+            words = encode(arg.value, fraction_bits(arg.value.dtype), 1).numpy().view(np.uint64)
+            shared = await protocol.share(1, tuple(arg.value.shape), words if party.rank == 1 else None)
+            return Value(shared, arg.value.dtype)
+
+        call = Call(name, [await given(arg) for arg in args], {key: await given(arg) for key, arg in kwargs.items()}, most=MOST)
+        first = (await call.run(protocol))[0]
+        assert first is not None
+        return await protocol.open(first.shared), first.dtype
+
+    words, dtype = run_parties(program).results[0]
+    return decode(torch.from_numpy(words.view(np.int64)), fraction_bits(dtype), dtype)
+
+
+S = Secret
+CASES: list[tuple[str, tuple[Any, ...], Callable[[], Tensor]]] = [
+    ("add.Tensor", (S(X), S(Y)), lambda: X + Y),
+    ("add.Tensor", (S(X), 2.5), lambda: X + 2.5),
+    ("add.Tensor", (S(X), S(COUNTS)), lambda: X + COUNTS),
+    ("add.Tensor", (S(X), Y[0]), lambda: X + Y[0]),
+    ("sub.Tensor", (Y, S(X)), lambda: Y - X),
+    ("rsub.Scalar", (S(X), 1), lambda: 1 - X),
+    ("neg.default", (S(COUNTS),), lambda: -COUNTS),
+    ("mul.Tensor", (S(X), S(Y)), lambda: X * Y),
+    ("mul.Tensor", (S(X), S(COUNTS)), lambda: X * COUNTS),
+    ("mul.Tensor", (S(COUNTS), S(COUNTS)), lambda: COUNTS * COUNTS),
+    ("mul.Tensor", (S(X), 3), lambda: X * 3),
+    ("mul.Tensor", (S(X), -0.3), lambda: X * -0.3),
+    ("mul.Tensor", (S(COUNTS), 0.5), lambda: COUNTS * 0.5),
+    ("mul.Tensor", (Y, S(X)), lambda: X * Y),
+    ("div.Tensor", (S(X), 7), lambda: X / 7),
+    ("div.Tensor", (S(X), 1000.0), lambda: X / 1000),
+    ("pow.Tensor_Scalar", (S(X), 2), lambda: X**2),
+    ("relu.default", (S(X),), lambda: X.relu()),
+    ("relu.default", (S(COUNTS),), lambda: COUNTS.relu()),
+    ("gt.Tensor", (S(X), S(Y)), lambda: X > Y),
+    ("ge.Tensor", (S(COUNTS), S(COUNTS)), lambda: COUNTS >= COUNTS),
+    ("lt.Tensor", (S(X), S(Y)), lambda: X < Y),
+    ("le.Tensor", (S(X), Y), lambda: X <= Y),
+    ("gt.Scalar", (S(X), 1), lambda: X > 1),
+    ("lt.Scalar", (S(COUNTS), 0.5), lambda: COUNTS < 0.5),
+    ("where.self", (S(X > 0), S(X), S(Y)), lambda: torch.where(X > 0, X, Y)),
+    ("where.self", (X > 0, S(X), Y), lambda: torch.where(X > 0, X, Y)),
+    ("sum.default", (S(X),), lambda: X.sum()),
+    ("sum.dim_IntList", (S(X), [1], True), lambda: X.sum(1, keepdim=True)),
+    ("mean.default", (S(X),), lambda: X.mean()),
+    ("mean.dim", (S(X), [-1]), lambda: X.mean(-1)),
+    ("view.default", (S(X), [2, 6]), lambda: X.view(2, 6)),
+    ("t.default", (S(X),), lambda: X.t()),
+    ("permute.default", (S(IMAGES), [1, 0, 3, 2]), lambda: IMAGES.permute(1, 0, 3, 2)),
+    ("select.int", (S(X), 1, -1), lambda: X[:, -1]),
+    ("slice.Tensor", (S(X), 1, 1, None, 2), lambda: X[:, 1::2]),
+    ("expand.default", (S(X[:1]), [3, 4]), lambda: X[:1].expand(3, 4)),
+    ("cat.default", ([S(X), S(Y)], 1), lambda: torch.cat([X, Y], 1)),
+    ("cat.default", ([S(X), Y],), lambda: torch.cat([X, Y])),
+    ("mm.default", (S(X), S(W)), lambda: X @ W),
+    ("mm.default", (S(X), W), lambda: X @ W),
+    ("mm.default", (X, S(W)), lambda: X @ W),
+    ("mv.default", (S(X), S(W[:, 0])), lambda: X @ W[:, 0]),
+    ("addmm.default", (S(W[0]), S(X), S(W)), lambda: W[0] + X @ W),
+    (
+        "convolution.default",
+        (S(IMAGES), S(FILTERS), S(BIAS), [2, 1], [1, 0], [1, 1], False, [0, 0], 1),
+        lambda: torch.nn.functional.conv2d(IMAGES, FILTERS, BIAS, stride=(2, 1), padding=(1, 0)),
+    ),
+    (
+        "convolution.default",
+        (S(IMAGES), FILTERS, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+        lambda: torch.nn.functional.conv2d(IMAGES, FILTERS),
+    ),
+    ("max_pool2d_with_indices.default", (S(IMAGES), [3, 2], [2, 2]), lambda: torch.max_pool2d(IMAGES, (3, 2), (2, 2))),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "expected"), CASES)
+def test_an_operation_gives_what_torch_gives(name: str, args: tuple[Any, ...], expected: Callable[[], Tensor]) -> None:
+    found, wanted = on_shares(f"aten.{name}", *args), expected()
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    assert (found.double() - wanted.double()).abs().max() <= (2e-4 if wanted.dtype.is_floating_point else 0)
+
+
+def value(*shape: int) -> Value:
+    from grid.smpc.shares import Shared
+
+    part = np.broadcast_to(np.uint64(0), shape)
+    return Value(Shared(part, part), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "error"),
+    [
+        ("aten.add_.Tensor", (1, 2), OpNotSupported),
+        ("aten.no_such.default", (), OpNotSupported),
+        ("__class__", (), OpNotSupported),
+        ("aten.mm.default", (value(2, 3), value(2, 3)), InvalidRequest),
+        ("aten.mm.default", (value(2, 3),), InvalidRequest),
+        ("aten.view.default", (value(2, 3), [7]), InvalidRequest),
+        ("aten.expand.default", (value(1), [10**12]), QuotaExceeded),
+        ("aten.add.Tensor", (value(1000, 1), value(1, 1000)), QuotaExceeded),
+        ("aten.relu.default", (value(1 << 17),), QuotaExceeded),
+        ("aten.mm.default", (value(250, 262), value(262, 250)), None),
+        ("aten.mm.default", (value(256, 256), value(256, 257)), QuotaExceeded),
+    ],
+)
+def test_what_does_not_fit_or_is_too_large_is_refused_before_anything_runs(name: str, args: Any, error: Any) -> None:
+    if error is None:
+        Call(name, args, {}, most=MOST)
+        return
+    with pytest.raises(error):
+        Call(name, args, {}, most=MOST)
+
+
+def test_every_kernel_is_an_operation_of_the_table() -> None:
+    from grid.tensors.ops import OPS
+
+    assert set(KERNELS) <= set(OPS), set(KERNELS) - set(OPS)
