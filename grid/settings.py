@@ -92,7 +92,9 @@ class NodeSettings:
     dev: bool = setting(False, "trust on first use, for trying things out on one machine")
     allow_remote_dev: bool = setting(False, "let --dev listen on addresses and use gateways that other machines reach")
     max_objects_per_client: int = setting(100_000, "objects that one client may keep here", 1)
-    max_bytes_per_client: int = setting(2 << 30, "bytes of objects that one client may keep here", 1)
+    max_bytes_per_client: int = setting(
+        2 << 30, "bytes of objects that one client may keep here, and as many again of its moves and sums", 1
+    )
     max_queued_per_client: int = setting(100_000, "commands of one client that may wait here", 1)
     max_plan_bytes: int = setting(64 << 20, "largest plan accepted", 1)
     max_plan_steps: int = setting(20_000, "steps that one plan may have", 1)
