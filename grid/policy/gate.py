@@ -172,12 +172,24 @@ class Gate:
                     )
 
     def check_share(self, claim: Claim) -> list[tuple[str, str]]:
-        """Whether a value with rows may be split into secret shares; each dataset behind it with its rule for releases.
-        Nothing leaves by that, so nothing is used up."""
+        """Whether a value with rows may be split among the nodes of a committee; each dataset behind it with its rule for
+        releases. Nothing leaves by that, so nothing is used up.
+
+        Any two of these nodes together can read what is shared, and it is the client who names the three. Until owners can say
+        which nodes they trust with that, only what everybody may see anyway is shared.
+        """
         with self._lock:
             datasets = [value.dataset for value in self._guarded(claim)]
             for dataset in datasets:
                 self._check_share(dataset)
+                if dataset.policy.release != OPEN:
+                    raise _denied(
+                        "share.committee",
+                        dataset,
+                        "its rows would go in shares to three nodes that the client names, any two of which could read them"
+                        " together; owners cannot yet say whom they trust with that",
+                        instead="pointers, plans and grid.sum on that dataset, under its own rules",
+                    )
             return [(dataset.name, dataset.policy.release) for dataset in datasets]
 
     def check_errors(self, client: PeerId) -> None:
