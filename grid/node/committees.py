@@ -26,9 +26,6 @@ from grid.node.neighbours import Neighbour, Neighbours, Spawn
 from grid.node.share_lane import Request, again
 from grid.settings import NodeSettings
 from grid.smpc.agreement import Terms
-from grid.smpc.local import run_parties
-from grid.smpc.party import Party
-from grid.smpc.replicated.protocol import Replicated
 from grid.wire.messages import (
     CommitteeOver,
     CommitteeStatement,
@@ -130,6 +127,8 @@ class Committees:
         wall = self._common.clock.wall()
         if not self._claim(f"committee {terms.committee}", wall + REMEMBERED_S, wall):
             raise InvalidRequest("this node was in a committee of this id before; each committee needs a fresh one")
+        from grid.smpc.replicated.compiling import warm_up  # loads a compiler, which a node without committees does not need
+
         warm_up()
         return []
 
@@ -269,25 +268,3 @@ def deal(words: np.ndarray[Any, np.dtype[np.uint64]]) -> tuple[tuple[bytes, byte
     seeds = (secrets.token_bytes(SEED_BYTES), secrets.token_bytes(SEED_BYTES))
     rest = words - sum(ring_elements(seed, words.size).view(np.uint64) for seed in seeds)
     return seeds, rest.astype("<u8").tobytes()
-
-
-@functools.lru_cache(maxsize=1)
-def warm_up() -> None:
-    """Have the kernels compiled, or read from their cache: on a node's loop that would hold everything up."""
-
-    async def program(party: Party) -> None:
-        protocol = Replicated(party)
-        x = await protocol.share(0, (2, 3), np.arange(6, dtype=np.uint64).reshape(2, 3) if party.rank == 0 else None)
-        y = await protocol.matmul(x, x.each(lambda part: part.T), 18)
-        await protocol.multiply(y, y, 18)
-        await protocol.multiply(y, y)
-        await protocol.truncate(y, 40)
-        negative = await protocol.negative(y)
-        await protocol.number(negative, (2, 2))
-        await protocol.choose(protocol.invert(negative), y)
-        row = x[:1]
-        await protocol.matmul(row, x.each(lambda part: part.T))
-        await protocol.matmul(row, x.each(lambda part: np.ascontiguousarray(part.T)))
-        await protocol.matmul(x, row.reshape((3, 1)))
-
-    run_parties(program)

@@ -46,8 +46,8 @@ from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.keystreams import Keys
 from grid.smpc.link import Mailbox, Words
 from grid.smpc.party import STEPS, Operations, Party
+from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
-from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
 from grid.tensors.buffers import from_frame, torch_dtype
@@ -256,12 +256,14 @@ class ShareLane:
             seen.update(part)
         self._transcript = seen.digest()
 
-    def _protocol(self, number: int) -> Replicated:
+    def _protocol(self, number: int) -> tuple[Party, Protocol]:
         """The protocol for one request, with keys, operation numbers and labels that no other one has."""
+        from grid.smpc.replicated.protocol import Replicated  # loads a compiler; `Committees` has done so off the loop
+
         start = (self._place << NUMBER_BITS | number) << OPERATION_BITS
         digest = hashlib.sha256(self._transcript + number.to_bytes(4, "little")).digest()
         party = Party(self._rank, _Link(self._send, self._mailbox), self._keys.of_program(digest))
-        return Replicated(party, Operations(start, start + (1 << OPERATION_BITS)))
+        return party, Replicated(party, Operations(start, start + (1 << OPERATION_BITS)))
 
     # ------------------------------------------------------------ values that come in
 
@@ -334,7 +336,7 @@ class ShareLane:
         call = Call(command.op, args, kwargs, most=self._settings.max_secure_elements)
         if len(command.outputs) != len(call.results):
             raise InvalidRequest(f"{command.op} gives {len(call.results)} tensors, and {len(command.outputs)} were named")
-        results = await self._finished(Task(call.run(self._protocol(number))))
+        results = await self._finished(Task(call.run(self._protocol(number)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
             if result is not None:
                 self._put(object_id, Held(result, frozenset(owners)))
@@ -393,7 +395,7 @@ class ShareLane:
                     node=name,
                     instead="pointers, plans and grid.sum on that dataset, under its own rules",
                 )
-        party = self._protocol(message.number).party
+        party, _ = self._protocol(message.number)
         start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
         fresh = refreshed(party, Operations(start), held.value.shared.flat())
         first, second = fresh.parts
