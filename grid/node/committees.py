@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from grid.node.committee import Committee, Common, Participant
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
 from grid.node.share_lane import Request, again
 from grid.settings import NodeSettings
-from grid.smpc.agreement import Terms
+from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
     CommitteeOver,
     CommitteeStatement,
@@ -171,13 +171,11 @@ class Committees:
         self,
         participant: Participant,
         message: ShareObject,
-        allowed: Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]],
+        allowed: Callable[[], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
     ) -> Message:
         """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let it go."""
-        if len(message.roster) != 3 or len(set(message.roster)) != 3:
-            raise InvalidRequest("a committee has 3 different nodes")
         try:
-            frame, dtype, owners = await allowed
+            frame, dtype, owners = await allowed()
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
@@ -261,6 +259,12 @@ class Committees:
                 del self._early[committee]
         for running in list(self._running.values()):
             running.lost(node)
+
+
+def check_roster(roster: Sequence[PeerId]) -> None:
+    """`InvalidRequest` unless these could be the nodes of a committee."""
+    if len(roster) != PARTIES or len(set(roster)) != PARTIES:
+        raise InvalidRequest(f"a committee has {PARTIES} different nodes")
 
 
 def deal(words: np.ndarray[Any, np.dtype[np.uint64]]) -> tuple[tuple[bytes, bytes], bytes]:

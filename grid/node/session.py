@@ -17,6 +17,7 @@ from typing import TypeVar
 from grid.crypto.identity import Card
 from grid.errors import GridError, NodeUnavailable, NotFound, PlanRejected
 from grid.ids import ObjectId, PeerId
+from grid.node.committees import check_roster
 from grid.node.desk import Desk
 from grid.node.one_sum import Operand
 from grid.node.runtime import PAUSE_BYTES, Runtime
@@ -244,8 +245,9 @@ class ClientSession:
 
     def share_object(self, message: ShareObject) -> Awaitable[Message]:
         """Deal a value to the parties of a committee, if the owners of the rows behind it let it be shared."""
-        taken = self._runtime.take(message.source)
-        return self._services.committees.share(self, message, self._allowed_to_share(taken))
+        check_roster(message.roster)
+        taken = self._runtime.take(message.source)  # here, as the value is what it is before the next command
+        return self._services.committees.share(self, message, partial(self._allowed_to_share, taken))
 
     async def _allowed_to_share(self, taken: asyncio.Future[Offer]) -> tuple[TensorFrame, str, tuple[OwnerRule, ...]]:
         offer = await taken

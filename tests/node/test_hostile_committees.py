@@ -248,6 +248,8 @@ async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(
         committee=trio.committee, number=number, owner=dave.node.id, object=ObjectId(1), dtype="f4", shape=(20, 2)
     )
     deal = ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(int(rows)), object=ObjectId(1))
+    with pytest.raises(InvalidRequest, match="3 different nodes"):
+        await dave.request(dataclasses.replace(deal, roster=deal.roster[:2]))
     with pytest.raises(ReleaseDenied, match="whom they trust"):
         await dave.request(dataclasses.replace(deal, object=ObjectId(5)))
     monkeypatch.setattr(Gate, "check_share", lambda gate, claim: [("d", "aggregate")])
