@@ -20,6 +20,7 @@ from grid.smpc.local import Outcome, run_parties
 from grid.smpc.party import Party
 from grid.smpc.plain import Plain, completed
 from grid.smpc.programs import UNLIMITED, Given, Limits, Prepared
+from grid.smpc.rehearsal import cost, doubtful, in_the_clear
 from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Shared
 from grid.tensors.fixed import decode as decoded
@@ -335,3 +336,43 @@ def test_random_orders_of_messages_give_the_same() -> None:
         outcome = run_parties(program, shuffle=random.Random(seed))
         assert near(opened(outcome.results), function(X))
 
+
+
+def two_branches(x: Tensor, w: Tensor) -> Tensor:
+    h = x @ w
+    return h.relu() * h + (h > 0) * 2.0 + (h * h).sum(0)
+
+
+def image(x: Tensor, w: Tensor) -> Tensor:
+    return torch.nn.functional.max_pool2d(torch.nn.functional.conv2d(x, w), 2).relu().flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "values"),
+    [
+        (layers, (Secret(X), Secret(W), Secret(V))),
+        (layers, (Secret(X), W, Secret(V))),
+        (two_branches, (Secret(X), Secret(W))),
+        (image, (Secret(torch.randn(2, 1, 7, 7)), Secret(torch.randn(2, 1, 2, 2)))),
+        (lambda x: torch.stack([(x * k).relu() for k in range(2, 8)]), (Secret(X),)),
+    ],
+)
+@pytest.mark.parametrize("max_early", [1 << 30, 3000])
+def test_a_plan_costs_what_is_counted(function: Any, values: tuple[Any, ...], max_early: int) -> None:
+    plan = grid.trace(function, *(one.value if isinstance(one, Secret) else one for one in values))
+    prepared = Prepared(plan, given(values), limits(max_early=max_early))
+    counted = cost(prepared)
+    outcome = on_shares(plan, *values, prepared=prepared)[1]
+    assert counted.bytes_sent == -(-sum(outcome.bytes_sent) // 3)
+    assert outcome.rounds <= counted.rounds <= 1.2 * outcome.rounds + 1
+
+
+def test_operations_that_could_overflow_are_named() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x * x).relu() + x * 3
+
+    plan, x = grid.trace(function, X), torch.full((5, 4), 9000.0)
+    prepared = Prepared(plan, given([Secret(X)]), UNLIMITED)
+    found = doubtful(prepared, [in_the_clear(x)])
+    assert [one.split(" — ")[0] for one in found] == ["step 0 (aten.mul.Tensor)"] and "return (x * x)" in found[0]
+    assert not doubtful(prepared, [in_the_clear(X)])
