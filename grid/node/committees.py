@@ -171,11 +171,12 @@ class Committees:
         self,
         participant: Participant,
         message: ShareObject,
-        allowed: Callable[[], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
+        allowed: Callable[[Mapping[PeerId, str]], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
     ) -> Message:
-        """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let it go."""
+        """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let the other
+        nodes have it; it gets the names on their cards."""
         try:
-            frame, dtype, owners = await allowed()
+            frame, dtype, owners = await allowed(await self._named(message.roster))
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
@@ -197,6 +198,12 @@ class Committees:
         ]
         await asyncio.gather(*(self._deal(node, one) for node, one in zip(message.roster, dealt, strict=True)))
         return Ok()
+
+    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
+        """The nodes of a roster beside this one, with the names that their cards prove."""
+        others = [node for node in roster if node != self._common.me.id]
+        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
+        return {session.id: session.card.name for session in sessions}
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""

@@ -7,7 +7,7 @@ executor, and in the order in which the client asked.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
@@ -110,13 +110,15 @@ class Desk:
             self._gate.check_move(offer.claim, to)
             self._tell(offer.failure)
 
-    def share(self, offer: Offer) -> tuple[TensorFrame, tuple[OwnerRule, ...]]:
+    def share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> tuple[TensorFrame, tuple[OwnerRule, ...]]:
         """The value in ring elements for a committee, and whose rows are in it with their rule for releases. Raises
-        `ReleaseDenied` where an owner does not let it be shared. The shares keep these rules for ever."""
+        `ReleaseDenied` where an owner does not let these nodes have shares (`Gate.check_share`). The shares keep the rules for
+        ever."""
         owners: tuple[OwnerRule, ...] = ()
         if offer.claim is not None:
             self._gate.check_errors(self._client)
-            owners = tuple(OwnerRule(dataset=name, release=release) for name, release in self._gate.check_share(offer.claim))
+            shared = self._gate.check_share(offer.claim, nodes)
+            owners = tuple(OwnerRule(dataset=name, release=release) for name, release in shared)
             self._tell(offer.failure)
         value = from_frame(offer.tensor)
         try:

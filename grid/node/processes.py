@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -155,8 +155,10 @@ class ProcessRuntime(Runtime, WorkerUser):
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
 
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        return self._lane.submit(partial(self._desk.share, offer))
+    def allow_share(
+        self, offer: Offer, nodes: Mapping[PeerId, str]
+    ) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        return self._lane.submit(partial(self._desk.share, offer, nodes))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         result: asyncio.Future[Operand] = self._loop.create_future()

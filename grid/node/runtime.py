@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from grid.errors import GridError
-from grid.ids import ObjectId
+from grid.ids import ObjectId, PeerId
 from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
 from grid.node.work import Offer
@@ -52,8 +52,12 @@ class Runtime(abc.ABC):
         """Whether the rules let a value go to the node of this name."""
 
     @abc.abstractmethod
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        """A value that `take` gave as ring elements for a committee, and whose rows are in it, if the rules let it be shared."""
+    def allow_share(
+        self, offer: Offer, nodes: Mapping[PeerId, str]
+    ) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        """A value that `take` gave as ring elements for a committee, and whose rows are in it, if the rules let it be shared.
+
+        `nodes`: the others that get shares, with the names on their cards."""
 
     @abc.abstractmethod
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:

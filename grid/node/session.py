@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -249,7 +249,9 @@ class ClientSession:
         taken = self._runtime.take(message.source)  # here, as the value is what it is before the next command
         return self._services.committees.share(self, message, partial(self._allowed_to_share, taken))
 
-    async def _allowed_to_share(self, taken: asyncio.Future[Offer]) -> tuple[TensorFrame, str, tuple[OwnerRule, ...]]:
+    async def _allowed_to_share(
+        self, taken: asyncio.Future[Offer], nodes: Mapping[PeerId, str]
+    ) -> tuple[TensorFrame, str, tuple[OwnerRule, ...]]:
         offer = await taken
-        tensor, owners = await self._runtime.allow_share(offer)
+        tensor, owners = await self._runtime.allow_share(offer, nodes)
         return tensor, offer.tensor.dtype, owners

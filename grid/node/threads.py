@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from grid.errors import GridError
-from grid.ids import ObjectId
+from grid.ids import ObjectId, PeerId
 from grid.node.dataset_views import DatasetView
 from grid.node.desk import Desk
 from grid.node.executor import Lane
@@ -83,8 +83,10 @@ class ThreadRuntime(Runtime):
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
 
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        return self._lane.submit(partial(self._desk.share, offer))
+    def allow_share(
+        self, offer: Offer, nodes: Mapping[PeerId, str]
+    ) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
+        return self._lane.submit(partial(self._desk.share, offer, nodes))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         return self._lane.submit(lambda: self._desk.admit(self._workspace.offer_sum(message), claim))

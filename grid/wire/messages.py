@@ -294,7 +294,11 @@ class ColumnCard:
 
 @record
 class PolicyCard:
-    """An owner's rules for one dataset, as clients may read them."""
+    """An owner's rules for one dataset, as clients may read them.
+
+    `share`: whether it may be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in
+    a committee beside its own, ("*",) for whichever a client names.
+    """
 
     release: str
     plans: str
@@ -303,6 +307,7 @@ class PolicyCard:
     allow: tuple[PlanId, ...] = ()
     sinks: tuple[str, ...] = ()
     share: bool = True
+    parties: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -313,6 +318,7 @@ class PolicyCard:
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         facts |= {"max_elements": "no limit" if self.max_elements >= NO_LIMIT else self.max_elements}
         facts |= {"allow": ", ".join(self.allow), "sinks": ", ".join(self.sinks)}
+        facts |= {"parties": ", ".join(self.parties)}
         return html("policy", self.summary, facts=list(facts.items()))
 
 

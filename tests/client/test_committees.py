@@ -102,13 +102,12 @@ def test_a_node_outside_the_committee_shares_its_rows(client: Any, trio: Any) ->
     assert near(pointer.share(trio).reveal(), torch.ones(2))
 
 
-def test_rows_that_are_not_public_are_not_shared(client: Any, trio: Any) -> None:
+def test_what_is_computed_of_rows_under_a_rule_does_not_open(client: Any, trio: Any) -> None:
     (private,) = client.search("#private")
     shared = private.features.share(trio)
     for value in (shared, shared.sum(), shared * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), shared])):
-        with pytest.raises(grid.ReleaseDenied, match="private") as denied:
+        with pytest.raises(grid.ReleaseDenied, match="private"):
             value.reveal()
-        assert denied.value.details["rule"] == "share.committee"
     with pytest.raises(grid.ReleaseDenied, match="private"):
         private.features.sum(0).share(trio).reveal()
     (kept,) = client.search("#kept")
