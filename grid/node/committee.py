@@ -67,7 +67,8 @@ class Committee:
         self.terms = terms
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.error: GridError | None = None
-        self._common, self._deadline_s, self._prepare = common, deadline_s, prepare
+        self.deadline_s = deadline_s
+        self._common, self._prepare = common, prepare
         self._rank = terms.roster.index(common.me.id)
         self._peers = tuple(peer for peer in terms.roster if peer != common.me.id)
         self._agreement: Agreement | None = None
@@ -88,7 +89,7 @@ class Committee:
             send=lambda to, label, words: self._send_words(client, to, label, words),
             settings=common.settings,
             clock=common.clock,
-            deadline_s=self._deadline_s,
+            deadline_s=self.deadline_s,
             names=lambda rank: self._name(self.terms.roster[rank]),
             node_name=self._name,
             broken=lambda error: self._end_lane(client, error, tell=True),
@@ -138,7 +139,7 @@ class Committee:
     async def run(self, participant: Participant) -> None:
         """From the claim of the name to the end."""
         clock = self._common.clock
-        deadline = clock.monotonic() + self._deadline_s
+        deadline = clock.monotonic() + self.deadline_s
         try:
             async with asyncio.TaskGroup() as self._group:
                 for peer in self._peers:
@@ -166,7 +167,7 @@ class Committee:
         except GridError as error:
             self.end(error)
             return
-        expiry = common.clock.wall() + self._deadline_s
+        expiry = common.clock.wall() + self.deadline_s
         mine = Statement(self.terms, common.me.id, expiry, secrets.token_bytes(16))
         self._envelope = seal(KIND, mine.encode(), common.me.key)
         self._agreement = Agreement(mine, deadline=deadline, names=common.names)

@@ -22,8 +22,11 @@ from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded
 from grid.ids import CommitteeId, PeerId
 from grid.node.committee import Committee, Common, Participant
+from grid.node.desk import Dealing
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
-from grid.node.share_lane import Request, again
+from grid.node.openings import Openings
+from grid.node.permits import Permits
+from grid.node.share_lane import Offered, Request, again
 from grid.settings import NodeSettings
 from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
@@ -32,12 +35,11 @@ from grid.wire.messages import (
     CommitteeWords,
     DealShare,
     ErrorInfo,
+    GetShare,
     Message,
     Ok,
     OpenCommittee,
-    OwnerRule,
     ShareObject,
-    TensorFrame,
 )
 
 MAX_DEADLINE_S = 3600.0
@@ -72,8 +74,11 @@ class Committees:
         spawn: Spawn,
         claim: Callable[[str, float, float], bool],
         names: Mapping[PeerId, str],
+        permits: Permits,
+        openings: Openings,
     ) -> None:
         self._common = Common(me, clock, neighbours, settings, names)
+        self._permits, self._openings = permits, openings
         self._spawn = spawn
         self._claim = claim
         self._running: dict[CommitteeId, Committee] = {}
@@ -142,9 +147,18 @@ class Committees:
             if len(self._over) > MAX_OVER:
                 del self._over[next(iter(self._over))]
 
-    def submit(self, participant: Participant, message: Request) -> asyncio.Future[Message]:
-        """A client's request to its committee."""
-        return self._find(message.committee).lane_of(participant).submit(message)
+    def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
+        """A client's request to its committee. What it asks to be opened goes to `openings` first."""
+        committee = self._find(message.committee)
+        reply: asyncio.Future[Any] = committee.lane_of(participant).submit(message)
+        return self._open(committee, participant, message, reply) if isinstance(message, GetShare) else reply
+
+    async def _open(
+        self, committee: Committee, participant: Participant, message: GetShare, offered: asyncio.Future[Any]
+    ) -> Message:
+        offer: Offered = await offered
+        still_on = functools.partial(committee.lane_of, participant)
+        return await self._openings.open(participant.client, message, offer, committee.deadline_s, still_on)
 
     def close(self, participant: Participant, committee: CommitteeId) -> None:
         """A client is done with a committee."""
@@ -171,16 +185,17 @@ class Committees:
         self,
         participant: Participant,
         message: ShareObject,
-        allowed: Callable[[Mapping[PeerId, str]], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
+        allowed: Callable[[Mapping[PeerId, str]], Awaitable[Dealing]],
     ) -> Message:
-        """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let the other
-        nodes have it; it gets the names on their cards."""
+        """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
+        it gets the names on their cards."""
         try:
-            frame, dtype, owners = await allowed(await self._named(message.roster))
+            dealing = await allowed(await self._named(message.roster))
+            await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
-        words = np.frombuffer(frame.data, "<u8").astype(np.uint64)
+        words = np.frombuffer(dealing.frame.data, "<u8").astype(np.uint64)
         seeds, rest = deal(words)
         parts = ((seeds[0], seeds[1]), (seeds[1], rest), (rest, seeds[0]))
         dealt = [
@@ -188,9 +203,9 @@ class Committees:
                 committee=message.committee,
                 client=participant.client,
                 object=message.object,
-                dtype=dtype,
-                shape=frame.shape,
-                owners=owners,
+                dtype=dealing.dtype,
+                shape=dealing.frame.shape,
+                owners=dealing.rules,
                 first=first,
                 second=second,
             )

@@ -11,6 +11,7 @@ from grid.node.services import Services
 from grid.node.session import ClientSession
 from grid.rpc.dispatch import Handler
 from grid.wire.messages import (
+    AskPermit,
     CloseCommittee,
     Commands,
     CommitteeOver,
@@ -18,6 +19,7 @@ from grid.wire.messages import (
     CommitteeWords,
     DealShare,
     DeliverObject,
+    DeliverShare,
     DescribeObject,
     ExpectObject,
     ExpectShare,
@@ -91,6 +93,16 @@ def _deal(context: NodeContext, message: DealShare) -> Message:
     return context.services.committees.deal(context.neighbour, message)
 
 
+async def _permit(context: NodeContext, message: AskPermit) -> Message:
+    return await context.services.permits.ask(context.neighbour.id, message)
+
+
+async def _opened(context: NodeContext, message: DeliverShare) -> Message:
+    services = context.services
+    await services.transfers.deliver_share(context.neighbour.id, message, services.names)
+    return Ok()
+
+
 NODE_HANDLERS: Mapping[type[Any], Handler] = {
     DeliverObject: _deliver,
     SumAnnouncement: _sum,
@@ -99,5 +111,7 @@ NODE_HANDLERS: Mapping[type[Any], Handler] = {
     CommitteeOver: _committee,
     CommitteeWords: _words,
     DealShare: _deal,
+    AskPermit: _permit,
+    DeliverShare: _opened,
 }
 """The context is a `NodeContext`."""

@@ -10,8 +10,8 @@ order (the transcript). A client that asks the parties for different things thus
 compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
 two clients never meets.
 
-An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, after the
-rules of all owners behind it.
+An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` offers a component, and what is
+offered leaves with the permits of all owners behind it (`openings`).
 """
 
 from __future__ import annotations
@@ -35,11 +35,9 @@ from grid.errors import (
     NotFound,
     QuorumLost,
     QuotaExceeded,
-    ReleaseDenied,
     WireError,
 )
 from grid.ids import ObjectId, PeerId
-from grid.policy.rules import OPEN
 from grid.rpc.channel import time_limit
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
@@ -50,7 +48,7 @@ from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
-from grid.tensors.buffers import from_frame, torch_dtype
+from grid.tensors.buffers import from_frame, short_dtype, torch_dtype
 from grid.tensors.ops import elements
 from grid.wire.codec import encode
 from grid.wire.messages import (
@@ -67,7 +65,6 @@ from grid.wire.messages import (
     Ref,
     SecureCommands,
     ShareInput,
-    ShareValue,
 )
 
 log = logging.getLogger(__name__)
@@ -95,10 +92,27 @@ class Owner:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """A value on shares, and whose rows are behind it."""
+    """A value on shares, and whose rows are behind it. `made`: the plan that it is a direct result of, "" for none."""
 
     value: Value
     owners: frozenset[Owner]
+    made: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offered:
+    """A party's part of a result, refreshed, which goes nowhere before `openings` has its permits: the first component, the
+    digest of the second, and what this party's record says of the value."""
+
+    words: bytes
+    digest: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    owners: frozenset[Owner]
+    made: str
+
+
+Reply = Message | Offered
 
 
 class ShareLane:
@@ -127,17 +141,17 @@ class ShareLane:
         self._dealt: dict[tuple[PeerId, ObjectId], DealShare] = {}
         self._dealt_bytes = 0
         self._due: tuple[tuple[PeerId, ObjectId], asyncio.Future[DealShare]] | None = None
-        self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Message]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Reply]]] = asyncio.Queue()
         self._queued = 0
         self._next = 1
         self._transcript = b""
         self._error: GridError | None = None
         self._task: Task[Any] | None = None
-        self._current: asyncio.Future[Message] | None = None
+        self._current: asyncio.Future[Reply] | None = None
 
     # ------------------------------------------------------------ from the session and the other parties
 
-    def submit(self, message: Request) -> asyncio.Future[Message]:
+    def submit(self, message: Request) -> asyncio.Future[Reply]:
         """Do a request after all before it. Raises what ended the lane, `QuotaExceeded` where too many wait."""
         if self._error is not None:
             raise again(self._error)
@@ -145,7 +159,7 @@ class ShareLane:
         if self._queued + weight > self._settings.max_queued_per_client:
             raise QuotaExceeded("too many requests of this client to the committee wait here; wait for some first")
         self._queued += weight
-        done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((message, done))
         return done
 
@@ -207,7 +221,7 @@ class ShareLane:
             message, done = await self._queue.get()
             self._current = done
             try:
-                outcome: Message | GridError = await self._answer(message)
+                outcome: Reply | GridError = await self._answer(message)
             except GridError as error:
                 outcome = error
             except Exception:
@@ -219,7 +233,7 @@ class ShareLane:
                 self._current = None
             _settle(done, outcome)
 
-    async def _answer(self, message: Request) -> Message:
+    async def _answer(self, message: Request) -> Reply:
         if isinstance(message, FreeShares):
             for object_id in message.objects:
                 self._forget(object_id)
@@ -233,7 +247,7 @@ class ShareLane:
                 await self._expect(message)
                 return Ok()
             if isinstance(message, GetShare):
-                return self._opened(message)
+                return self._offered(message)
             return await self._run_commands(message)
         except GridError as error:
             if self._error is not None:
@@ -381,25 +395,15 @@ class ShareLane:
 
     # ------------------------------------------------------------ results
 
-    def _opened(self, message: GetShare) -> ShareValue:
+    def _offered(self, message: GetShare) -> Offered:
         held = self._get(message.object)
-        for owner in sorted(held.owners, key=lambda one: (one.node, one.rule.dataset)):
-            if owner.rule.release != OPEN:
-                name = self._node_name(owner.node)
-                raise ReleaseDenied(
-                    f"the result depends on rows of dataset {owner.rule.dataset!r} of node {name}, whose owner's rule for"
-                    f" releases is {owner.rule.release!r}; results on shares leave under \"open\" alone for now. Results of plans"
-                    " that the owner lists in `allow` come in a later version",
-                    rule="committee.release",
-                    dataset=owner.rule.dataset,
-                    node=name,
-                    instead="pointers, plans and grid.sum on that dataset, under its own rules",
-                )
         party, _ = self._protocol(message.number)
         start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
         fresh = refreshed(party, Operations(start), held.value.shared.flat())
         first, second = fresh.parts
-        return ShareValue(words=np.ascontiguousarray(first).tobytes(), digest=digest(second))
+        words = np.ascontiguousarray(first).tobytes()
+        dtype, shape = short_dtype(held.value.dtype), tuple(held.value.shared.shape)
+        return Offered(words, digest(second), dtype, shape, held.owners, held.made)
 
     # ------------------------------------------------------------ objects
 
@@ -489,7 +493,7 @@ def _weight(message: Request) -> int:
     return max(1, len(message.commands)) if isinstance(message, SecureCommands) else 1
 
 
-def _settle(done: asyncio.Future[Message], outcome: Message | GridError) -> None:
+def _settle(done: asyncio.Future[Reply], outcome: Reply | GridError) -> None:
     if done.done():
         return
     if isinstance(outcome, GridError):

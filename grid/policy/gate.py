@@ -183,6 +183,41 @@ class Gate:
                 self._check_parties(dataset, nodes)
             return [(dataset.name, dataset.policy.release) for dataset in datasets]
 
+    def release_on_shares(
+        self,
+        behind: Mapping[str, RowsClaim | None],
+        plan: PlanId | None,
+        *,
+        elements: int,
+        nbytes: int,
+        client: PeerId,
+        own: bool,
+    ) -> None:
+        """Let a value that a committee computed of shares of these datasets be opened; raises as `release`.
+
+        By dataset: the rows that were shared, None where something else than parts of it as they stand went in. `plan` is the one
+        plan of which it is a direct result. No label follows rows on shares, so that plans are all there is to go by. `own`: it
+        opens to this node alone, where it is as private as the rows.
+        """
+        with self._lock:
+            for name in behind:
+                if name not in self._datasets:
+                    raise ReleaseDenied(f"this node has no dataset {name[:100]!r}", rule="owner")
+            datasets = [self._datasets[name] for name in behind]
+            ruled = [] if own else [dataset for dataset in datasets if dataset.policy.release != OPEN]
+            for dataset in ruled:
+                self._check_plan_on_shares(dataset, plan, behind[dataset.name])
+            if not own:
+                self._charge_rate(client, nbytes)
+            origin = Origin(frozenset() if plan is None else frozenset([plan]), plan)
+            after = [
+                self._after(_Value(dataset, rows), elements, origin)
+                for dataset in ruled
+                if (rows := behind[dataset.name]) is not None  # it was checked
+            ]
+            for name, state in after:
+                self._store.save(name, state)
+
     def check_errors(self, client: PeerId) -> None:
         """Raise `ReleaseDenied` for a client that has been told as many private errors as it may within the last hour."""
         with self._lock:
@@ -326,6 +361,23 @@ class Gate:
             f"its rows would go in shares to {_listed(nodes.values())}, any two of which could put them together and read them"
             f" all if they joined forces; its owner has not said that {_listed(others)} may have shares",
             instead=f"a committee of nodes that the owner trusts, or ask the owner to write share = [{line}] under [policy]",
+        )
+
+    def _check_plan_on_shares(self, dataset: Guarded, plan: PlanId | None, rows: RowsClaim | None) -> None:
+        if plan is None:
+            what = "this one is no direct result of a plan on values as they were shared"
+        elif plan not in dataset.policy.allow:
+            what = f"the plan {plan} is not listed"
+        elif rows is None:
+            what = "what was shared was no part of the dataset as it stands, but computed from it before"
+        else:
+            return
+        raise _denied(
+            "committee.release",
+            dataset,
+            f"of its rows on shares only results of plans that its owner lists in `allow` are opened to others, and {what}",
+            instead="a plan whose id the owner lists in `allow`, run by the committee on parts of the dataset (trio.run), or"
+            " reveal(to=) the owner's node; or pointers, plans and grid.sum at that node, under its own rules",
         )
 
     def _check_single_plan(self, dataset: Guarded, origin: Origin) -> None:
