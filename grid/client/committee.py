@@ -20,14 +20,23 @@ import torch
 
 from grid.client.connection import MAX_VALUE_BYTES, NodeConnection, Site
 from grid.client.dispatch import Handle, Place
-from grid.client.flow import COMMAND_TIMEOUT_S, Home, again
+from grid.client.flow import COMMAND_TIMEOUT_S, Home
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
 from grid.client.shared import SharedTensor, wrap
 from grid.client.tensors import RemoteTensor
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
-from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NodeUnavailable, OpNotSupported, QuorumLost, WireError
+from grid.errors import (
+    DeadlineExceeded,
+    GridError,
+    InvalidRequest,
+    NodeUnavailable,
+    OpNotSupported,
+    QuorumLost,
+    WireError,
+    again,
+)
 from grid.ids import CommitteeId, ObjectId, PeerId, TransferId
 from grid.smpc.interpreter import find, fraction_bits
 from grid.smpc.replicated.opening import digest

@@ -19,23 +19,23 @@ import numpy as np
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.prg import SEED_BYTES, ring_elements
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded, again
 from grid.ids import CommitteeId, PeerId
-from grid.node.committee import Committee, Common, Participant
+from grid.node.committee import Committee, Common, FromPeer, Participant
 from grid.node.desk import Dealing
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
 from grid.node.openings import Openings
+from grid.node.party import Parties
+from grid.node.party_links import DialParty, Doors
+from grid.node.party_messages import Request
 from grid.node.permits import Permits
-from grid.node.share_lane import Offered, Request, again
 from grid.settings import NodeSettings
 from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
     CommitteeOver,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     ErrorInfo,
-    GetShare,
     Message,
     Ok,
     OpenCommittee,
@@ -62,7 +62,8 @@ class _Early:
 
 
 class Committees:
-    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's."""
+    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's, `permits` what
+    this node gives itself."""
 
     def __init__(
         self,
@@ -74,11 +75,15 @@ class Committees:
         spawn: Spawn,
         claim: Callable[[str, float, float], bool],
         names: Mapping[PeerId, str],
+        parties: Parties,
+        doors: Doors,
+        dial: DialParty | None,
+        address: Callable[[], str],
         permits: Permits,
         openings: Openings,
     ) -> None:
-        self._common = Common(me, clock, neighbours, settings, names)
-        self._permits, self._openings = permits, openings
+        self._common = Common(me, clock, neighbours, settings, names, parties, doors, dial, address, openings)
+        self._permits = permits
         self._spawn = spawn
         self._claim = claim
         self._running: dict[CommitteeId, Committee] = {}
@@ -128,13 +133,10 @@ class Committees:
         return committee
 
     def _prepare(self, terms: Terms) -> list[Any]:
-        """Note, for good, that this node takes part, and have the kernels compiled. For a thread: both take time."""
+        """Note, for good, that this node takes part. For a thread: it takes time."""
         wall = self._common.clock.wall()
         if not self._claim(f"committee {terms.committee}", wall + REMEMBERED_S, wall):
             raise InvalidRequest("this node was in a committee of this id before; each committee needs a fresh one")
-        from grid.smpc.replicated.compiling import warm_up  # loads a compiler, which a node without committees does not need
-
-        warm_up()
         return []
 
     async def _run(self, committee: Committee, participant: Participant) -> None:
@@ -148,17 +150,8 @@ class Committees:
                 del self._over[next(iter(self._over))]
 
     def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
-        """A client's request to its committee. What it asks to be opened goes to `openings` first."""
-        committee = self._find(message.committee)
-        reply: asyncio.Future[Any] = committee.lane_of(participant).submit(message)
-        return self._open(committee, participant, message, reply) if isinstance(message, GetShare) else reply
-
-    async def _open(
-        self, committee: Committee, participant: Participant, message: GetShare, offered: asyncio.Future[Any]
-    ) -> Message:
-        offer: Offered = await offered
-        still_on = functools.partial(committee.lane_of, participant)
-        return await self._openings.open(participant.client, message, offer, committee.deadline_s, still_on)
+        """A client's request to its committee."""
+        return self._find(message.committee).submit(participant, message)
 
     def close(self, participant: Participant, committee: CommitteeId) -> None:
         """A client is done with a committee."""
@@ -237,19 +230,19 @@ class Committees:
 
     async def _deal(self, node: PeerId, message: DealShare) -> None:
         if node == self._common.me.id:
-            self._find(message.committee).deal(node, message)
+            await self._find(message.committee).deal(node, message)
             return
         session = await self._common.neighbours.session(node)
         await session.live.request(message)
 
     # ------------------------------------------------------------ the other nodes
 
-    def received(self, sender: Neighbour, message: CommitteeStatement | CommitteeOver) -> None:
-        """A node's statement, or its withdrawal."""
+    def received(self, sender: Neighbour, message: FromPeer) -> None:
+        """A node's statement, its withdrawal, or what concerns the links of parties."""
         running = self._running.get(message.committee)
         if running is not None:
             running.received(sender, message)
-        elif isinstance(message, CommitteeStatement) or message.client is None:
+        elif isinstance(message, CommitteeStatement) or (isinstance(message, CommitteeOver) and message.client is None):
             self._keep(sender, message)
 
     def _keep(self, sender: Neighbour, message: CommitteeStatement | CommitteeOver) -> None:
@@ -260,16 +253,9 @@ class Committees:
         if counts[sender.id] < MAX_EARLY_PER_NODE:
             self._early.setdefault(message.committee, []).append(_Early(sender, message, now))
 
-    def words(self, sender: Neighbour, message: CommitteeWords) -> None:
-        """Words of one party to this one; of a committee that is not here, they are nobody's."""
-        running = self._running.get(message.committee)
-        if running is not None:
-            running.words(sender, message)
-
-    def deal(self, sender: Neighbour, message: DealShare) -> Message:
+    def deal(self, sender: Neighbour, message: DealShare) -> Awaitable[Message]:
         """A node's value, in shares."""
-        self._find(message.committee).deal(sender.id, message)
-        return Ok()
+        return self._find(message.committee).deal(sender.id, message)
 
     def lost(self, node: PeerId) -> None:
         """The last session with a node has ended."""

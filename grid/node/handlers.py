@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
+from grid.node.committee import FromPeer
 from grid.node.neighbours import Neighbour
 from grid.node.services import Services
 from grid.node.session import ClientSession
@@ -14,9 +15,11 @@ from grid.wire.messages import (
     AskPermit,
     CloseCommittee,
     Commands,
+    CommitteeBytes,
+    CommitteeLink,
     CommitteeOver,
+    CommitteeReady,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     DeliverObject,
     DeliverShare,
@@ -81,15 +84,11 @@ def _sum(context: NodeContext, message: SumAnnouncement | SumShare) -> None:
     context.services.sums.received(context.neighbour, message)
 
 
-def _committee(context: NodeContext, message: CommitteeStatement | CommitteeOver) -> None:
+def _committee(context: NodeContext, message: FromPeer) -> None:
     context.services.committees.received(context.neighbour, message)
 
 
-def _words(context: NodeContext, message: CommitteeWords) -> None:
-    context.services.committees.words(context.neighbour, message)
-
-
-def _deal(context: NodeContext, message: DealShare) -> Message:
+def _deal(context: NodeContext, message: DealShare) -> Awaitable[Message]:
     return context.services.committees.deal(context.neighbour, message)
 
 
@@ -109,7 +108,9 @@ NODE_HANDLERS: Mapping[type[Any], Handler] = {
     SumShare: _sum,
     CommitteeStatement: _committee,
     CommitteeOver: _committee,
-    CommitteeWords: _words,
+    CommitteeReady: _committee,
+    CommitteeLink: _committee,
+    CommitteeBytes: _committee,
     DealShare: _deal,
     AskPermit: _permit,
     DeliverShare: _opened,

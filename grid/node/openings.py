@@ -29,8 +29,8 @@ from grid.errors import (
 from grid.ids import PeerId, TransferId
 from grid.node.copies import Copies
 from grid.node.neighbours import Neighbours
+from grid.node.party_messages import Owner, ShareOffer
 from grid.node.permits import PERMIT_S, Permits, verify
-from grid.node.share_lane import Offered, Owner
 from grid.node.transfers import Transfers
 from grid.rpc.channel import time_limit
 from grid.wire.messages import (
@@ -70,7 +70,7 @@ class Openings:
         self._open: Counter[PeerId] = Counter()
 
     async def open(
-        self, client: PeerId, message: GetShare, offer: Offered, deadline_s: float, check: Callable[[], object]
+        self, client: PeerId, message: GetShare, offer: ShareOffer, deadline_s: float, check: Callable[[], object]
     ) -> Message:
         """The reply to a client that asks for a result. `check` raises once the committee is over."""
         transfer = message.transfer or TransferId("")
@@ -82,11 +82,11 @@ class Openings:
             number=message.number,
             object=message.object,
             recipient=client if message.recipient is None else message.recipient,
-            plan=offer.made,
+            plan=offer.made[0] if len(offer.made) == 1 else "",
             dtype=offer.dtype,
             shape=offer.shape,
         )
-        with self._counted(client, len(offer.words)):
+        with self._counted(client, memoryview(offer.words).nbytes):
             await self._permitted(opening, offer.owners, deadline_s)
             check()
             if message.recipient is None:
@@ -123,7 +123,7 @@ class Openings:
 
     # ------------------------------------------------------------ permits
 
-    async def _permitted(self, opening: Opening, owners: frozenset[Owner], deadline_s: float) -> None:
+    async def _permitted(self, opening: Opening, owners: Sequence[Owner], deadline_s: float) -> None:
         """Raise unless every owner permits it."""
         asks = [self._permit(node, AskPermit(opening=opening, rules=rules), deadline_s) for node, rules in _rules(owners).items()]
         errors: list[GridError] = []
@@ -169,7 +169,7 @@ class Openings:
         self._nonces[nonce] = wall + PERMIT_S + 2 * TOLERANCE_S
 
 
-def _rules(owners: frozenset[Owner]) -> dict[PeerId, tuple[OwnerRule, ...]]:
+def _rules(owners: Sequence[Owner]) -> dict[PeerId, tuple[OwnerRule, ...]]:
     """By owner, what it said of its values: in the same order at all parties."""
     ordered = sorted(owners, key=lambda one: (one.node, *dataclasses.astuple(one.rule)))
     found: dict[PeerId, tuple[OwnerRule, ...]] = {}
@@ -178,5 +178,5 @@ def _rules(owners: frozenset[Owner]) -> dict[PeerId, tuple[OwnerRule, ...]]:
     return found
 
 
-def _datasets(owners: frozenset[Owner]) -> Sequence[tuple[PeerId, str]]:
+def _datasets(owners: Sequence[Owner]) -> Sequence[tuple[PeerId, str]]:
     return sorted({(one.node, one.rule.dataset) for one in owners})

@@ -255,7 +255,8 @@ class ClientSession:
     def free_shares(self, message: FreeShares) -> None:
         """Forget shares, once what was asked before is done."""
         with contextlib.suppress(GridError):  # the committee is over, and has forgotten them
-            self._services.committees.submit(self, message)
+            freed = self._services.committees.submit(self, message)
+            assert isinstance(freed, asyncio.Future)
 
     def share_object(self, message: ShareObject) -> Awaitable[Message]:
         """Deal a value to the parties of a committee, if the owners of the rows behind it let it be shared."""

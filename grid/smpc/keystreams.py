@@ -67,6 +67,11 @@ class Keys:
         that nothing which one of them hides can be compared with what another hides."""
         return Keystreams(*(hmac.digest(key, digest, "sha256")[:KEY_BYTES] for key in (self.own, self.following, self.common)))
 
+    def of_pair(self, place: int, purpose: bytes) -> bytes:
+        """32 bytes that the two holders of the key at `place` (OWN, NEXT) have and nobody else, for their link. What is hashed is
+        longer than any program's digest, so it is no key of a program."""
+        return hmac.digest((self.own, self.following)[place], b"grid: the link of two parties of a committee: " + purpose, "sha256")
+
 
 class Reuse:
     """Randomness that raises where one keystream is drawn twice, which would show the difference of two secrets."""

@@ -681,8 +681,8 @@ class CloseCommittee(Message):
 
 @message("committee-statement")
 class CommitteeStatement(Message):
-    """Node -> node, one way: a signed statement {committee, roster, clients, node, expiry, nonce}, and for the receiver alone the
-    sender's contributions to keys, 32 random bytes each: to the key of these two nodes, and to that of all three."""
+    """Node -> node, one way: a signed statement {committee, roster, clients, node, expiry, nonce, limits}, and for the receiver
+    alone the sender's contributions to keys, 32 random bytes each: to the key of these two nodes, and to that of all three."""
 
     committee: CommitteeId
     envelope: bytes
@@ -690,17 +690,37 @@ class CommitteeStatement(Message):
     common: bytes
 
 
-@message("committee-words")
-class CommitteeWords(Message):
-    """Node -> node, one way: what one party says to another in the work of `client`. `words` is 64-bit words.
+@message("committee-ready")
+class CommitteeReady(Message):
+    """Node -> the node of a lower rank, one way: the sender agrees, and expects the receiver's party at `address`, HOST:PORT.
 
-    `label` is (place of the client, number of its request, operation, step) in 3, 27, 28 and 5 bits.
+    Without an address, or where it does not answer, `CommitteeLink` says that all goes over this session."""
+
+    committee: CommitteeId
+    address: str
+
+
+@message("committee-link")
+class CommitteeLink(Message):
+    """Node -> the node of a higher rank, one way: how the parties of the two are connected: by a socket of their own (`direct`),
+    or by `CommitteeBytes` over this session."""
+
+    committee: CommitteeId
+    direct: bool
+
+
+@message("committee-bytes")
+class CommitteeBytes(Message):
+    """Node -> node, one way: bytes of the sender's party for the receiver's, which are sealed between these two.
+
+    `taken`: how many bytes the sender's party has taken from the other direction; at most 1 MiB is under way or not taken.
+    `over`: nothing more comes.
     """
 
     committee: CommitteeId
-    client: PeerId
-    label: int
-    words: Buffer
+    data: Buffer
+    taken: int
+    over: bool = False
 
 
 @message("committee-over")

@@ -134,7 +134,7 @@ def test_a_result_opens_to_the_owner_of_its_rows_alone(connect: Any, client: Any
     (private,) = client.search("#private")
     w = torch.randn(2, 1) / 10
     scores = private.features.share(trio) @ trio.share(w)
-    with pytest.raises(grid.ReleaseDenied, match="dave.*private.*allow"):
+    with pytest.raises(grid.ReleaseDenied, match=r"dave.*private.*allow"):
         scores.reveal()
     for other in ("alice", client.nodes["bob"]):
         with pytest.raises(grid.ReleaseDenied, match="private"):
