@@ -198,7 +198,7 @@ def test_what_a_shared_module_cannot_do_says_what_to_do_instead(trio: Any, clien
         shared.load_state_dict(nn.Linear(2, 2).state_dict())
     with pytest.raises(grid.InvalidRequest, match="reveal"):
         shared.state_dict()["weight"].get()
-    with pytest.raises(grid.InvalidRequest, match="committee of .* already"):
+    with pytest.raises(grid.InvalidRequest, match=r"committee of .* already"):
         trio.share(shared)
     with pytest.raises(grid.InvalidRequest, match="device"):
         shared.to("cuda")
