@@ -14,12 +14,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 
-from grid.client.connection import MAX_VALUE_BYTES, NodeConnection
+from grid.client.connection import MAX_VALUE_BYTES, NodeConnection, Site
 from grid.client.dispatch import Handle, Place
 from grid.client.flow import COMMAND_TIMEOUT_S, Home
 from grid.client.modules import SharedModule, send_module
@@ -40,7 +40,7 @@ from grid.errors import (
     WireError,
     again,
 )
-from grid.ids import CommitteeId, ObjectId, PeerId, PlanId
+from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
 from grid.plans.ir import Plan
 from grid.plans.lines import at_line
 from grid.plans.trees import unflatten
@@ -60,6 +60,7 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    Ok,
     OpenCommittee,
     PutSharedPlan,
     RunShared,
@@ -108,6 +109,8 @@ class _Request:
     plan: Plan | None = None
 
 
+Reply = TypeVar("Reply", bound=Message)
+
 _Entry = tuple[Command, Sequence[TensorFrame], Origin] | _Request | int
 
 
@@ -124,7 +127,9 @@ class Committee:
         shapes: Shapes,
         wait: Callable[[Any], Any],
         deadline_s: float,
+        find: Callable[[str], NodeConnection],
     ) -> None:
+        self._find = find
         self.id = committee
         self.clients = clients
         self.shapes = shapes
@@ -285,11 +290,41 @@ class Committee:
 
     async def read(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
         """Open a value to this client."""
+        replies = await self._opened(tensor, timeout_s, ShareValue)
+        words = self._put_together(replies, tensor.numel())
+        value = torch.from_numpy(words.view(np.int64)).reshape(tensor.shape)
+        return fixed.decode(value, fraction_bits(tensor.dtype), tensor.dtype)
+
+    async def open_to(self, tensor: Any, to: Any, timeout_s: float | None) -> RemoteTensor:
+        """Open a value to a node alone: a remote tensor there."""
+        if not isinstance(to, str | Site):
+            raise InvalidRequest("reveal(to=) takes a node of this client, such as g.nodes['alice'], or its name")
+        target = self._find(to) if isinstance(to, str) else to.connection()
+        if target.shapes is not self.shapes:
+            raise InvalidRequest(f"{target.place.name} belongs to another client; a value opens to a node of the same one")
+        made, transfer = await target.expect_opening(tensor, self._roster, timeout_s)
+        try:
+            await self._opened(tensor, timeout_s, Ok, PeerId(target.place.id), transfer)
+        except BaseException:
+            del made  # An error keeps this frame; the receiver waits for the object until it is freed.
+            raise
+        return made
+
+    async def _opened(
+        self,
+        tensor: Any,
+        timeout_s: float | None,
+        kind: type[Reply],
+        recipient: PeerId | None = None,
+        transfer: TransferId | None = None,
+    ) -> list[Reply]:
+        """Ask all three to open a value; their answers."""
         self._check_open()
         object_id = tensor._handle.object_id
 
         def messages(number: int) -> Sequence[Message]:
-            return [GetShare(committee=self.id, number=number, object=object_id)] * len(self._connections)
+            message = GetShare(committee=self.id, number=number, object=object_id, recipient=recipient, transfer=transfer)
+            return [message] * len(self._connections)
 
         timeout_s = self._deadline_s + GRACE_S if timeout_s is None else timeout_s
         if not timeout_s > 0:
@@ -297,14 +332,11 @@ class Committee:
         answers: asyncio.Future[list[asyncio.Future[Message]]] = self._home.loop.create_future()
         self._entries.append(_Request(messages, "revealing a value", answers=answers, timeout_s=timeout_s))
         self._flush()
-        replies = await self._replies(await answers)
-        words = self._put_together(replies, tensor.numel())
-        value = torch.from_numpy(words.view(np.int64)).reshape(tensor.shape)
-        return fixed.decode(value, fraction_bits(tensor.dtype), tensor.dtype)
+        return await self._replies(await answers, kind)
 
     async def move(self, tensor: Any, to: Place, timeout_s: float | None) -> NoReturn:
         """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client")
+        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """Call a plan on leaves, some of which may be local, and are public then. Sends it before its first call."""
@@ -428,11 +460,11 @@ class Committee:
 
     # ------------------------------------------------------------ answers
 
-    async def _replies(self, answers: Sequence[asyncio.Future[Message]]) -> list[ShareValue]:
+    async def _replies(self, answers: Sequence[asyncio.Future[Message]], kind: type[Reply]) -> list[Reply]:
         """What all three answered. Raises the error that says most."""
         await _settled(answers)
         errors: list[GridError] = []
-        replies: list[ShareValue] = []
+        replies: list[Reply] = []
         for name, answer in zip(self._names, answers, strict=True):
             if not answer.done() or answer.cancelled():
                 continue
@@ -441,7 +473,7 @@ class Committee:
                 errors.append(self._named(name, error))
             elif error is not None:
                 raise error
-            elif not isinstance(reply := answer.result(), ShareValue):
+            elif not isinstance(reply := answer.result(), kind):
                 errors.append(WireError(f"{name} answered a reveal with {type(reply).__name__}"))
             else:
                 replies.append(reply)
@@ -525,10 +557,18 @@ async def open_committee(
     shapes: Shapes,
     wait: Callable[[Any], Any],
     deadline_s: float,
+    find: Callable[[str], NodeConnection],
 ) -> Committee:
     """Have three nodes agree. Raises `QuorumLost` naming one that is gone, and what a node refuses by."""
     made = Committee(
-        connections, committee=committee, clients=clients, home=home, shapes=shapes, wait=wait, deadline_s=deadline_s
+        connections,
+        committee=committee,
+        clients=clients,
+        home=home,
+        shapes=shapes,
+        wait=wait,
+        deadline_s=deadline_s,
+        find=find,
     )
     message = OpenCommittee(committee=committee, roster=made._roster, clients=clients, deadline_s=deadline_s)
     asks = [one.flow.ask(message, "opening a committee", deadline_s + GRACE_S) for one in connections]

@@ -104,11 +104,13 @@ class Owner:
 
 @message("share-offer", FROM_PARTY)
 class ShareOffer(Message):
-    """Answer to GetShare, for the node alone until the rules let it go: what ShareValue holds, the owners behind the value, and
-    the ids of the plans that made it, "" for operations one by one."""
+    """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`): what ShareValue holds, the dtype
+    and shape of the value, the owners behind it, and the ids of the plans that made it, "" for operations one by one."""
 
     words: Buffer
     digest: bytes
+    dtype: str
+    shape: tuple[int, ...]
     owners: tuple[Owner, ...]
     made: tuple[str, ...]
 

@@ -45,7 +45,7 @@ from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
-from grid.tensors.buffers import from_frame, torch_dtype
+from grid.tensors.buffers import from_frame, short_dtype, torch_dtype
 from grid.tensors.ops import elements
 from grid.wire.codec import encode
 from grid.wire.messages import (
@@ -433,8 +433,15 @@ class ShareLane:
         start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
         fresh = refreshed(party, Operations(start), held.value.shared.flat())
         first, second = fresh.parts
-        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release)))
-        return ShareOffer(words=np.ascontiguousarray(first).tobytes(), digest=digest(second), owners=owners, made=("",))
+        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release, one.rule.part)))
+        return ShareOffer(
+            words=np.ascontiguousarray(first).tobytes(),
+            digest=digest(second),
+            dtype=short_dtype(held.value.dtype),
+            shape=tuple(held.value.shared.shape),
+            owners=owners,
+            made=("",),
+        )
 
     # ------------------------------------------------------------ objects
 

@@ -33,7 +33,8 @@ OTHER = PlanId("2" * 64)
 class Bench:
     """A dataset of 60 rows and 4 columns behind a gate, and one client's labelled memory."""
 
-    def __init__(self, *, limits: RateLimits | None = None, **policy: object) -> None:
+    def __init__(self, *, limits: RateLimits | None = None, dev: bool = False, **policy: object) -> None:
+        self.dev = dev
         self.policy = Policy.from_table({"release": "aggregate", "plans": "any", "max_elements": 1000, **policy})
         self.store = MemoryStore()
         cut = blocks.cut(ROWS, self.policy.min_rows)
@@ -47,7 +48,9 @@ class Bench:
 
     def open_gate(self) -> None:
         """A new gate over the same store, as after a restart."""
-        self.gate = Gate([Guarded("d", ROWS, self.policy)], store=self.store, clock=self.clock, limits=self.limits)
+        self.gate = Gate(
+            [Guarded("d", ROWS, self.policy)], store=self.store, clock=self.clock, limits=self.limits, dev=self.dev
+        )
 
     def op(self, name: str, *args: object, **kwargs: object) -> Tensor:
         return self.labels.run(lookup(f"aten.{name}"), list(args), dict(kwargs))[0]
@@ -374,3 +377,60 @@ def test_a_dataset_released_by_hand_takes_no_part_in_sums() -> None:
     with pytest.raises(ReleaseDenied, match="by hand") as caught:
         bench.gate.check_sum(claim_of(bench.labels.type_of(bench.total())), Origin(plan=PLAN))
     assert caught.value.details["rule"] == "release"
+
+
+# ---------------------------------------------------------------- committees
+
+BOB, CAROL = PeerId("b" * 26), PeerId("c" * 26)
+NAMES = {BOB: "bob", CAROL: "carol"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "dev", "refused_by"),
+    [
+        ({}, False, "share.committee"),
+        ({}, True, ""),
+        ({"release": "open"}, False, ""),
+        ({"release": "approve"}, False, "share.committee"),
+        ({"release": "approve"}, True, ""),
+        ({"release": "deny"}, True, "share"),
+        ({"release": "deny", "allow": [PLAN], "share": ["bob", "carol"]}, False, ""),
+        ({"release": "deny", "allow": [PLAN], "share": True}, True, "share.committee"),
+        ({"release": "deny", "allow": [PLAN]}, True, "share"),
+        ({"release": "deny", "share": ["bob", "carol"]}, True, "share"),
+        ({"share": True}, False, ""),
+        ({"share": False}, True, "share"),
+        ({"share": []}, True, "share.committee"),
+        ({"share": ["bob"]}, True, "share.committee"),
+        ({"share": ["bob", "carol"]}, False, ""),
+        ({"share": ["carol", "bob", "dave"]}, False, ""),
+        ({"share": [BOB, "carol"]}, False, ""),
+        ({"release": "open", "share": ["bob"]}, True, "share.committee"),
+    ],
+)
+def test_rows_go_in_shares_to_nodes_that_the_owner_trusts(policy: dict[str, object], dev: bool, refused_by: str) -> None:
+    bench = Bench(dev=dev, **policy)
+    claim = claim_of(bench.labels.type_of(bench.x))
+    if not refused_by:
+        assert bench.gate.check_share(claim, NAMES) == [("d", bench.policy.release)]
+        return
+    with pytest.raises(ReleaseDenied) as denied:
+        bench.gate.check_share(claim, NAMES)
+    assert denied.value.details["rule"] == refused_by
+    if refused_by == "share.committee":
+        assert 'share = ["bob", "carol"]' in denied.value.message and "joined forces" in denied.value.message
+
+
+def test_the_card_says_who_may_have_shares() -> None:
+    policies: list[tuple[dict[str, object], tuple[str, ...]]] = [
+        ({"release": "aggregate"}, ()),
+        ({"release": "aggregate", "share": ["bob"]}, ("bob",)),
+        ({"release": "deny", "share": ["bob"]}, ()),
+        ({"release": "aggregate", "share": True}, ("*",)),
+    ]
+    for table, parties in policies:
+        assert Policy.from_table(table).card(ROWS).parties == parties
+    assert Policy.from_table({"release": "aggregate"}).card(ROWS, dev=True).parties == ("*",)
+    for wrong in ("bob", ["*"], [1], ["a b"], 1):
+        with pytest.raises(InvalidRequest, match="share"):
+            Policy.from_table({"share": wrong})
