@@ -21,8 +21,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -79,6 +78,8 @@ WORD_BYTES = 8
 MAX_DIMS = 16
 MAX_DEALT = 64
 """Values of other nodes that may have come before the client's word that they would."""
+
+T = TypeVar("T")
 
 Request = ShareInput | SecureCommands | ExpectShare | GetShare | FreeShares
 Send = Callable[[int, int, Words], None]
@@ -233,7 +234,7 @@ class ShareLane:
                 await self._expect(message)
                 return Ok()
             if isinstance(message, GetShare):
-                return self._opened(message)
+                return await self._opened(message)
             return await self._run_commands(message)
         except GridError as error:
             if self._error is not None:
@@ -343,7 +344,7 @@ class ShareLane:
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
 
-    async def _finished(self, task: Task[list[Value | None]]) -> list[Value | None]:
+    async def _finished(self, task: Task[T]) -> T:
         """Wait for the other parties; one that does not say its part in time ends the lane."""
         if not task.outcome.done:
             arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -381,7 +382,7 @@ class ShareLane:
 
     # ------------------------------------------------------------ results
 
-    def _opened(self, message: GetShare) -> ShareValue:
+    async def _opened(self, message: GetShare) -> ShareValue:
         held = self._get(message.object)
         for owner in sorted(held.owners, key=lambda one: (one.node, one.rule.dataset)):
             if owner.rule.release != OPEN:
@@ -395,9 +396,12 @@ class ShareLane:
                     node=name,
                     instead="pointers, plans and grid.sum on that dataset, under its own rules",
                 )
-        party, _ = self._protocol(message.number)
-        start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
-        fresh = refreshed(party, Operations(start), held.value.shared.flat())
+        party, protocol = self._protocol(message.number)
+        value = held.value
+        if value.is_bits:
+            value = await self._finished(Task(value.numeric(protocol)))
+        last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
+        fresh = refreshed(party, Operations(last), value.shared.flat())
         first, second = fresh.parts
         return ShareValue(words=np.ascontiguousarray(first).tobytes(), digest=digest(second))
 
@@ -478,7 +482,7 @@ def _components(rank: int, message: ShareInput | DealShare, settings: NodeSettin
 
 
 def _size(held: Held) -> int:
-    return reduce(lambda total, part: total + WORD_BYTES * part.size, held.value.shared.parts, 0)
+    return held.value.nbytes
 
 
 def _nbytes(data: Buffer) -> int:
