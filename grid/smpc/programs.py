@@ -73,7 +73,7 @@ class Given:
 
     @classmethod
     def of(cls, value: Value | Tensor) -> Given:
-        shape = value.shared.shape if isinstance(value, Value) else tuple(value.shape)
+        shape = value.shape if isinstance(value, Value) else tuple(value.shape)
         return cls(shape, value.dtype, isinstance(value, Value))
 
     def stand_in(self) -> Value | Tensor:
@@ -153,7 +153,7 @@ class Prepared:
         """The step as a run takes it; None where its result is known already."""
         env = self._env
         if step.op in SYM_OPS:
-            env.append(compute_size(step.op, [resolve(arg, _Shapes(env)) for arg in step.args]))
+            env.append(compute_size(step.op, [resolve(arg, env) for arg in step.args]))
             return None
         args, kwargs = [resolve(arg, env) for arg in step.args], {name: resolve(arg, env) for name, arg in step.kwargs}
         read = tuple(ref for ref in step.refs() if not isinstance(env[ref], int | float))
@@ -227,19 +227,8 @@ class Prepared:
     def _nbytes(self, value: int) -> int:
         one = self._env[value]
         if isinstance(one, Value):
-            return SHARE_BYTES * one.shared.size
+            return SHARE_BYTES * math.prod(one.shape)
         return int(one.numel() * one.element_size())
-
-
-class _Shapes:
-    """Values as steps on sizes see them."""
-
-    def __init__(self, env: Sequence[Any]) -> None:
-        self._env = env
-
-    def __getitem__(self, number: int) -> Any:
-        value = self._env[number]
-        return value.shared if isinstance(value, Value) else value
 
 
 def _needed(program: Program) -> list[bool]:
@@ -259,7 +248,7 @@ def _metas(value: Any) -> Any:
         return [_metas(item) for item in value]
     if isinstance(value, dict):
         return {name: _metas(item) for name, item in value.items()}
-    return torch.empty(value.shared.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
 
 
 def _is_known(value: Any) -> bool:
