@@ -442,7 +442,7 @@ class ShareLane:
             dtype=short_dtype(held.value.dtype),
             shape=held.value.shape,
             owners=owners,
-            made=("",),
+            made=(held.made,),
         )
 
     # ------------------------------------------------------------ objects

@@ -208,8 +208,13 @@ class _Flow:
     def _start(self, place: int, operation: Operation, operands: list[Any]) -> None:
         assert operation.call is not None
         kept = operands[0] if operation.keeps else None
-        task = Task(operation.call.on(operands).run(self._at(place)))
-        del operands
+        try:
+            call = operation.call.on(operands)
+        except InvalidRequest as error:
+            self._finished(place, error)
+            return
+        task = Task(call.run(self._at(place)))
+        del operands, call
         if task.outcome.done:
             self._ended(place, task, kept)
         else:

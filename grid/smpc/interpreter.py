@@ -54,18 +54,16 @@ class Call:
             raise InvalidRequest(f"{name} has no operand on shares")
         self._form.admit(self._arguments)
         self._check_work(name, most)
-        self._check_positions()
-
-    @property
-    def bound(self) -> Bound:
-        """The arguments as the schema has them, with geometries in place of tensors."""
-        return self._arguments.bound
+        self._check_positions(bound)
 
     def on(self, operands: Sequence[Value | Tensor]) -> Call:
-        """The same call on other operands of the same geometries, in the order in which these were given. It checks nothing
-        before it runs."""
+        """The same call on other operands of the same geometries, in the order in which these were given. Only public positions
+        are looked at again."""
         made = object.__new__(type(self))
-        made.__dict__ = self.__dict__ | {"_arguments": self._arguments.on(dict(zip(self._values, operands, strict=True)))}
+        made._form, made.results = self._form, self.results
+        made._values = dict(zip(self._values, operands, strict=True))
+        made._arguments = Arguments(self._arguments.bound, self.results, made._values)
+        made._check_positions(self._arguments.bound)
         return made
 
     def _meta(self, arg: Any) -> Any:
@@ -90,15 +88,13 @@ class Call:
                 op=name,
             )
 
-    def _check_positions(self) -> None:
-        """Positions that are public, and known: a plan is prepared before they are."""
-        bound = self.bound
+    def _check_positions(self, bound: Bound) -> None:
         if not examines(bound.op):
             return
         given = [self._arguments.get(name) for name in _POSITIONS]
-        for one in (one for item in given for one in (item if isinstance(item, list) else [item])):
-            if isinstance(one, Value) or (isinstance(one, Tensor) and one.is_meta):
-                return
+        flat = [one for item in given for one in (item if isinstance(item, list) else [item])]
+        if any(isinstance(one, Value) or _is_unknown(one) for one in flat):
+            return
         public = {name: self._arguments[name] for name in _POSITIONS if name in bound.op.index}
         values = [public.get(p.name, value) for p, value in zip(bound.op.parameters, bound.values, strict=True)]
         try:
@@ -108,7 +104,6 @@ class Call:
 
     async def run(self, protocol: Protocol) -> list[Value | None]:
         """The results; None for one that is not computed on shares. Other results are as torch gives them."""
-        self._check_positions()
         arguments = await self._arguments.converted(protocol, self._form)
         made = await self._form.kernel(protocol, arguments)
         found = list(made) if isinstance(made, Sequence) else [made]
@@ -121,6 +116,11 @@ class Call:
         if value.shape != tuple(meta.shape):
             raise AssertionError(f"{self._form} gave the shape {value.shape}, not {tuple(meta.shape)}")
         return value
+
+
+def _is_unknown(value: Any) -> bool:
+    """Whether it stands for a public tensor that comes with a run: `on` looks at it."""
+    return isinstance(value, Tensor) and value.is_meta
 
 
 def _check_elements(name: str, shape: Sequence[int], most: int) -> None:

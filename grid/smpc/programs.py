@@ -73,8 +73,7 @@ class Given:
 
     @classmethod
     def of(cls, value: Value | Tensor) -> Given:
-        shape = value.shape if isinstance(value, Value) else tuple(value.shape)
-        return cls(shape, value.dtype, isinstance(value, Value))
+        return cls(tuple(value.shape), value.dtype, isinstance(value, Value))
 
     def stand_in(self) -> Value | Tensor:
         """A value of this geometry that takes no memory."""
@@ -161,7 +160,7 @@ class Prepared:
             call = Call(step.op, args, kwargs, most=self._limits.most)
             self._count(step, bind(lookup(step.op), _metas(args), _metas(kwargs)), call.results, WORK_ON_SHARES)
             env += [Given(tuple(one.shape), one.dtype, True).stand_in() for one in call.results]
-            keeps = step.op in TRANSPOSES and self._is_parameter(read[0])
+            keeps = step.op in TRANSPOSES and self._is_parameter(read[0]) and call.results[0].dtype != torch.bool
             return Operation(index, step, call, read, keeps)
         bound = bind(lookup(step.op), args, kwargs)
         if bound.op.rule in DRAWS:
@@ -227,7 +226,7 @@ class Prepared:
     def _nbytes(self, value: int) -> int:
         one = self._env[value]
         if isinstance(one, Value):
-            return SHARE_BYTES * math.prod(one.shape)
+            return SHARE_BYTES * one.shared.size
         return int(one.numel() * one.element_size())
 
 

@@ -39,10 +39,6 @@ class Arguments:
         self.bound, self.results = bound, results
         self._values = dict(values)
 
-    def on(self, values: Mapping[int, Value | Tensor]) -> Arguments:
-        """The same arguments with other operands of the same geometries."""
-        return Arguments(self.bound, self.results, values)
-
     @property
     def op(self) -> Op:
         return self.bound.op
