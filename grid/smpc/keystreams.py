@@ -70,7 +70,8 @@ class Keys:
     def of_pair(self, place: int, purpose: bytes) -> bytes:
         """32 bytes that the two holders of the key at `place` (OWN, NEXT) have and nobody else, for their link. What is hashed is
         longer than any program's digest, so it is no key of a program."""
-        return hmac.digest((self.own, self.following)[place], b"grid: the link of two parties of a committee: " + purpose, "sha256")
+        text = b"grid: the link of two parties in a committee: " + purpose
+        return hmac.digest((self.own, self.following)[place], text, "sha256")
 
 
 class Reuse:

@@ -31,16 +31,18 @@ from grid.errors import (
 from grid.ids import CommitteeId, ObjectId, PeerId, random_id
 from grid.node.committee import KIND
 from grid.node.committees import deal
-from grid.smpc.agreement import Statement, Terms
+from grid.smpc.agreement import Limits, Statement, Terms
 from grid.smpc.party import STEPS
 from grid.store.memory import MemoryStore
 from grid.wire.messages import (
     CloseCommittee,
     Command,
     Commands,
+    CommitteeBytes,
+    CommitteeLink,
     CommitteeOver,
+    CommitteeReady,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     DescribeObject,
     ErrorInfo,
@@ -58,6 +60,7 @@ from grid.wire.messages import (
 )
 
 NAMES = ("alice", "bob", "carol")
+LIMITS = Limits(1 << 20, 1 << 30, 1000)
 
 
 @dataclasses.dataclass
@@ -327,13 +330,19 @@ async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(
         assert torch.equal(await raw[name].get(await raw[name].put(torch.ones(2))), torch.ones(2))
 
 
+def is_bytes(trio: Trio, message: Any) -> bool:
+    return isinstance(message, CommitteeBytes) and message.committee == trio.committee
+
+
 async def test_a_party_that_stalls_is_named_within_the_deadline(
     made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trio, other = await opened(raw, (me_of(raw),), deadline_s=0.5), await opened(raw, (me_of(raw),))
     await trio.share(1, X)
+    hears = made.nodes["carol"].committees.received
     with monkeypatch.context() as patch:
-        patch.setattr(made.nodes["carol"].committees, "words", lambda sender, message: None)
+        deaf = lambda sender, message: None if is_bytes(trio, message) else hears(sender, message)  # noqa: E731
+        patch.setattr(made.nodes["carol"].committees, "received", deaf)
         replies = await trio.run("aten.relu.default", Ref(1), output=2)
     assert kinds(replies) == {QuorumLost}
     assert kinds(await trio.reveal(1)) == {QuorumLost}  # nothing more comes out of this work
@@ -358,41 +367,59 @@ async def hostile(made: Mesh, sender: str, to: str) -> Any:
     return (await made.nodes[sender].neighbours.session(made.nodes[to].id)).live
 
 
-async def test_words_of_a_node_outside_the_roster_change_nothing(made: Mesh, trio: Trio) -> None:
+async def test_a_node_outside_the_roster_changes_nothing(made: Mesh, trio: Trio) -> None:
     peer = await hostile(made, "dave", "alice")
     who = me_of(trio.raw)
     await trio.share(1, X)
-    peer.notify(CommitteeWords(committee=trio.committee, client=who, label=(2 << 28) * STEPS, words=bytes(24)))
+    peer.notify(CommitteeBytes(committee=trio.committee, data=bytes(24), taken=0))
+    peer.notify(CommitteeReady(committee=trio.committee, address="127.0.0.1:1"))
+    peer.notify(CommitteeLink(committee=trio.committee, direct=True))
     peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message="")))
     peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message=""), client=who))
-    statement = Statement(Terms(trio.committee, trio.roster, (who,)), made.nodes["dave"].id, CLOCK.wall() + 60, bytes(16))
+    statement = Statement(Terms(trio.committee, trio.roster, (who,)), made.nodes["dave"].id, CLOCK.wall() + 60, bytes(16), LIMITS)
     envelope = seal(KIND, statement.encode(), made.nodes["dave"].me.key)
     peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
     with pytest.raises(GridError):
-        await peer.request(CommitteeWords(committee=trio.committee, client=who, label=0, words=b""))
+        await peer.request(CommitteeBytes(committee=trio.committee, data=b"", taken=0))
     assert await works(trio)
 
 
-@pytest.mark.parametrize("garbage", ["size", "label", "client", "bytes", "flood"])
-async def test_garbage_of_a_party_is_an_error_that_names_it_at_once(
-    made: Mesh, raw: dict[str, RawClient], garbage: str
-) -> None:
+@pytest.mark.parametrize("garbage", ["bytes", "taken", "flood", "link", "ready", "end"])
+async def test_garbage_of_a_node_is_an_error_that_names_it(made: Mesh, raw: dict[str, RawClient], garbage: str) -> None:
     trio = await opened(raw, (me_of(raw),))
     await trio.share(1, X)
-    peer, who = await hostile(made, "bob", "alice"), me_of(raw)
-    label = (2 << 28) * STEPS  # of the first message of request 2
-    words = {
-        "size": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(8 * 7)),
-        "label": CommitteeWords(committee=trio.committee, client=who, label=-1, words=bytes(8)),
-        "client": CommitteeWords(committee=trio.committee, client=PeerId("nobody"), label=label, words=bytes(8)),
-        "bytes": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(7)),
-        "flood": CommitteeWords(committee=trio.committee, client=who, label=label + 5, words=bytes(1 << 27)),
+    peer, name = await hostile(made, "bob", "alice"), trio.committee
+    message = {
+        "bytes": CommitteeBytes(committee=name, data=bytes(100), taken=0),
+        "taken": CommitteeBytes(committee=name, data=b"", taken=1 << 40),
+        "flood": CommitteeBytes(committee=name, data=bytes(2 << 20), taken=0),
+        "link": CommitteeLink(committee=name, direct=True),
+        "ready": CommitteeReady(committee=name, address=""),
+        "end": CommitteeBytes(committee=name, data=b"", taken=0, over=True),
     }[garbage]
-    peer.notify(words)
-    if garbage == "flood":
-        peer.notify(dataclasses.replace(words, label=label + 6))
-    with contextlib.suppress(GridError):
-        await peer.request(DescribeObject(object=ObjectId(1)))  # an answer comes once the words have been looked at
+    peer.notify(message)
+    await until(lambda: not made.nodes["alice"].committees.count)
+    replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
+    assert kinds(replies) <= {WireError, QuorumLost} and "bob" in str(replies[0])
+    assert await works(await opened(raw, (me_of(raw),)))
+
+
+@pytest.mark.parametrize("garbage", ["size", "early", "place", "huge"])
+async def test_garbage_of_a_party_is_an_error_that_names_it_at_once(made: Mesh, raw: dict[str, RawClient], garbage: str) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    link = made.nodes["bob"].committees._running[trio.committee]._party._work._link  # type: ignore[union-attr]
+    label = (2 << 28) * STEPS  # of the first message of request 2
+    most = made.nodes["alice"].settings.max_secure_elements
+    if garbage == "early":
+        for number in range(4):
+            link.send(0, label + 10 + number, np.zeros(most, np.uint64))
+    else:
+        place, count = {"size": (0, 7), "place": (1, 1), "huge": (0, 3 * most)}[garbage]
+        link.send(0, (place << 60) + label, np.zeros(count, np.uint64))
+    victim = made.nodes["alice"].committees._running[trio.committee]
+    if garbage != "size":  # which shows once the words are due
+        await until(lambda: victim.error is not None or victim._party._lanes[0].error is not None)  # type: ignore[union-attr]
     replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
     assert kinds(replies) <= {WireError, QuorumLost, QuotaExceeded} and "bob" in str(replies[0])
     assert await works(await opened(raw, (me_of(raw),)))
@@ -406,7 +433,7 @@ async def test_a_statement_that_does_not_hold_ends_the_agreement(made: Mesh, raw
     roster = opening(raw, who).roster
 
     def said(terms: Terms, node: PeerId = bob.id, key: Any = bob.me.key, expiry_s: float = 60.0) -> bytes:
-        return seal(KIND, Statement(terms, node, CLOCK.wall() + expiry_s, secrets.token_bytes(16)).encode(), key)
+        return seal(KIND, Statement(terms, node, CLOCK.wall() + expiry_s, secrets.token_bytes(16), LIMITS).encode(), key)
 
     wrong: list[tuple[Callable[[Terms], bytes], type[GridError]]] = [
         (lambda good: said(dataclasses.replace(good, roster=good.roster[::-1])), InvalidRequest),
@@ -432,7 +459,7 @@ async def test_a_statement_that_is_said_again_ends_the_committee(made: Mesh, raw
     who = (me_of(raw),)
     trio = await opened(raw, who)
     bob = made.nodes["bob"]
-    statement = Statement(Terms(trio.committee, trio.roster, who), bob.id, CLOCK.wall() + 60, bytes(16))
+    statement = Statement(Terms(trio.committee, trio.roster, who), bob.id, CLOCK.wall() + 60, bytes(16), LIMITS)
     envelope = seal(KIND, statement.encode(), bob.me.key)
     peer = await hostile(made, "bob", "alice")
     peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
