@@ -27,6 +27,7 @@ from grid.node.work import Offer
 from grid.rpc.peer import Peer
 from grid.smpc import ring
 from grid.wire.messages import (
+    Buffer,
     CloseCommittee,
     CommandFailed,
     Commands,
@@ -47,6 +48,8 @@ from grid.wire.messages import (
     OpenCommittee,
     PutObject,
     PutPlan,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
     ShareInput,
     ShareObject,
@@ -145,11 +148,14 @@ class ClientSession:
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused. One that is too large is refused here, before anything keeps it."""
-        size = memoryview(message.encoding).nbytes
-        if size > self._max_plan_bytes:
-            raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
+        self._check_plan(message.encoding)
         self._desk.note_plan(message)
         return self._ok(message)
+
+    def _check_plan(self, encoding: Buffer) -> None:
+        size = memoryview(encoding).nbytes
+        if size > self._max_plan_bytes:
+            raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
 
     def _report(self, command: int, error: GridError) -> None:
         """Tell the client that a command failed."""
@@ -248,8 +254,13 @@ class ClientSession:
         """The client is done with a committee."""
         self._services.committees.close(self, message.committee)
 
-    def on_shares(self, message: ShareInput | SecureCommands | ExpectShare | GetShare) -> Awaitable[Message]:
+    def on_shares(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> Awaitable[Message]:
         """A request to a committee, in order with the others to it."""
+        return self._services.committees.submit(self, message)
+
+    def put_shared_plan(self, message: PutSharedPlan) -> Awaitable[Message]:
+        """Take a plan to be run on shares, or note why it is refused. One that is too large is refused here."""
+        self._check_plan(message.encoding)
         return self._services.committees.submit(self, message)
 
     def free_shares(self, message: FreeShares) -> None:

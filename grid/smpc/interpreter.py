@@ -11,7 +11,6 @@ a neighbour at random. What leaves that domain becomes garbage without an error,
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -101,8 +100,8 @@ class Call:
 
     def on(self, operands: Sequence[Value | Tensor]) -> Call:
         """The same call on other operands of the same geometries, in the order in which these were given. Checks nothing."""
-        made = copy.copy(self)
-        made._values = dict(zip(self._values, operands, strict=True))
+        made = object.__new__(type(self))
+        made.__dict__ = self.__dict__ | {"_values": dict(zip(self._values, operands, strict=True))}
         return made
 
     def _actual(self, value: Any) -> Any:

@@ -754,13 +754,43 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, ShareInput, ExpectShare, GetShare) are numbered on from 1 without gaps, and are
-    the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the reply.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, GetShare) are numbered on from 1 without
+    gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the
+    reply.
     """
 
     committee: CommitteeId
     first: int
     commands: tuple[Command, ...]
+    tensors: tuple[TensorFrame, ...] = ()
+
+
+@message("put-shared-plan")
+class PutSharedPlan(Message):
+    """Client -> each node of the roster: a plan in its canonical encoding, for RunShared. Reply: Ok, as SecureCommands.
+
+    One that is refused makes its calls fail with PlanRejected.
+    """
+
+    committee: CommitteeId
+    plan: PlanId
+    encoding: Buffer
+
+
+@message("run-shared")
+class RunShared(Message):
+    """Client -> each node of the roster: run a plan on shares. Reply: Ok, as SecureCommands.
+
+    `inputs` are Refs to shares of this client and Inlines, which are public, in the plan's order; `outputs` name its results.
+    The request has `count` numbers, `number` and those that follow: one for every 16 steps of the plan, rounded up, at least one.
+    """
+
+    committee: CommitteeId
+    number: int
+    count: int
+    plan: PlanId
+    inputs: list[Arg]
+    outputs: tuple[ObjectId, ...]
     tensors: tuple[TensorFrame, ...] = ()
 
 
