@@ -444,7 +444,7 @@ class ShareLane:
             dtype=short_dtype(held.value.dtype),
             shape=tuple(held.value.shared.shape),
             owners=owners,
-            made=("",),
+            made=(held.made,),
         )
 
     # ------------------------------------------------------------ objects
