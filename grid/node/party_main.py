@@ -40,7 +40,7 @@ class PartyProcess:
                 self._begin(message)
             elif self._work is not None:
                 self._work.handle(message, request_id)
-        except BaseException as error:
+        except Exception as error:
             if not self._ended.done():
                 self._ended.set_exception(error)
 
@@ -61,8 +61,14 @@ class PartyProcess:
             self._ended.set_result(None)
 
     async def run(self) -> None:
-        """Until the node is gone."""
+        """Until the node is gone. Raises what goes wrong anywhere: nothing that follows could be trusted."""
+        asyncio.get_running_loop().set_exception_handler(self._wrong)
         await self._ended
+
+    def _wrong(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not self._ended.done():
+            self._ended.set_exception(error if isinstance(error, Exception) else RuntimeError(str(context.get("message"))))
 
 
 async def _live(node: End, sockets: list[Any], settings: NodeSettings, max_bytes: int) -> None:
