@@ -225,7 +225,7 @@ class Committee:
     async def read(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
         """Open a value to this client."""
         self._check_open()
-        object_id = tensor._handle.object_id
+        object_id = ObjectId(int(tensor._handle.ref))  # makes a transpose that nothing has used yet
 
         def messages(number: int) -> Sequence[Message]:
             return [GetShare(committee=self.id, number=number, object=object_id)] * len(self._connections)
