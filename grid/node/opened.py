@@ -18,9 +18,6 @@ from grid.wire.messages import DeliverShare, ExpectObject, TensorFrame
 
 WORD_BYTES = 8
 
-SENDER = "opened from shares"
-"""In labels, where the name of the node stands that a moved value came from."""
-
 
 def check_size(share: DeliverShare, expected: ExpectObject) -> None:
     """Raise `WireError` for a component that cannot belong to the value that is expected."""

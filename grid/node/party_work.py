@@ -143,8 +143,9 @@ class PartyWork:
 
 
 def patience(deadline_s: float) -> float:
-    """For how long a party may say nothing at all: no longer than its operations may take."""
-    return min(max(deadline_s, 1.0), 30.0)
+    """For how long a party may say nothing at all. Less than operations may take, as this names the right one for certain: who
+    waits too long for a message may wait for one that waits itself."""
+    return min(max(deadline_s / 2, 0.5), 30.0)
 
 
 def agreed_settings(settings: NodeSettings, begin: Begin) -> NodeSettings:

@@ -45,6 +45,7 @@ from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
 from grid.tensors.buffers import from_frame, short_dtype, torch_dtype
+from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import elements
 from grid.wire.codec import encode
 from grid.wire.messages import (
@@ -177,8 +178,8 @@ class ShareLane:
         """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
         if self.error is None:
             named = self._named(error)
+            self._tell_broken(named)  # before what waits here gets it as an answer
             self.end(named)
-            self._tell_broken(named)
 
     def end(self, error: GridError) -> None:
         """Forget everything; whoever waits gets the error."""
@@ -234,9 +235,12 @@ class ShareLane:
                 outcome: Message | GridError = await self._answer(message)
             except GridError as error:
                 outcome = error
-            except Exception:
+            except Exception as error:
                 log.exception("a request of a committee failed")
                 outcome = GridError("something went wrong inside the node; its log says what")
+                if is_exhausted(error):
+                    advice = "free values (del x), or give it smaller batches"
+                    outcome = QuotaExceeded(f"the party's process has no memory left (max_process_bytes); {advice}")
                 self.break_off(outcome)
             current, self._current = self._current, None
             if current is not None:
@@ -498,7 +502,7 @@ def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) 
         if _nbytes(data) != (SEED_BYTES if is_seed else WORD_BYTES * count):
             raise InvalidRequest("a component of shares has a wrong size")
         words = ring_elements(bytes(data), count).view(np.uint64) if is_seed else np.frombuffer(data, "<u8").astype(np.uint64)
-        parts.append(words.reshape(message.shape))
+        parts.append(np.require(words, requirements=("C", "W")).reshape(message.shape))  # kernels are compiled for these
     return Value(Shared(*parts), dtype)
 
 

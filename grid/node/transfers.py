@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from grid.clock import Clock
 from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
 from grid.ids import ObjectId, PeerId, TransferId
-from grid.node.opened import SENDER, check_size, datasets_behind, put_together
+from grid.node.opened import check_size, datasets_behind, put_together
+from grid.node.work import OPENED_FROM_SHARES
 from grid.rpc.channel import time_limit
 from grid.wire.messages import DeliverObject, DeliverShare, ExpectObject, TensorFrame
 
@@ -97,7 +98,7 @@ class Transfers:
             try:
                 shares = [expected.shares[party] for party in expected.message.roster]
                 value = put_together(shares, expected.message, names)
-                expected.arrived.set_result(Delivery(value, datasets_behind(message, names), SENDER, message))
+                expected.arrived.set_result(Delivery(value, datasets_behind(message, names), OPENED_FROM_SHARES, message))
             except GridError as error:
                 expected.arrived.set_exception(error)
                 expected.arrived.exception()  # marks it as seen: the client may be gone

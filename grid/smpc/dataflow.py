@@ -62,13 +62,13 @@ class Operation:
     def known(self, operand: Value) -> Value | None:
         """The result that is kept for this operand."""
         kept = self._kept
-        return None if kept is None or kept[0]() is not operand.shared.parts[0] else kept[1]
+        return None if kept is None or operand.is_bits or kept[0]() is not operand.shared.parts[0] else kept[1]
 
     def keep(self, operand: Value, result: Value) -> Value:
         """The result; kept where the operand was there in the last run."""
-        part, kept = operand.shared.parts[0], self._kept
-        if part.size < KEPT_FROM:
+        if operand.is_bits or operand.shared.size < KEPT_FROM:
             return result
+        part, kept = operand.shared.parts[0], self._kept
         if kept is None or kept[0]() is not part:
             self._kept = (weakref.ref(part, self._forget), None)
             return result
