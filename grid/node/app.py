@@ -30,9 +30,12 @@ from grid.node.desk import Desk
 from grid.node.executor import Executor
 from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
 from grid.node.neighbours import Neighbour, Neighbours
+from grid.node.openings import Openings
 from grid.node.party import LocalParties, Parties
 from grid.node.party_links import DialParty, Doors
+from grid.node.permits import Permits
 from grid.node.presence import Presence
+from grid.node.results import Results
 from grid.node.runtime import Runtime
 from grid.node.session import ClientSession
 from grid.node.strangers import DIRECT, EVICTED, Strangers
@@ -61,6 +64,9 @@ MAX_HANDSHAKES = 64
 
 MAX_SESSIONS_PER_CLIENT = 16
 """Where sessions have processes, at most half of those, too: another client finds a place while one has all that it may."""
+
+MAX_OWNER_JOBS = 4096
+"""Decisions on permits that may wait at once."""
 
 MIN_MESSAGE_BYTES = 16 << 20
 """Every session takes messages up to this size, however many its client has."""
@@ -130,6 +136,24 @@ class Node:
             names=self._names,
             copies=self._copies,
         )
+        self._results = Results(settings.state, me=me.id, clock=clock)
+        self._permits = Permits(
+            me=me,
+            clock=clock,
+            gate=self._custody.gate,
+            submit=lambda work: self._owner_lane.submit(work),
+            spawn=self.spawn,
+            wait_s=settings.session.request_s,
+        )
+        openings = Openings(
+            me=me,
+            clock=clock,
+            neighbours=self._neighbours,
+            permits=self._permits,
+            transfers=self._transfers,
+            copies=self._copies,
+            names=self._names,
+        )
         self._doors = Doors()
         self._parties = self._make_parties()
         self._committees = Committees(
@@ -140,6 +164,8 @@ class Node:
             spawn=self.spawn,
             claim=store.claim,
             names=self._names,
+            permits=self._permits,
+            openings=openings,
             parties=self._parties,
             doors=self._doors,
             dial=dial_party,
@@ -171,6 +197,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         await self._executor.__aenter__()
+        self._owner_lane = self._executor.lane("owner", MAX_OWNER_JOBS)
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         if self.settings.processes:
@@ -465,6 +492,21 @@ class Node:
     def copies(self) -> Copies:
         """What moves and sums hold of clients' values."""
         return self._copies
+
+    @property
+    def permits(self) -> Permits:
+        """The owner's word on results of committees."""
+        return self._permits
+
+    @property
+    def results(self) -> Results:
+        """Results that committees opened to this node, for its owner."""
+        return self._results
+
+    @property
+    def names(self) -> Mapping[PeerId, str]:
+        """What nodes are called, as far as that is known."""
+        return self._names
 
     @property
     def approvals(self) -> Approvals:

@@ -32,10 +32,10 @@ from grid.errors import (
 )
 from grid.ids import PeerId
 from grid.node.neighbours import Neighbour, Neighbours
+from grid.node.openings import Openings
 from grid.node.party import Parties, PartyPort, PartyUser
 from grid.node.party_links import DialParty, Doors, PartyLink
 from grid.node.party_messages import Begin, Dealt, Request, ShareOffer
-from grid.node.share_release import released
 from grid.rpc.channel import time_limit
 from grid.settings import NodeSettings
 from grid.smpc.agreement import (
@@ -63,7 +63,6 @@ from grid.wire.messages import (
     ErrorInfo,
     GetShare,
     Message,
-    ShareValue,
 )
 
 log = logging.getLogger(__name__)
@@ -106,6 +105,7 @@ class Common:
     doors: Doors
     dial: DialParty | None
     address: Callable[[], str]
+    openings: Openings
 
 
 class Committee(PartyUser):
@@ -151,12 +151,19 @@ class Committee(PartyUser):
         if self._party is None or not self.opened.done():
             raise InvalidRequest("the committee is not agreed on yet; wait for the answer to its opening")
         answer = self._party.submit(self._place(participant.client), message)
-        return self._released(answer) if isinstance(message, GetShare) else answer
+        return self._opened(participant, message, answer) if isinstance(message, GetShare) else answer
 
-    async def _released(self, answer: asyncio.Future[Message]) -> ShareValue:
+    async def _opened(self, participant: Participant, message: GetShare, answer: asyncio.Future[Message]) -> Message:
         offer = await answer
         assert isinstance(offer, ShareOffer)
-        return released(offer, self._name)
+
+        def still_on() -> None:
+            if self.error is not None:
+                raise again(self.error)
+            if self._participants.get(participant.client) is not participant:
+                raise NodeUnavailable("the client of this work is gone")
+
+        return await self._common.openings.open(participant.client, message, offer, self._deadline_s, still_on)
 
     def _place(self, client: PeerId) -> int:
         return self.terms.clients.index(client)

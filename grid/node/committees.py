@@ -22,10 +22,13 @@ from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded, again
 from grid.ids import CommitteeId, PeerId
 from grid.node.committee import Committee, Common, FromPeer, Participant
+from grid.node.desk import Dealing
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
+from grid.node.openings import Openings
 from grid.node.party import Parties
 from grid.node.party_links import DialParty, Doors
 from grid.node.party_messages import Request
+from grid.node.permits import Permits
 from grid.settings import NodeSettings
 from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
@@ -36,9 +39,7 @@ from grid.wire.messages import (
     Message,
     Ok,
     OpenCommittee,
-    OwnerRule,
     ShareObject,
-    TensorFrame,
 )
 
 MAX_DEADLINE_S = 3600.0
@@ -61,7 +62,8 @@ class _Early:
 
 
 class Committees:
-    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's."""
+    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's, `permits` what
+    this node gives itself."""
 
     def __init__(
         self,
@@ -77,8 +79,11 @@ class Committees:
         doors: Doors,
         dial: DialParty | None,
         address: Callable[[], str],
+        permits: Permits,
+        openings: Openings,
     ) -> None:
-        self._common = Common(me, clock, neighbours, settings, names, parties, doors, dial, address)
+        self._common = Common(me, clock, neighbours, settings, names, parties, doors, dial, address, openings)
+        self._permits = permits
         self._spawn = spawn
         self._claim = claim
         self._running: dict[CommitteeId, Committee] = {}
@@ -173,15 +178,17 @@ class Committees:
         self,
         participant: Participant,
         message: ShareObject,
-        allowed: Callable[[], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
+        allowed: Callable[[Mapping[PeerId, str]], Awaitable[Dealing]],
     ) -> Message:
-        """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let it go."""
+        """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
+        it gets the names on their cards."""
         try:
-            frame, dtype, owners = await allowed()
+            dealing = await allowed(await self._named(message.roster))
+            await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
-        words = np.frombuffer(frame.data, "<u8").astype(np.uint64)
+        words = np.frombuffer(dealing.frame.data, "<u8").astype(np.uint64)
         seeds, rest = deal(words)
         parts = ((seeds[0], seeds[1]), (seeds[1], rest), (rest, seeds[0]))
         dealt = [
@@ -189,9 +196,9 @@ class Committees:
                 committee=message.committee,
                 client=participant.client,
                 object=message.object,
-                dtype=dtype,
-                shape=frame.shape,
-                owners=owners,
+                dtype=dealing.dtype,
+                shape=dealing.frame.shape,
+                owners=dealing.rules,
                 first=first,
                 second=second,
             )
@@ -199,6 +206,12 @@ class Committees:
         ]
         await asyncio.gather(*(self._deal(node, one) for node, one in zip(message.roster, dealt, strict=True)))
         return Ok()
+
+    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
+        """The nodes of a roster beside this one, with the names that their cards prove."""
+        others = [node for node in roster if node != self._common.me.id]
+        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
+        return {session.id: session.card.name for session in sessions}
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""

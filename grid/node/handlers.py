@@ -12,6 +12,7 @@ from grid.node.services import Services
 from grid.node.session import ClientSession
 from grid.rpc.dispatch import Handler
 from grid.wire.messages import (
+    AskPermit,
     CloseCommittee,
     Commands,
     CommitteeBytes,
@@ -21,6 +22,7 @@ from grid.wire.messages import (
     CommitteeStatement,
     DealShare,
     DeliverObject,
+    DeliverShare,
     DescribeObject,
     ExpectObject,
     ExpectShare,
@@ -34,6 +36,8 @@ from grid.wire.messages import (
     OpenCommittee,
     PutObject,
     PutPlan,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
     ShareInput,
     ShareObject,
@@ -56,6 +60,8 @@ CLIENT_HANDLERS: Mapping[type[Any], Handler] = {
     CloseCommittee: ClientSession.close_committee,
     ShareInput: ClientSession.on_shares,
     SecureCommands: ClientSession.on_shares,
+    PutSharedPlan: ClientSession.put_shared_plan,
+    RunShared: ClientSession.on_shares,
     ExpectShare: ClientSession.on_shares,
     GetShare: ClientSession.on_shares,
     FreeShares: ClientSession.free_shares,
@@ -90,6 +96,16 @@ def _deal(context: NodeContext, message: DealShare) -> Awaitable[Message]:
     return context.services.committees.deal(context.neighbour, message)
 
 
+async def _permit(context: NodeContext, message: AskPermit) -> Message:
+    return await context.services.permits.ask(context.neighbour.id, message)
+
+
+async def _opened(context: NodeContext, message: DeliverShare) -> Message:
+    services = context.services
+    await services.transfers.deliver_share(context.neighbour.id, message, services.names)
+    return Ok()
+
+
 NODE_HANDLERS: Mapping[type[Any], Handler] = {
     DeliverObject: _deliver,
     SumAnnouncement: _sum,
@@ -100,5 +116,7 @@ NODE_HANDLERS: Mapping[type[Any], Handler] = {
     CommitteeLink: _committee,
     CommitteeBytes: _committee,
     DealShare: _deal,
+    AskPermit: _permit,
+    DeliverShare: _opened,
 }
 """The context is a `NodeContext`."""

@@ -18,18 +18,22 @@ from grid.wire.messages import (
     Message,
     Ok,
     OwnerRule,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
     ShareInput,
     message,
     record,
 )
 
-Request = ShareInput | SecureCommands | ExpectShare | GetShare | FreeShares
+Request = ShareInput | SecureCommands | PutSharedPlan | RunShared | ExpectShare | GetShare | FreeShares
 """What a client asks of its lane."""
 
 PLACE_BITS = 4
 
-TO_PARTY: dict[str, type[Message]] = {cls.tag: cls for cls in (ShareInput, SecureCommands, ExpectShare, GetShare, FreeShares)}
+TO_PARTY: dict[str, type[Message]] = {
+    cls.tag: cls for cls in (ShareInput, SecureCommands, PutSharedPlan, RunShared, ExpectShare, GetShare, FreeShares)
+}
 FROM_PARTY: dict[str, type[Message]] = {cls.tag: cls for cls in (Ok, Failure)}
 
 
@@ -100,11 +104,13 @@ class Owner:
 
 @message("share-offer", FROM_PARTY)
 class ShareOffer(Message):
-    """Answer to GetShare, for the node alone until the rules let it go: what ShareValue holds, the owners behind the value, and
-    the ids of the plans that made it, "" for operations one by one."""
+    """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`): what ShareValue holds, the dtype
+    and shape of the value, the owners behind it, and the ids of the plans that made it, "" for operations one by one."""
 
     words: Buffer
     digest: bytes
+    dtype: str
+    shape: tuple[int, ...]
     owners: tuple[Owner, ...]
     made: tuple[str, ...]
 
@@ -135,4 +141,6 @@ def place_of(request_id: int) -> int:
 
 def request_weight(message: Message) -> int:
     """How many of its client's requests this one counts for."""
+    if isinstance(message, RunShared):
+        return max(1, message.count)
     return max(1, len(message.commands)) if isinstance(message, SecureCommands) else 1

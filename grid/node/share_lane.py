@@ -25,7 +25,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,7 +33,8 @@ from grid.clock import Clock
 from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, QuorumLost, QuotaExceeded, again
 from grid.ids import ObjectId, PeerId
-from grid.node.party_messages import Dealt, Owner, Request, ShareOffer
+from grid.node.party_messages import Dealt, Owner, Request, ShareOffer, request_weight
+from grid.node.shared_plans import SharedPlans, inline
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.keystreams import Keys
@@ -44,7 +44,7 @@ from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
-from grid.tensors.buffers import from_frame, torch_dtype
+from grid.tensors.buffers import from_frame, short_dtype, torch_dtype
 from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import elements
 from grid.wire.codec import encode
@@ -57,7 +57,9 @@ from grid.wire.messages import (
     Inline,
     Message,
     Ok,
+    PutSharedPlan,
     Ref,
+    RunShared,
     SecureCommands,
     ShareInput,
 )
@@ -85,10 +87,16 @@ Answered = Callable[[Message | GridError], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """A value on shares, and whose rows are behind it."""
+    """A value on shares, and whose rows are behind it.
+
+    `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
+    values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
+    """
 
     value: Value
     owners: frozenset[Owner]
+    dealt: bool = False
+    made: str = ""
 
 
 class ShareLane:
@@ -114,6 +122,7 @@ class ShareLane:
         self._settings, self._clock, self._deadline_s = settings, clock, deadline_s
         self._names, self._tell_broken = names, broken
         self.mailbox = Mailbox(max_early_bytes=EARLY_BYTES + 2 * WORD_BYTES * settings.max_secure_elements)
+        self._plans = SharedPlans(settings, EARLY_BYTES + 2 * WORD_BYTES * settings.max_secure_elements)
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
         self._dealt: dict[tuple[PeerId, ObjectId], Dealt] = {}
@@ -251,6 +260,9 @@ class ShareLane:
             for object_id in message.objects:
                 self._forget(object_id)
             return Ok()
+        if isinstance(message, PutSharedPlan):
+            self._plans.put(message)
+            return Ok()
         self._begin(message)
         try:
             if isinstance(message, ShareInput):
@@ -260,18 +272,20 @@ class ShareLane:
                 await self._expect(message)
                 return Ok()
             if isinstance(message, GetShare):
-                return self._offer(message)
+                return await self._offer(message)
+            if isinstance(message, RunShared):
+                return await self._run_plan(message)
             return await self._run_commands(message)
         except GridError as error:
             if self.error is not None:
                 raise again(self.error) from None
             raise error
 
-    def _begin(self, message: ShareInput | SecureCommands | ExpectShare | GetShare) -> None:
+    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> None:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
-        count = len(message.commands) if isinstance(message, SecureCommands) else 1
-        if first != self._next or not count or self._next + count >= 1 << NUMBER_BITS:
+        count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
+        if first != self._next or count < 1 or self._next + count >= 1 << NUMBER_BITS:
             error = InvalidRequest(f"request {first} of this client to the committee came where {self._next} was due")
             self.break_off(error)
             raise error
@@ -283,19 +297,19 @@ class ShareLane:
             seen.update(part)
         self._transcript = seen.digest()
 
-    def _protocol(self, number: int) -> tuple[Party, Protocol]:
-        """The protocol for one request, with keys, operation numbers and labels that no other one has."""
+    def _protocol(self, number: int, count: int = 1) -> tuple[Party, Protocol]:
+        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has."""
         from grid.smpc.replicated.protocol import Replicated  # loads a compiler, which whoever makes a party has done before
 
         start = (self._place << NUMBER_BITS | number) << OPERATION_BITS
         digest = hashlib.sha256(self._transcript + number.to_bytes(4, "little")).digest()
         party = Party(self._rank, self._link, self._keys.of_program(digest))
-        return party, Replicated(party, Operations(start, start + (1 << OPERATION_BITS)))
+        return party, Replicated(party, Operations(start, start + (count << OPERATION_BITS)))
 
     # ------------------------------------------------------------ values that come in
 
     def _keep_input(self, message: ShareInput) -> None:
-        self._put(message.object, Held(_components(self._rank, message, self._settings), frozenset()))
+        self._put(message.object, Held(_components(self._rank, message, self._settings), frozenset(), dealt=True))
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
@@ -320,7 +334,7 @@ class ShareLane:
             if (found.dtype, found.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
             owners = frozenset(Owner(node=message.owner, rule=rule) for rule in found.owners)
-            self._put(message.object, Held(_components(self._rank, found, self._settings), owners))
+            self._put(message.object, Held(_components(self._rank, found, self._settings), owners, dealt=True))
 
         self._attempt((message.object,), keep)
 
@@ -335,9 +349,7 @@ class ShareLane:
             except GridError as error:
                 if self.error is not None:
                     raise
-                told = type(error)(error.message, **{"command": number, **error.details})
-                for object_id in command.outputs:
-                    self._put(object_id, told)
+                told = self._failed(number, command.outputs, error)
                 first_error = first_error or told
             await self._turn()
         if first_error is not None:
@@ -353,9 +365,7 @@ class ShareLane:
                 owners.update(held.owners)
                 return held.value
             if type(arg) is Inline:
-                if int(arg) >= len(tensors):
-                    raise InvalidRequest(f"the message brings {len(tensors)} tensors, and number {int(arg)} was named")
-                return tensors[int(arg)]
+                return inline(arg, tensors)
             return [resolved(item) for item in arg] if type(arg) is list else arg
 
         args = [resolved(arg) for arg in command.args]
@@ -369,6 +379,31 @@ class ShareLane:
                 self._put(object_id, Held(result, frozenset(owners)))
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
+
+    async def _run_plan(self, message: RunShared) -> Message:
+        """Run a plan; its results get their ids, or all of them fail."""
+        try:
+            call = self._plans.call(message, self._get)
+            results = await self._finished(Task(call.run(self._protocol(message.number, message.count)[1], self._goes_on)))
+        except GridError as error:
+            if self.error is not None:
+                raise
+            raise again(self._failed(message.number, message.outputs, error)) from None
+        made = [Held(result, call.owners, made=call.made) for result in results]
+        self._attempt(message.outputs, lambda: list(map(self._put, message.outputs, made)))
+        return Ok()
+
+    def _goes_on(self) -> None:
+        """The next operation of a plan begins: the deadline is for one."""
+        if self._waits_since is not None:
+            self._waits_since = self._clock.monotonic()
+
+    def _failed(self, number: int, outputs: Iterable[ObjectId], error: GridError) -> GridError:
+        """Leave the outputs of a command failed, and tell which one it was."""
+        told = type(error)(error.message, **{"command": number, **error.details})
+        for object_id in outputs:
+            self._put(object_id, told)
+        return told
 
     async def _finished(self, task: Task[T]) -> T:
         """Wait for the other parties. What goes wrong between them ends the lane; what all refuse alike fails the request."""
@@ -394,19 +429,29 @@ class ShareLane:
 
     # ------------------------------------------------------------ results
 
-    def _offer(self, message: GetShare) -> ShareOffer:
+    async def _offer(self, message: GetShare) -> ShareOffer:
         """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
-        party, _ = self._protocol(message.number)
-        start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
-        fresh = refreshed(party, Operations(start), held.value.shared.flat())
+        party, protocol = self._protocol(message.number)
+        value = held.value
+        if value.is_bits:
+            value = await self._finished(Task(value.numeric(protocol)))
+        last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
+        fresh = refreshed(party, Operations(last), value.shared.flat())
         first, second = fresh.parts
-        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release)))
-        return ShareOffer(words=np.ascontiguousarray(first).tobytes(), digest=digest(second), owners=owners, made=("",))
+        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release, one.rule.part)))
+        return ShareOffer(
+            words=np.ascontiguousarray(first).tobytes(),
+            digest=digest(second),
+            dtype=short_dtype(held.value.dtype),
+            shape=held.value.shape,
+            owners=owners,
+            made=(held.made,),
+        )
 
     # ------------------------------------------------------------ objects
 
-    def _attempt(self, made: Iterable[ObjectId], work: Callable[[], None]) -> None:
+    def _attempt(self, made: Iterable[ObjectId], work: Callable[[], object]) -> None:
         try:
             work()
         except GridError as error:
@@ -462,7 +507,7 @@ def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) 
 
 
 def _size(held: Held) -> int:
-    return reduce(lambda total, part: total + WORD_BYTES * part.size, held.value.shared.parts, 0)
+    return held.value.nbytes
 
 
 def _nbytes(data: Buffer) -> int:

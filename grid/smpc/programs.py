@@ -8,7 +8,8 @@ computes: sizes, a `Call` for each operation on shares (its kernel, its other ar
 alone, who waits for whom, and limits: elements of every value, steps, work, memory. Steps that no result needs are not run.
 
 Memory is counted as if everything at the same time were kept: results of a step, and `TEMPORARIES` times what it reads and makes.
-Where that would be too much, steps wait until all before are done: a program of many branches takes rounds instead of memory.
+Where that would be too much, or more messages could be under way than a party takes early, steps wait until all before are done:
+a program of many large branches takes rounds instead of memory.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from grid.errors import GridError, OpNotSupported, PlanRejected, QuotaExceeded
 from grid.plans.checks import check_inputs, compute_size, resolve
 from grid.plans.flops import flops, touched
 from grid.plans.interpret import constants_of
+from grid.plans.ir import Plan
 from grid.plans.program import SYM_OPS, Program, Step
 from grid.smpc import dataflow
 from grid.smpc.dataflow import Operation, Order, computed, located
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.protocol import Protocol
+from grid.smpc.replicated.chunks import CHUNK, DEPTH
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Work
 from grid.tensors.bounds import measure
@@ -40,6 +43,9 @@ from grid.tensors.ops import Bound, bind, lookup
 
 SHARE_BYTES = 16
 """Of one element at one party."""
+
+EARLY_BYTES = 64
+"""Of one element in one step of a kernel, at most."""
 
 TEMPORARIES = 3
 WORK_ON_SHARES = 100
@@ -49,7 +55,12 @@ DRAWS = ("random", "draw", "dropout")
 """Rules of operations that give each party something else."""
 
 TRANSPOSES = ("aten.t.default", "aten.transpose.int", "aten.permute.default")
-_KEPT = 64
+
+STEPS_PER_NUMBER = 16
+
+KEPT_BYTES = 256 << 20
+STEP_BYTES = 8192
+"""What a prepared step takes, roughly."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,8 +73,7 @@ class Given:
 
     @classmethod
     def of(cls, value: Value | Tensor) -> Given:
-        shape = value.shared.shape if isinstance(value, Value) else tuple(value.shape)
-        return cls(shape, value.dtype, isinstance(value, Value))
+        return cls(tuple(value.shape), value.dtype, isinstance(value, Value))
 
     def stand_in(self) -> Value | Tensor:
         """A value of this geometry that takes no memory."""
@@ -75,15 +85,17 @@ class Given:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """What a plan may take at one party: elements of a value, bytes at one time, operations in all, steps."""
+    """What a plan may take at one party: elements of a value, bytes at one time, operations in all, steps; and bytes of messages
+    that may be under way, beside those of one operation."""
 
     most: int
     max_bytes: int
     max_flops: int
     max_steps: int
+    max_early: int
 
 
-UNLIMITED = Limits(1 << 50, 1 << 60, 1 << 80, 1 << 40)
+UNLIMITED = Limits(1 << 50, 1 << 60, 1 << 80, 1 << 40, 1 << 60)
 """For a client, who only looks: nodes have limits of their own."""
 
 
@@ -100,7 +112,7 @@ class Prepared:
         check_inputs(program, inputs)
         if len(program.steps) > limits.max_steps:
             raise QuotaExceeded(f"the plan has {len(program.steps)} steps, and {limits.max_steps} are allowed (max_plan_steps)")
-        self.program = program
+        self.program, self.inputs = program, tuple(inputs)
         self._limits = limits
         self._work = 0
         self.nbytes = 0
@@ -140,15 +152,15 @@ class Prepared:
         """The step as a run takes it; None where its result is known already."""
         env = self._env
         if step.op in SYM_OPS:
-            env.append(compute_size(step.op, [resolve(arg, _Shapes(env)) for arg in step.args]))
+            env.append(compute_size(step.op, [resolve(arg, env) for arg in step.args]))
             return None
         args, kwargs = [resolve(arg, env) for arg in step.args], {name: resolve(arg, env) for name, arg in step.kwargs}
         read = tuple(ref for ref in step.refs() if not isinstance(env[ref], int | float))
         if any(isinstance(env[ref], Value) for ref in read):
             call = Call(step.op, args, kwargs, most=self._limits.most)
-            self._count(step, call.bound, call.results, WORK_ON_SHARES)
+            self._count(step, bind(lookup(step.op), _metas(args), _metas(kwargs)), call.results, WORK_ON_SHARES)
             env += [Given(tuple(one.shape), one.dtype, True).stand_in() for one in call.results]
-            keeps = step.op in TRANSPOSES and self._is_parameter(read[0])
+            keeps = step.op in TRANSPOSES and self._is_parameter(read[0]) and call.results[0].dtype != torch.bool
             return Operation(index, step, call, read, keeps)
         bound = bind(lookup(step.op), args, kwargs)
         if bound.op.rule in DRAWS:
@@ -183,8 +195,7 @@ class Prepared:
         """Give each operation the number of the stage in which it may run. Raises `QuotaExceeded` where one alone is too much."""
         last = {ref: operation.index for operation in operations for ref in operation.reads}
         held: dict[int, int] = {}
-        live = stage = 0
-        under_way = 0
+        live = stage = under_way = early = 0
         for operation in operations:
             made = {output: self._nbytes(output) for output in operation.step.outputs}
             own = sum(made.values())
@@ -195,31 +206,28 @@ class Prepared:
                     f"the plan takes {live + own} bytes here, and {self._limits.max_bytes} are left (max_bytes_per_client)"
                 )
                 raise located(error, operation.index, operation.step)
-            if under_way + own > self._limits.max_bytes:
-                stage, under_way = stage + 1, live
+            sent = self._early(operation)
+            if under_way + own > self._limits.max_bytes or (early and early + sent > self._limits.max_early):
+                stage, under_way, early = stage + 1, live, 0
             operation.stage = stage
-            under_way += own
+            under_way, early = under_way + own, early + sent
             held |= made
             live += sum(made.values())
             done = [ref for ref in {*operation.reads, *made} if last.get(ref, operation.index) <= operation.index]
             live -= sum(held.pop(ref, 0) for ref in done if ref not in self.program.outputs)
+
+    def _early(self, operation: Operation) -> int:
+        """Bytes that another party may have sent for an operation before it begins here: of a few blocks at most."""
+        if operation.call is None or lookup(operation.step.op).views:
+            return 0
+        sizes = [self._nbytes(value) // SHARE_BYTES for value in (*operation.reads, *operation.step.outputs)]
+        return EARLY_BYTES * min(max(sizes), CHUNK * DEPTH)
 
     def _nbytes(self, value: int) -> int:
         one = self._env[value]
         if isinstance(one, Value):
             return SHARE_BYTES * one.shared.size
         return int(one.numel() * one.element_size())
-
-
-class _Shapes:
-    """Values as steps on sizes see them."""
-
-    def __init__(self, env: Sequence[Any]) -> None:
-        self._env = env
-
-    def __getitem__(self, number: int) -> Any:
-        value = self._env[number]
-        return value.shared if isinstance(value, Value) else value
 
 
 def _needed(program: Program) -> list[bool]:
@@ -233,31 +241,50 @@ def _needed(program: Program) -> list[bool]:
     return needed
 
 
+def _metas(value: Any) -> Any:
+    """Arguments with geometries in place of values."""
+    if isinstance(value, list):
+        return [_metas(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _metas(item) for name, item in value.items()}
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
+
+
 def _is_known(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_meta
 
 
-class Preparations:
-    """What a program was prepared for, the latest `_KEPT` geometries of inputs. Used from any thread."""
+def request_numbers(program: Program) -> int:
+    """How many request numbers a call takes in a committee: each stands for OPERATION_NUMBERS of STEPS_PER_NUMBER steps."""
+    return max(1, -(-len(program.steps) // STEPS_PER_NUMBER))
 
-    def __init__(self, program: Program, limits: Limits) -> None:
-        self.program = program
+
+class Preparations:
+    """What plans were prepared for, the latest ones, up to KEPT_BYTES of them. Used from any thread."""
+
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._constants = constants_of(program)
-        self._known: OrderedDict[tuple[Given, ...], Prepared] = OrderedDict()
+        self._known: OrderedDict[tuple[object, ...], Prepared] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
-    def of(self, inputs: Sequence[Given]) -> Prepared:
+    def of(self, plan: Plan, inputs: Sequence[Given]) -> Prepared:
         """Errors as `Prepared`."""
-        key = tuple(inputs)
+        key = (plan.id, *inputs)
         with self._lock:
             known = self._known.get(key)
             if known is not None:
                 self._known.move_to_end(key)
                 return known
-        made = Prepared(self.program, key, self._limits, self._constants)
+        made = Prepared(plan, inputs, self._limits)
         with self._lock:
-            self._known[key] = made
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
+            if key not in self._known:
+                self._known[key] = made
+                self._bytes += _size(made)
+            while self._bytes > KEPT_BYTES and len(self._known) > 1:
+                self._bytes -= _size(self._known.popitem(last=False)[1])
         return made
+
+
+def _size(prepared: Prepared) -> int:
+    return prepared.nbytes + STEP_BYTES * (1 + len(prepared.program.steps))
