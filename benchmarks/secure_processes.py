@@ -77,6 +77,7 @@ async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: in
         for _ in range(WARM_UPS):
             await prepared.run(protocol, mine)
         (made,) = await prepared.run(protocol, mine)
+        made = await made.numeric(protocol)
         result = await protocol.open(made.shared)
         await barrier(party, operations)
         seconds = []
@@ -110,7 +111,7 @@ def shares(work: Workload, rank: int) -> list[Value]:
 
 
 def decoded(words: Words, made: Value) -> Tensor:
-    return decode(words.reshape(made.shared.shape), made.bits, made.dtype)
+    return decode(words.reshape(made.shape), made.bits, made.dtype)
 
 
 async def run_party(setup: Setup) -> None:

@@ -1,5 +1,5 @@
 """Every function that runs on secrets, from the table of functions."""
 
-from grid.smpc.functions.table import secure_ops_page as page
+from grid.smpc.operations.page import secure_ops_page as page
 
 __all__ = ["page"]

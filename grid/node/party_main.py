@@ -10,12 +10,18 @@ import asyncio
 import logging
 from typing import Any
 
+import numpy as np
+import torch
+
 from grid.clock import SystemClock
 from grid.errors import NodeUnavailable
 from grid.node.party_messages import FROM_PARTY_TABLE, TO_PARTY_TABLE, Begin
 from grid.node.party_work import PartyWork, agreed_settings
 from grid.settings import NodeSettings
+from grid.smpc.interpreter import Call, Value
 from grid.smpc.kernels.memory import keep_large_blocks
+from grid.smpc.local import run_parties
+from grid.smpc.party import Party
 from grid.transport.pipes import End, LoopPipe
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Buffer, Message
@@ -86,9 +92,24 @@ def run_party(node: End, sockets: list[Any], settings: NodeSettings, max_bytes: 
         uvloop.run(_live(node, sockets, settings, max_bytes))
 
 
+WARM_UPS = ("aten.mm.default", "aten.mul.Tensor", "aten.add.Tensor", "aten.relu.default")
+"""Operations done once before all parties."""
+
+
 def warm_up() -> None:
-    """Do what is slow the first time, once for all parties."""
+    """Do what is slow the first time, once for all parties: kernels, modules that torch loads late, and its shape rules."""
     from grid.smpc.replicated.compiling import warm_up as compile_kernels
 
     keep_large_blocks()
     compile_kernels()
+    run_parties(_operations)
+
+
+async def _operations(party: Party) -> None:
+    from grid.smpc.replicated.protocol import Replicated
+
+    protocol = Replicated(party)
+    words = np.arange(4, dtype=np.uint64).reshape(2, 2)
+    x = Value(await protocol.share(0, words.shape, words if party.rank == 0 else None), torch.float32)
+    for op in WARM_UPS:
+        await Call(op, [x] if op == "aten.relu.default" else [x, x], {}, most=words.size).run(protocol)

@@ -25,7 +25,6 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -273,7 +272,7 @@ class ShareLane:
                 await self._expect(message)
                 return Ok()
             if isinstance(message, GetShare):
-                return self._offer(message)
+                return await self._offer(message)
             if isinstance(message, RunShared):
                 return await self._run_plan(message)
             return await self._run_commands(message)
@@ -430,19 +429,22 @@ class ShareLane:
 
     # ------------------------------------------------------------ results
 
-    def _offer(self, message: GetShare) -> ShareOffer:
+    async def _offer(self, message: GetShare) -> ShareOffer:
         """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
-        party, _ = self._protocol(message.number)
-        start = (self._place << NUMBER_BITS | message.number) << OPERATION_BITS
-        fresh = refreshed(party, Operations(start), held.value.shared.flat())
+        party, protocol = self._protocol(message.number)
+        value = held.value
+        if value.is_bits:
+            value = await self._finished(Task(value.numeric(protocol)))
+        last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
+        fresh = refreshed(party, Operations(last), value.shared.flat())
         first, second = fresh.parts
         owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release, one.rule.part)))
         return ShareOffer(
             words=np.ascontiguousarray(first).tobytes(),
             digest=digest(second),
             dtype=short_dtype(held.value.dtype),
-            shape=tuple(held.value.shared.shape),
+            shape=held.value.shape,
             owners=owners,
             made=(held.made,),
         )
@@ -505,7 +507,7 @@ def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) 
 
 
 def _size(held: Held) -> int:
-    return reduce(lambda total, part: total + WORD_BYTES * part.size, held.value.shared.parts, 0)
+    return held.value.nbytes
 
 
 def _nbytes(data: Buffer) -> int:

@@ -26,7 +26,8 @@ from grid.plans.checks import resolve
 from grid.plans.interpret import local_apply
 from grid.plans.lines import AT, at_line
 from grid.plans.program import Step
-from grid.smpc.interpreter import Call, Value, as_shared, fraction_bits
+from grid.smpc.interpreter import Call, Value
+from grid.smpc.operations.arguments import as_number
 from grid.smpc.protocol import Protocol
 from grid.smpc.steps import Arrival, Task
 from grid.tensors.bounds import OutOfBoundsError, examine
@@ -61,13 +62,13 @@ class Operation:
     def known(self, operand: Value) -> Value | None:
         """The result that is kept for this operand."""
         kept = self._kept
-        return None if kept is None or kept[0]() is not operand.shared.parts[0] else kept[1]
+        return None if kept is None or operand.is_bits or kept[0]() is not operand.shared.parts[0] else kept[1]
 
     def keep(self, operand: Value, result: Value) -> Value:
         """The result; kept where the operand was there in the last run."""
-        part, kept = operand.shared.parts[0], self._kept
-        if part.size < KEPT_FROM:
+        if operand.is_bits or operand.shared.size < KEPT_FROM:
             return result
+        part, kept = operand.shared.parts[0], self._kept
         if kept is None or kept[0]() is not part:
             self._kept = (weakref.ref(part, self._forget), None)
             return result
@@ -207,8 +208,13 @@ class _Flow:
     def _start(self, place: int, operation: Operation, operands: list[Any]) -> None:
         assert operation.call is not None
         kept = operands[0] if operation.keeps else None
-        task = Task(operation.call.on(operands).run(self._at(place)))
-        del operands
+        try:
+            call = operation.call.on(operands)
+        except InvalidRequest as error:
+            self._finished(place, error)
+            return
+        task = Task(call.run(self._at(place)))
+        del operands, call
         if task.outcome.done:
             self._ended(place, task, kept)
         else:
@@ -257,7 +263,7 @@ class _Flow:
 
 
 def _public(protocol: Protocol, value: Tensor) -> Value:
-    return Value(as_shared(protocol, value, fraction_bits(value.dtype)), value.dtype)
+    return Value.of(as_number(protocol, value), value.dtype)
 
 
 def computed(step: Step, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

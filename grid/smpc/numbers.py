@@ -54,6 +54,8 @@ class Number:
             raise InvalidRequest(
                 f"a value with {self.fraction} fraction bits is used where {fraction} are; share it with {fraction} or fewer"
             )
+        if fraction == self.fraction:
+            return self
         return Number(self.raw.times(1 << (fraction - self.fraction)), fraction)
 
 

@@ -101,14 +101,14 @@ class Plain(Protocol):
         return self._truncated(product, truncate, _sizes(x) @ _sizes(y) if self._watch else None)
 
     async def conv2d(
-        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0
+        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0, groups: int = 1
     ) -> Shared:
         zeros = np.zeros_like(x.parts[0]), np.zeros_like(w.parts[0])
-        product = products.conv2d(x.parts[0], zeros[0], w.parts[0], zeros[1], stride, padding)
+        product = products.conv2d(x.parts[0], zeros[0], w.parts[0], zeros[1], stride, padding, groups)
         sizes = None
         if self._watch:
             images, filters = (torch.from_numpy(_sizes(value)) for value in (x, w))
-            sizes = torch.nn.functional.conv2d(images, filters, stride=stride, padding=padding).numpy()
+            sizes = torch.nn.functional.conv2d(images, filters, stride=stride, padding=padding, groups=groups).numpy()
         return self._truncated(product, truncate, sizes)
 
     async def truncate(self, x: Shared, bits: int) -> Shared:

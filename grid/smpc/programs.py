@@ -73,8 +73,7 @@ class Given:
 
     @classmethod
     def of(cls, value: Value | Tensor) -> Given:
-        shape = value.shared.shape if isinstance(value, Value) else tuple(value.shape)
-        return cls(shape, value.dtype, isinstance(value, Value))
+        return cls(tuple(value.shape), value.dtype, isinstance(value, Value))
 
     def stand_in(self) -> Value | Tensor:
         """A value of this geometry that takes no memory."""
@@ -153,7 +152,7 @@ class Prepared:
         """The step as a run takes it; None where its result is known already."""
         env = self._env
         if step.op in SYM_OPS:
-            env.append(compute_size(step.op, [resolve(arg, _Shapes(env)) for arg in step.args]))
+            env.append(compute_size(step.op, [resolve(arg, env) for arg in step.args]))
             return None
         args, kwargs = [resolve(arg, env) for arg in step.args], {name: resolve(arg, env) for name, arg in step.kwargs}
         read = tuple(ref for ref in step.refs() if not isinstance(env[ref], int | float))
@@ -161,7 +160,7 @@ class Prepared:
             call = Call(step.op, args, kwargs, most=self._limits.most)
             self._count(step, bind(lookup(step.op), _metas(args), _metas(kwargs)), call.results, WORK_ON_SHARES)
             env += [Given(tuple(one.shape), one.dtype, True).stand_in() for one in call.results]
-            keeps = step.op in TRANSPOSES and self._is_parameter(read[0])
+            keeps = step.op in TRANSPOSES and self._is_parameter(read[0]) and call.results[0].dtype != torch.bool
             return Operation(index, step, call, read, keeps)
         bound = bind(lookup(step.op), args, kwargs)
         if bound.op.rule in DRAWS:
@@ -231,17 +230,6 @@ class Prepared:
         return int(one.numel() * one.element_size())
 
 
-class _Shapes:
-    """Values as steps on sizes see them."""
-
-    def __init__(self, env: Sequence[Any]) -> None:
-        self._env = env
-
-    def __getitem__(self, number: int) -> Any:
-        value = self._env[number]
-        return value.shared if isinstance(value, Value) else value
-
-
 def _needed(program: Program) -> list[bool]:
     """For each step, whether a result of the program depends on it."""
     wanted, needed = set(program.outputs), [False] * len(program.steps)
@@ -259,7 +247,7 @@ def _metas(value: Any) -> Any:
         return [_metas(item) for item in value]
     if isinstance(value, dict):
         return {name: _metas(item) for name, item in value.items()}
-    return torch.empty(value.shared.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
 
 
 def _is_known(value: Any) -> bool:

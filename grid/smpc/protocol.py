@@ -78,13 +78,14 @@ class Protocol(ABC):
 
     @abstractmethod
     async def matmul(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
-        """x @ y / 2**truncate for matrices (m, k) and (k, n). 1 round, or 3; one element sent for each of the result."""
+        """x @ y / 2**truncate for matrices (m, k) and (k, n), or batches of them (b, m, k) and (b, k, n). 1 round, or 3; one
+        element sent for each of the result."""
 
     @abstractmethod
     async def conv2d(
-        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0
+        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0, groups: int = 1
     ) -> Shared:
-        """The cross-correlation of images (n, c, h, w) with filters (o, c, kh, kw) / 2**truncate. 1 round, or 3."""
+        """The cross-correlation of images (n, c, h, w) with filters (o, c / groups, kh, kw) / 2**truncate. 1 round, or 3."""
 
     @abstractmethod
     async def truncate(self, x: Shared, bits: int) -> Shared:

@@ -99,7 +99,7 @@ def test_what_fails_at_the_nodes_names_the_line_of_the_plan(trio: Any) -> None:
     plan = grid.trace(lambda x, y: (x / y, x + 1), torch.ones(2), torch.ones(()))
     x = trio.share(torch.ones(2))
     for result in trio.run(plan, x, torch.zeros(())):
-        with pytest.raises(grid.InvalidRequest, match=r"zero — at test_shared_plans\.py:\d+: plan = .*the plan .*written at"):
+        with pytest.raises(grid.InvalidRequest, match=r"zero.* — at test_shared_plans\.py:\d+: plan = .*the plan .*written at"):
             result.reveal()
     assert near(trio.run(plan, x, torch.ones(()))[0].reveal(), torch.ones(2))
 

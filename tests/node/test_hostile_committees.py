@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from node_mesh import CLOCK, Mesh, RawClient, client, dataset, mesh
+from node_mesh import CLOCK, Mesh, RawClient, client, dataset, dial_party, mesh
 
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
@@ -29,11 +29,14 @@ from grid.errors import (
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, random_id
+from grid.node import party_links
 from grid.node.committee import KIND
 from grid.node.committees import deal
 from grid.smpc.agreement import Limits, Statement, Terms
 from grid.smpc.party import STEPS
 from grid.store.memory import MemoryStore
+from grid.transport.base import Transport
+from grid.transport.websocket import serve_websocket
 from grid.wire.messages import (
     CloseCommittee,
     Command,
@@ -492,3 +495,68 @@ async def test_a_node_that_deals_what_nobody_expects_is_refused(made: Mesh, trio
             await peer.request(dataclasses.replace(message, object=ObjectId(number)))
     assert kinds(await trio.reveal(1)) == {NotFound}  # what was dealt is no object before the client asks for it
     assert await works(trio)
+
+
+# ---------------------------------------------------------------- parties that connect directly
+
+
+@pytest.fixture
+async def near() -> AsyncIterator[Mesh]:
+    async with mesh({name: [] for name in NAMES}, listen=True) as nodes:
+        yield nodes
+        await until(lambda: not any(node.committees.count for node in nodes.nodes.values()))
+
+
+def relayed(made: Mesh, trio: Trio) -> list[bool]:
+    """Of each node's links, whether it is relayed."""
+    committees = [made.nodes[name].committees._running[trio.committee] for name in NAMES]
+    return [link._relay is not None for committee in committees for link in committee._links.values()]
+
+
+async def test_parties_connect_directly_where_their_nodes_listen(near: Mesh) -> None:
+    async with sessions(near) as raw:
+        trio = await opened(raw, (me_of(raw),))
+        assert relayed(near, trio) == [False] * 6
+        assert await works(trio)
+        party = near.nodes["bob"].committees._running[trio.committee]._party
+        party._work._link._peers[0]._socket.send(bytes(100))  # type: ignore[union-attr]
+        await until(lambda: not near.nodes["alice"].committees.count)
+        replies = await trio.share(1, X)
+        assert kinds(replies) <= {WireError, QuorumLost} and "bob" in str(replies[0])
+        assert await works(await opened(raw, (me_of(raw),)))
+
+
+@pytest.mark.parametrize("address", ["nobody", "silent", "http://127.0.0.1/x", "127.0.0.1:99999", "wrong"])
+async def test_parties_are_relayed_where_the_address_is_not_theirs(
+    near: Mesh, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(party_links, "DIRECT_S", 0.5)
+    over = asyncio.Event()
+
+    async def silent(transport: Transport) -> None:
+        await over.wait()
+
+    async def wrong(transport: Transport) -> None:
+        await transport.receive()
+        await transport.send(bytes(32))
+
+    async with serve_websocket("127.0.0.1", 0, silent if address == "silent" else wrong) as server, sessions(near) as raw:
+        there = {"silent": server.port, "wrong": server.port, "nobody": 1}.get(address)
+        await near.nodes["carol"].announce_at(address if there is None else f"127.0.0.1:{there}")
+        trio = await opened(raw, (me_of(raw),))
+        assert sum(relayed(near, trio)) == 4  # both ends of carol's links to the two of lower ranks
+        assert await works(trio)
+        over.set()
+
+
+async def test_strangers_at_the_door_of_parties_keep_nobody_out(near: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = near.nodes["carol"]
+    monkeypatch.setattr(node._strangers, "_most", 8)
+    async with contextlib.AsyncExitStack() as stack, sessions(near) as raw:
+        for number in range(30):  # some never speak, others show what no party has
+            stranger = await stack.enter_async_context(await dial_party(node._address))
+            if number % 2:
+                await stranger.send(bytes(32))
+        await until(lambda: len(node._strangers) <= 8)
+        trio = await opened(raw, (me_of(raw),))
+        assert await works(trio) and relayed(near, trio) == [False] * 6

@@ -40,7 +40,9 @@ X = np.array([3, 5, 8], np.uint64)
 
 
 class User:
-    """A committee's ear."""
+    """A committee's ear. It ends the party that cannot go on, as a committee does."""
+
+    port: PartyPort
 
     def __init__(self) -> None:
         self.ready = asyncio.Event()
@@ -56,6 +58,7 @@ class User:
     def party_over(self, error: GridError) -> None:
         if not self.over.done():
             self.over.set_result(error)
+            self.port.end(error)
 
 
 class Three:
@@ -74,7 +77,7 @@ class Three:
             links[other][one] = (ends[1], LinkKeys(rank=one, sending=back, receiving=there))
         self.stolen = [links[2][0][0], links[2][1][0]] if steal else []
         for rank in range(2 if steal else 3):
-            port = parties.open(self.users[rank])
+            port = self.users[rank].port = parties.open(self.users[rank])
             begin = Begin(
                 rank=rank,
                 names=("alice", "bob", "carol"),
@@ -321,7 +324,6 @@ async def a_hostile_socket_ends_the_link(three: Three, attack: Callable[[Three],
     attack(three)
     error = await three.users[0].over
     assert type(error) in (WireError, QuorumLost) and error.details["party"] == 2
-    three.ports[0].end(error)
     with pytest.raises(type(error)):
         three.ports[0].submit(0, GetShare(committee=COMMITTEE, number=2, object=ObjectId(1)))
     assert (await three.users[1].over).details["party"] == 0  # which has ended its link

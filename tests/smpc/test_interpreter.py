@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from grid.errors import InvalidRequest, OpNotSupported, QuotaExceeded
-from grid.smpc.interpreter import KERNELS, Call, Value, fraction_bits
+from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.link import Words
 from grid.smpc.local import run_parties
+from grid.smpc.operations.table import FORMS
 from grid.smpc.party import Party
 from grid.smpc.replicated.protocol import Replicated
 from grid.tensors.fixed import decode, encode
@@ -50,7 +51,7 @@ def on_shares(name: str, *args: Any, **kwargs: Any) -> Tensor:
         call = Call(name, [await given(arg) for arg in args], {key: await given(arg) for key, arg in kwargs.items()}, most=MOST)
         first = (await call.run(protocol))[0]
         assert first is not None
-        return await protocol.open(first.shared), first.dtype
+        return await protocol.open((await first.numeric(protocol)).shared), first.dtype
 
     words, dtype = run_parties(program).results[0]
     return decode(torch.from_numpy(words.view(np.int64)), fraction_bits(dtype), dtype)
@@ -157,4 +158,12 @@ def test_what_does_not_fit_or_is_too_large_is_refused_before_anything_runs(name:
 def test_every_kernel_is_an_operation_of_the_table() -> None:
     from grid.tensors.ops import OPS
 
-    assert set(KERNELS) <= set(OPS), set(KERNELS) - set(OPS)
+    assert set(FORMS) <= set(OPS), set(FORMS) - set(OPS)
+
+
+def test_every_form_uses_functions_of_the_table() -> None:
+    from grid.smpc.functions.table import SECURE_OPS
+
+    used = {name for form in FORMS.values() for name in form.functions}
+    assert used <= set(SECURE_OPS), used - set(SECURE_OPS)
+    assert set(SECURE_OPS) - used == set(), "functions that no operation uses"

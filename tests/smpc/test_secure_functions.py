@@ -49,6 +49,10 @@ def pair(x: Floats) -> list[Any]:
     return [x, np.roll(np.flip(x), 1)]
 
 
+def truths(x: Floats) -> list[Any]:
+    return [x > 0.5, np.roll(x > 0.25, 1)]
+
+
 def along_last(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[-1], int(np.prod(shape[:-1]))
 
@@ -79,12 +83,24 @@ CASES: dict[str, Case] = {
     "sum": Case(lambda x: x.sum(-1), keywords={"axis": -1}),
     "mean": Case(lambda x: x.mean(-1), keywords={"axis": -1}),
     "var": Case(lambda x: x.var(-1, ddof=1), lambda x: [np.resize(x, (3, max(2, x.size)))], {"axis": -1}),
+    "squared_norm": Case(lambda x: (x * x).sum(-1), keywords={"axis": -1}),
+    "cumsum": Case(lambda x: x.cumsum(-1), keywords={"axis": -1}),
+    "prod": Case(lambda x: x.prod(-1), lambda x: [np.resize(x, (5, 7))], {"axis": -1}, along_last),
+    "floor": Case(np.floor),
+    "ceil": Case(np.ceil),
+    "trunc": Case(np.trunc),
     "less": Case(np.less, pair),
     "less_equal": Case(np.less_equal, pair),
     "greater": Case(np.greater, pair),
     "greater_equal": Case(np.greater_equal, pair),
     "equal": Case(np.equal, lambda x: [x, np.where(np.arange(x.size).reshape(x.shape) % 2, x, x + UNIT)]),
     "not_equal": Case(np.not_equal, lambda x: [x, np.where(np.arange(x.size).reshape(x.shape) % 2, x, x - UNIT)]),
+    "both": Case(np.logical_and, truths),
+    "either": Case(np.logical_or, truths),
+    "differ": Case(np.logical_xor, truths),
+    "all": Case(lambda x: x.all(-1), lambda x: [np.resize(x > 0.1, (6, 7))], items=along_last),
+    "any": Case(lambda x: x.any(-1), lambda x: [np.resize(x > 0.9, (6, 7))], items=along_last),
+    "number": Case(lambda x: x, lambda x: [x > 0.5]),
     "where": Case(np.where, lambda x: [x > 1, *pair(x)]),
     "relu": Case(lambda x: np.maximum(x, 0)),
     "abs": Case(np.abs),
@@ -96,6 +112,8 @@ CASES: dict[str, Case] = {
     "min": Case(lambda x: x.min(-1), items=along_last),
     "argmax": Case(lambda x: x.argmax(-1), items=along_last),
     "argmin": Case(lambda x: x.argmin(-1), items=along_last),
+    "sort": Case(lambda x: np.sort(x, -1), keywords={"axis": -1}),
+    "topk": Case(lambda x: np.sort(x, -1)[..., :-2:-1], lambda x: [x], {"k": 1, "axis": -1}),
     "max_pool2d": Case(
         lambda x: F.max_pool2d(tensor(x), (3, 2), (2, 1), (1, 1)).numpy(), lambda x: [images(x)],
         {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1)}, lambda _: (6, 2 * 3 * 3 * 5),
@@ -109,7 +127,11 @@ CASES: dict[str, Case] = {
     "sigmoid": Case(lambda x: torch.sigmoid(tensor(x)).numpy()),
     "tanh": Case(np.tanh),
     "gelu": Case(lambda x: F.gelu(tensor(x)).numpy()),
+    "gelu_tanh": Case(lambda x: F.gelu(tensor(x), approximate="tanh").numpy()),
     "silu": Case(lambda x: F.silu(tensor(x)).numpy()),
+    "leaky_relu": Case(lambda x: F.leaky_relu(tensor(x)).numpy()),
+    "elu": Case(lambda x: F.elu(tensor(x)).numpy()),
+    "softplus": Case(lambda x: F.softplus(tensor(x)).numpy()),
     "softmax": Case(lambda x: tensor(x).softmax(-1).numpy(), items=along_last),
     "log_softmax": Case(lambda x: tensor(x).log_softmax(-1).numpy(), items=along_last),
     "avg_pool2d": Case(
@@ -164,6 +186,8 @@ def plain_shared(words: npt.NDArray[np.int64]) -> Shared:
 
 def revealed(results: list[Any]) -> Floats:
     """The value that one share of each party, or the plain protocol's only one, make up."""
+    if isinstance(results[0], tuple):
+        results = [result[0] for result in results]
     if isinstance(results[0], Boolean):
         words = np.bitwise_xor.reduce([result.bits.parts[0] for result in results])
         shape = results[0].shape
@@ -231,6 +255,8 @@ def test_rounds_between_parties_are_those_stated(name: str) -> None:
     if op.largest:
         assert case.items is not None
         stated += level_rounds(*case.items(arguments[0].shape))
+    if op.halving:
+        stated *= (arguments[0].shape[-1] - 1).bit_length()
     # A party that needs nothing more of one step begins the next one earlier, so that a few may be saved.
     assert stated - 3 <= outcome.rounds <= stated
 

@@ -7,18 +7,24 @@ error below 2**-18 beside those of the operands. Products before their truncatio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from grid.errors import InvalidRequest
+from grid.smpc.link import Words
 from grid.smpc.numbers import Number, public
 from grid.smpc.protocol import FRACTION_BITS, Protocol
-from grid.smpc.shares import Shared
+from grid.smpc.shares import Shared, joined
 
 FACTOR_BITS = 22
 """Significant bits of a public factor."""
+
+MOST_FACTOR_BITS = 50
+"""Fraction bits of a public factor, however small it is."""
+
+LARGEST_FACTOR = 42
 
 
 async def add(protocol: Protocol, x: Number, y: Number) -> Number:
@@ -40,8 +46,9 @@ async def multiply(protocol: Protocol, x: Number, y: Number) -> Number:
 
 
 async def multiply_public(protocol: Protocol, x: Number, factor: npt.ArrayLike) -> Number:
-    """x times a public number or array of them. The factor has 22 significant bits (of the largest in an array): error
-    2**-22 of the largest |x factor|, and 2**-18. |x| < 2**21. 2 rounds, 0 for integers, which are exact."""
+    """x times a public number or array of them. A factor has 22 significant bits, one of an array 18 fraction bits if that is
+    more: error 2**-22 of the result, and 2**-18 (1 + |x| / 2). |x| < 2**21, |x factor| < 2**25. 2 rounds, 0 for whole factors,
+    which are exact."""
     by = np.asarray(factor)
     shape = np.broadcast_shapes(x.shape, by.shape)
     x = x.each(lambda part: np.broadcast_to(part, shape))
@@ -49,12 +56,20 @@ async def multiply_public(protocol: Protocol, x: Number, factor: npt.ArrayLike) 
         return Number(x.raw.times(np.asarray(by.astype(np.int64)).view(np.uint64)), x.fraction)
     x = fixed(x)
     largest = float(np.abs(by).max(initial=0.0))
-    if not math.isfinite(largest):
-        raise InvalidRequest("a public factor is NaN or infinite")
-    bits = FACTOR_BITS - (math.frexp(largest)[1] if largest else 0)
-    if bits <= 0:
-        raise InvalidRequest(f"a public factor of {largest:g} is too large; factors are below 2**{FACTOR_BITS - 1}")
-    return Number(await protocol.truncate(x.raw.times(public(by, bits)), bits), x.fraction)
+    if not largest < 2.0**LARGEST_FACTOR:  # written so that NaN fails it, too
+        raise InvalidRequest(f"a public factor is not finite, or not smaller than 2**{LARGEST_FACTOR}")
+    bits = min(FACTOR_BITS - (math.frexp(largest)[1] if largest else 0), MOST_FACTOR_BITS)
+    bits = max(bits, FRACTION_BITS) if by.ndim else max(bits, 0)
+    factors = public(by, bits)
+    spare = min(bits, _trailing_zeros(factors))
+    product = x.raw.times(np.asarray(factors.view(np.int64) >> spare).view(np.uint64))
+    return Number(await protocol.truncate(product, bits - spare) if bits > spare else product, x.fraction)
+
+
+def _trailing_zeros(words: Words) -> int:
+    """Of all words."""
+    together = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
+    return (together & -together).bit_length() - 1 if together else 64
 
 
 async def divide_public(protocol: Protocol, x: Number, divisor: npt.ArrayLike) -> Number:
@@ -64,24 +79,39 @@ async def divide_public(protocol: Protocol, x: Number, divisor: npt.ArrayLike) -
     """
     by = np.asarray(divisor, np.float64)
     if not by.all():
-        raise InvalidRequest("a public divisor is 0")
+        raise InvalidRequest("a division by zero: a public divisor is 0")
     return await multiply_public(protocol, x, 1.0 / by)
 
 
 async def matmul(protocol: Protocol, x: Number, y: Number) -> Number:
-    """x @ y for matrices (m, k) and (k, n). Error below 2**-18, none where one has no fraction. 3 rounds, 1 where one has no
-    fraction."""
-    if len(x.shape) != 2 or len(y.shape) != 2 or x.shape[1] != y.shape[0]:
+    """x @ y for matrices (m, k) and (k, n), or batches of them (b, m, k) and (b, k, n). Error below 2**-18, none where one has no
+    fraction. 3 rounds, 1 where one has no fraction."""
+    if len(x.shape) not in (2, 3) or x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-2]:
         raise InvalidRequest(f"a matrix product takes (m, k) and (k, n), not {x.shape} and {y.shape}")
     return Number(await protocol.matmul(x.raw, y.raw, _excess(x, y)), _fraction(x, y))
 
 
 async def conv2d(
-    protocol: Protocol, x: Number, w: Number, *, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0)
+    protocol: Protocol,
+    x: Number,
+    w: Number,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    groups: int = 1,
 ) -> Number:
-    """The cross-correlation of images (n, c, h, w) with filters (o, c, kh, kw). Error below 2**-18. 3 rounds."""
-    made = await protocol.conv2d(x.raw, w.raw, stride=stride, padding=padding, truncate=_excess(x, w))
+    """The cross-correlation of images (n, c, h, w) with filters (o, c / groups, kh, kw). Error below 2**-18. 3 rounds."""
+    made = await protocol.conv2d(x.raw, w.raw, stride=stride, padding=padding, truncate=_excess(x, w), groups=groups)
     return Number(made, _fraction(x, w))
+
+
+async def mapped(protocol: Protocol, x: Number, linear: Callable[[Words], Words], fraction: int) -> Number:
+    """A linear map whose public factors have `fraction` bits: a product with a public matrix, say, or a convolution with public
+    filters. Each component goes through it by itself. Error below 2**-18, and of the factors 2**-19 for each |x|. 2 rounds, 0
+    where one has no fraction."""
+    excess = min(x.fraction, fraction)
+    product = x.raw.each(linear)
+    return Number(await protocol.truncate(product, excess) if excess else product, max(x.fraction, fraction))
 
 
 async def total(protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Number:
@@ -104,6 +134,31 @@ async def variance(
     """
     _, spread = await centred(protocol, x, axis, correction=correction)
     return spread if keepdims else spread.each(lambda part: part.squeeze(_axes(axis)))
+
+
+async def squared_norm(
+    protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False
+) -> Number:
+    """The sum of squares over axes, or over all of them: below 2**25. Error below 2**-18. 3 rounds."""
+    x = fixed(x)
+    summed = await total(protocol, Number(await protocol.multiply(x.raw, x.raw), 2 * x.fraction), axis, keepdims=keepdims)
+    return Number(await protocol.truncate(summed.raw, x.fraction), x.fraction)
+
+
+async def cumulative(protocol: Protocol, x: Number, axis: int) -> Number:
+    """Sums of all items up to each one along an axis. Exact. 0 rounds."""
+    return x.each(lambda part: np.cumsum(part, axis, dtype=np.uint64))
+
+
+async def product(protocol: Protocol, x: Number, axis: int) -> Number:
+    """The product along an axis, by pairs. Error below 2**-18, times what it is multiplied with, for each pair. ceil(log2 n)
+    levels of 3 rounds, 1 for integers."""
+    items = x.raw.each(lambda part: np.moveaxis(part, axis, 0))
+    while items.shape[0] > 1:
+        half = items.shape[0] // 2
+        made = await protocol.multiply(items[:half], items[half : 2 * half], x.fraction)
+        items = joined([made, items[2 * half :]])
+    return Number(items[0], x.fraction)
 
 
 CENTRED_BITS = 24

@@ -5,12 +5,18 @@ Truth values stay bits until somebody computes with them: `where` takes them as 
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
+import numpy as np
+import numpy.typing as npt
+
+from grid.errors import InvalidRequest
 from grid.smpc.functions.arithmetic import aligned
 from grid.smpc.functions.rows import chosen, numbers, signs
 from grid.smpc.numbers import Boolean, Number, public
+from grid.smpc.packing import pack, unpack
 from grid.smpc.protocol import Protocol
+from grid.smpc.shares import Bits, joined_planes
 
 
 async def less(protocol: Protocol, x: Number, y: Number) -> Boolean:
@@ -51,8 +57,67 @@ def invert(protocol: Protocol, b: Boolean) -> Boolean:
 
 
 async def both(protocol: Protocol, a: Boolean, b: Boolean) -> Boolean:
-    """a AND b, of one shape. 1 round."""
+    """a AND b. Exact. 1 round."""
+    a, b = _spread(a, b)
     return Boolean(await protocol.conjunction(a.bits, b.bits), a.shape)
+
+
+async def either(protocol: Protocol, a: Boolean, b: Boolean) -> Boolean:
+    """a OR b. Exact. 1 round."""
+    return invert(protocol, await both(protocol, invert(protocol, a), invert(protocol, b)))
+
+
+async def differ(protocol: Protocol, a: Boolean, b: Boolean) -> Boolean:
+    """a XOR b. Exact. 0 rounds."""
+    a, b = _spread(a, b)
+    return Boolean(a.bits ^ b.bits, a.shape)
+
+
+async def every(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
+    """Whether all are true along an axis, of n items. Exact. ceil(log2 n) rounds."""
+    b = b.each(lambda bits: np.moveaxis(bits, axis, 0))
+    if not b.shape[0]:
+        raise InvalidRequest("all or any of nothing needs no shares: the axis has no items")
+    count, shape = b.shape[0], b.shape[1:]
+    planes = [pack(unpack(part, math.prod(b.shape))[0].reshape(count, math.prod(shape))) for part in b.bits.parts]
+    rows = Bits(*planes)
+    return Boolean(await conjunction(protocol, [rows[at : at + 1] for at in range(count)]), shape)
+
+
+async def some(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
+    """Whether any is true along an axis, of n items. Exact. ceil(log2 n) rounds."""
+    return invert(protocol, await every(protocol, invert(protocol, b), axis))
+
+
+async def conjunction(protocol: Protocol, terms: list[Bits]) -> Bits:
+    """AND of all. ceil(log2(number of terms)) rounds."""
+    while len(terms) > 1:
+        half = len(terms) // 2
+        made = await protocol.conjunction(joined_planes(terms[:half]), joined_planes(terms[half : 2 * half]))
+        each = made.planes // half
+        terms = [made[k * each : (k + 1) * each] for k in range(half)] + terms[2 * half :]
+    return terms[0]
+
+
+async def boolean(protocol: Protocol, x: Number) -> Boolean:
+    """Numbers 0 and 1, without fraction bits, as truth values. Exact. 1 round."""
+    return Boolean(await protocol.bits(x.raw, 1), x.shape)
+
+
+def where_public(condition: npt.NDArray[np.bool_], x: Boolean, y: Boolean) -> Boolean:
+    """x where a public condition holds, y elsewhere. No message."""
+    shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
+    x, y = (value.each(lambda bits: np.broadcast_to(bits, shape)) for value in (x, y))
+    mask = pack(np.broadcast_to(condition, shape).reshape(1, -1))
+    parts = zip(x.bits.parts, y.bits.parts, strict=True)
+    return Boolean(Bits(*((mask & a) | (~mask & b) for a, b in parts)), shape)
+
+
+def _spread(a: Boolean, b: Boolean) -> tuple[Boolean, Boolean]:
+    if a.shape == b.shape:
+        return a, b
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    return a.each(lambda bits: np.broadcast_to(bits, shape)), b.each(lambda bits: np.broadcast_to(bits, shape))
 
 
 async def number(protocol: Protocol, b: Boolean) -> Number:

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 
 from grid.errors import InvalidRequest
+from grid.smpc.functions.comparisons import conjunction
 from grid.smpc.functions.rows import chosen, filled, numbers, row_signs
 from grid.smpc.link import Words
 from grid.smpc.numbers import Number
@@ -169,14 +170,4 @@ async def _hot(protocol: Protocol, x: Shared) -> Bits:
     either = joined_planes([beaten, kept])
     wanted = np.array([[place[k, i] + (beaten.planes if i > k else 0) for i in range(size) if i != k] for k in range(1, size)])
     wins = either[wanted.reshape(-1)].each(lambda part: part.reshape(size - 1, size - 1, -1).swapaxes(0, 1))
-    return await _all(protocol, [Bits(*(part[i] for part in wins.parts)) for i in range(size - 1)])
-
-
-async def _all(protocol: Protocol, terms: list[Bits]) -> Bits:
-    """AND of all. ceil(log2(number of terms)) rounds."""
-    while len(terms) > 1:
-        half = len(terms) // 2
-        made = await protocol.conjunction(joined_planes(terms[:half]), joined_planes(terms[half : 2 * half]))
-        each = made.planes // half
-        terms = [made[k * each : (k + 1) * each] for k in range(half)] + terms[2 * half :]
-    return terms[0]
+    return await conjunction(protocol, [Bits(*(part[i] for part in wins.parts)) for i in range(size - 1)])

@@ -27,6 +27,9 @@ from grid.smpc.shares import Shared, joined_planes
 _INVERSE_BITS = 20
 _MAX_STEPS = 16
 
+MOST_ITEMS = 1 << _MAX_STEPS
+"""Of a softmax."""
+
 
 def _power_bits(steps: int) -> int:
     """Fraction bits of exponentials: more where their sum has many of them, and is truncated anyway."""

@@ -1,18 +1,28 @@
 """What runs on secrets: the function, what it is right for, how far off it is at most, how many rounds it takes.
 
-`docs/reference/secure-ops.md` is made of this table, and the tests hold every function to these numbers.
+`docs/reference/secure-ops.md` is made of this table, and the tests hold every function to these numbers. `grid.smpc.operations`
+says which operations of torch use them.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grid.smpc.functions import activations, arithmetic, comparisons, exponential, extremes, inverses, layers, softmaxes
-from grid.smpc.functions.leading import COMPARED_AT_ONCE
+from grid.smpc.functions import (
+    activations,
+    arithmetic,
+    comparisons,
+    exponential,
+    extremes,
+    inverses,
+    layers,
+    rounding,
+    softmaxes,
+    sorting,
+)
 from grid.smpc.protocol import FRACTION_BITS
 
 UNIT = 2.0**-FRACTION_BITS
@@ -38,6 +48,10 @@ class SecureOp:
     """Where it differs for tensors of up to 256 elements."""
     largest: bool = False
     """Whether the rounds of the largest along an axis come on top."""
+    halving: bool = False
+    """Whether these are the rounds of each of ceil(log2 n) levels, for n items along an axis."""
+    sorting: bool = False
+    """Whether these are the rounds up to the first level of a sort."""
 
     @property
     def summary(self) -> str:
@@ -59,12 +73,24 @@ SECURE_OPS: dict[str, SecureOp] = {
     "sum": SecureOp(_A.total, -LARGEST / 1024, LARGEST / 1024, 0),
     "mean": SecureOp(_A.mean, -2048, 2048, 2, UNIT, 2.0**-21),
     "var": SecureOp(_A.variance, -32, 32, 5, 2e-5, 2e-5),
+    "squared_norm": SecureOp(_A.squared_norm, -64, 64, 3, UNIT),
+    "cumsum": SecureOp(_A.cumulative, -LARGEST / 1024, LARGEST / 1024, 0),
+    "prod": SecureOp(_A.product, -2, 2, 3, 4e-3, halving=True),
+    "floor": SecureOp(rounding.floor, -LARGEST / 2, LARGEST / 2, 12),
+    "ceil": SecureOp(rounding.ceil, -LARGEST / 2, LARGEST / 2, 12),
+    "trunc": SecureOp(rounding.trunc, -LARGEST / 2, LARGEST / 2, 13),
     "less": SecureOp(_C.less, *_ANY, 8),
     "less_equal": SecureOp(_C.less_equal, *_ANY, 8),
     "greater": SecureOp(_C.greater, *_ANY, 8),
     "greater_equal": SecureOp(_C.greater_equal, *_ANY, 8),
     "equal": SecureOp(_C.equal, *_ANY, 7),
     "not_equal": SecureOp(_C.not_equal, *_ANY, 7),
+    "both": SecureOp(_C.both, 0, 1, 1),
+    "either": SecureOp(_C.either, 0, 1, 1),
+    "differ": SecureOp(_C.differ, 0, 1, 0),
+    "all": SecureOp(_C.every, 0, 1, 1, halving=True),
+    "any": SecureOp(_C.some, 0, 1, 1, halving=True),
+    "number": SecureOp(_C.number, 0, 1, 2),
     "where": SecureOp(_C.where, *_ANY, 2),
     "relu": SecureOp(_C.relu, *_ANY, 10),
     "abs": SecureOp(_C.absolute, *_ANY, 10),
@@ -76,6 +102,8 @@ SECURE_OPS: dict[str, SecureOp] = {
     "min": SecureOp(_X.smallest, *_ANY, 0, largest=True),
     "argmax": SecureOp(_X.argmax, *_ANY, 0, largest=True),
     "argmin": SecureOp(_X.argmin, *_ANY, 0, largest=True),
+    "sort": SecureOp(sorting.sort, -(2.0**34), 2.0**34, 12, sorting=True),
+    "topk": SecureOp(sorting.topk, -(2.0**34), 2.0**34, 12, sorting=True),
     "max_pool2d": SecureOp(_X.max_pool2d, *_ANY, 0, largest=True),
     "exp": SecureOp(exponential.exp, -(2.0**18), 14, 20, 2 * UNIT, 1.1e-5),
     "reciprocal": SecureOp(_I.reciprocal, -WIDE, WIDE, 32, 1.5 * UNIT, 5e-6, small_rounds=26),
@@ -86,7 +114,11 @@ SECURE_OPS: dict[str, SecureOp] = {
     "sigmoid": SecureOp(activations.sigmoid, *_ANY, 20, 1.8e-4),
     "tanh": SecureOp(activations.tanh, -LARGEST / 2, LARGEST / 2, 20, 3.6e-4),
     "gelu": SecureOp(activations.gelu, *_ANY, 19, 1.4e-4),
+    "gelu_tanh": SecureOp(activations.gelu_tanh, *_ANY, 19, 1.4e-4),
     "silu": SecureOp(activations.silu, *_ANY, 22, 1.8e-4),
+    "leaky_relu": SecureOp(activations.leaky_relu, -4096, 4096, 12, UNIT, 2.0**-21),
+    "elu": SecureOp(activations.elu, -(2.0**17), 2.0**17, 30, 2e-5),
+    "softplus": SecureOp(activations.softplus, -(2.0**17), 2.0**17, 39, 3e-5),
     "softmax": SecureOp(softmaxes.softmax, -(2.0**17), 2.0**17, 42, 8e-6, 8e-5, largest=True),
     "log_softmax": SecureOp(softmaxes.log_softmax, -(2.0**17), 2.0**17, 39, 8e-5, largest=True),
     "avg_pool2d": SecureOp(_L.avg_pool2d, -4096, 4096, 2, UNIT, 2.0**-21),
@@ -95,43 +127,3 @@ SECURE_OPS: dict[str, SecureOp] = {
     "embedding": SecureOp(_L.embedding, *_ANY, 10),
 }
 """Name -> row. Elements of the arguments are from `low` to `high`; where there are several, all of them."""
-
-_HEAD = f"""\
-# Operations on secrets
-
-Made from the table of functions (`grid/smpc/functions/table.py`) by `make docs`. These functions run on tensors shared between
-three parties. Numbers have {FRACTION_BITS} fraction bits, a resolution of 4e-6; integers and booleans have none.
-
-**Elements** of the arguments lie in the interval given; outside of it a result may be garbage, which nobody is told, and which
-a check on values made up finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
-result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
-messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
-once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
-them are few enough to be compared at once, and for about 10 log2(n) above {extremes.PAIRS_AT_ONCE} pairs. Where two numbers are
-given, the second one is that of tensors of up to {COMPARED_AT_ONCE} elements.
-
-| function | what it is | elements | error | rounds |
-|---|---|---|---|---|
-"""
-
-
-def secure_ops_page() -> str:
-    """The text of `docs/reference/secure-ops.md`."""
-    return _HEAD + "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
-
-
-def _amount(value: float) -> str:
-    """Powers of 2 as such."""
-    mantissa, exponent = math.frexp(abs(value) + (1 if value in (WIDE, -WIDE) else 0))
-    if mantissa == 0.5 and abs(exponent - 1) > 8:
-        return f"{'-' if value < 0 else ''}2**{exponent - 1}"
-    return f"{value:g}"
-
-
-def _line(name: str, op: SecureOp) -> str:
-    errors = ([f"{op.absolute:.2g}"] if op.absolute else []) + ([f"{op.relative:.2g} of it"] if op.relative else [])
-    rounds = f"{op.rounds}, {op.small_rounds}" if op.small_rounds else str(op.rounds)
-    if op.largest:
-        rounds = f"M + {op.rounds}" if op.rounds else "M"
-    summary = op.summary.replace("|", "\\|")
-    return f"| `{name}` | {summary} | {_amount(op.low)} to {_amount(op.high)} | {' and '.join(errors) or 'none'} | {rounds} |"

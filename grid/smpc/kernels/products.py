@@ -34,7 +34,13 @@ _KEPT_FROM = 4096
 
 
 def matmul(x0: Words, x1: Words, y0: Words, y1: Words) -> Words:
-    """This party's addend of (m, k) @ (k, n), shape (m, n). Any strides; read only."""
+    """This party's addend of (m, k) @ (k, n), shape (m, n), or of batches of them, (b, m, k) and (b, k, n). Any strides; they are
+    only read."""
+    if x0.ndim == 3:
+        out = np.empty((x0.shape[0], x0.shape[1], y0.shape[2]), np.uint64)
+        for number in range(len(out)):
+            out[number] = matmul(x0[number], x1[number], y0[number], y1[number])
+        return out
     (m, k), n = x0.shape, y0.shape[1]
     if m == 1:
         return _vector_matrix(x0[0], x1[0], y0, y1).reshape(1, n)
@@ -48,8 +54,14 @@ def matmul(x0: Words, x1: Words, y0: Words, y1: Words) -> Words:
     return _words(torch.mm(_tensor(x0), _tensor(both)).add_(torch.mm(_tensor(x1), _tensor(y0))))
 
 
-def conv2d(x0: Words, x1: Words, w0: Words, w1: Words, stride: tuple[int, int], padding: tuple[int, int]) -> Words:
-    """This party's addend of the cross-correlation of (n, c, h, w) with (o, c, kh, kw), shape (n, o, h', w')."""
+def conv2d(
+    x0: Words, x1: Words, w0: Words, w1: Words, stride: tuple[int, int], padding: tuple[int, int], groups: int = 1
+) -> Words:
+    """This party's addend of the cross-correlation of (n, c, h, w) with (o, c / groups, kh, kw), shape (n, o, h', w')."""
+    if groups > 1:
+        images, filters = (np.split(x, groups, 1) for x in (x0, x1)), (np.split(w, groups, 0) for w in (w0, w1))
+        parts = zip(*images, *filters, strict=True)
+        return np.concatenate([conv2d(a, b, c, d, stride, padding) for a, b, c, d in parts], 1)
     outputs, fields = w0.shape[0], w0[0].size
     rows, columns = (_places(x0, w0, axis, stride, padding) for axis in (0, 1))
     if 2 * x0.shape[0] * rows * columns * fields * outputs >= DIGITS_FROM and has_tiles():

@@ -58,9 +58,9 @@ class Counting(Plain):
         return found
 
     async def conv2d(
-        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0
+        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0, groups: int = 1
     ) -> Shared:
-        found = await super().conv2d(x, w, stride=stride, padding=padding, truncate=truncate)
+        found = await super().conv2d(x, w, stride=stride, padding=padding, truncate=truncate, groups=groups)
         self._pay("conv2d", found.size, truncate)
         return found
 

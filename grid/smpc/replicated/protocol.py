@@ -71,9 +71,9 @@ class Replicated(Protocol):
         return await self._bilinear(products.matmul(*x.pair, *y.pair), truncate)
 
     async def conv2d(
-        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0
+        self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0, groups: int = 1
     ) -> Shared:
-        return await self._bilinear(products.conv2d(*x.pair, *w.pair, stride, padding), truncate)
+        return await self._bilinear(products.conv2d(*x.pair, *w.pair, stride, padding, groups), truncate)
 
     async def _bilinear(self, addend: Words, truncate: int) -> Shared:
         """The sharing of the sum of the three parties' addends, which are hidden by zero shares first."""

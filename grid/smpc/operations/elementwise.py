@@ -1,0 +1,359 @@
+"""Operations on each element: sums, products, powers, functions of one number, activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from grid.errors import OpNotSupported
+from grid.smpc.functions import activations, arithmetic, comparisons, exponential, inverses, rounding
+from grid.smpc.numbers import Boolean, Number
+from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public, elements, encoded
+from grid.smpc.operations.values import Value
+from grid.smpc.protocol import Protocol
+from grid.smpc.steps import Work
+
+One = Callable[..., Work[Any]]
+
+LARGEST_POWER = 16
+
+
+def of_one(function: One, **fixed: Any) -> Kernel:
+    """A function of the argument `self`."""
+
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        return await function(p, a.number(p, "self"), **fixed)  # type: ignore[no-any-return]
+
+    return kernel
+
+
+def of_two(function: One) -> Kernel:
+    """A function of the arguments `self` and `other`, secret or public."""
+
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        return await function(p, a.number(p, "self"), a.number(p, "other"))  # type: ignore[no-any-return]
+
+    return kernel
+
+
+def times_size(factor: int) -> Callable[[Arguments], int]:
+    """A peak of so many tensors of the first result's size."""
+    return lambda a: factor * elements(a.shape)
+
+
+# ---------------------------------------------------------------- sums and products
+
+
+async def scaled(p: Protocol, x: Any, factor: Any) -> Number:
+    """An operand times a public number."""
+    if not isinstance(x, Value):
+        return as_number(p, as_public(x) * factor)
+    return await arithmetic.multiply_public(p, as_number(p, x), as_public(factor)) if factor != 1 else as_number(p, x)
+
+
+def _sum(function: One, *, swapped: bool = False) -> Kernel:
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        x, y, alpha = a["self"], a["other"], a["alpha"]
+        other = await scaled(p, x if swapped else y, alpha)
+        return await function(p, as_number(p, y if swapped else x), other)  # type: ignore[no-any-return]
+
+    return kernel
+
+
+async def _negated(p: Protocol, a: Arguments) -> Number:
+    x = a.number(p, "self")
+    return Number(-x.raw, x.fraction)
+
+
+async def product(p: Protocol, x: Any, y: Any) -> Result:
+    """The product of two operands, at least one of them secret."""
+    if not isinstance(x, Value):
+        x, y = y, x
+    if isinstance(x.content, Boolean) and isinstance(y, Value) and isinstance(y.content, Boolean):
+        return await comparisons.both(p, x.content, y.content)
+    if isinstance(y, Value) and isinstance(y.content, Boolean):
+        x, y = y, x
+    if isinstance(x.content, Boolean):
+        factor = as_number(p, y)
+        return await comparisons.where(p, x.content, factor, as_number(p, 0))
+    if isinstance(y, Value):
+        return await arithmetic.multiply(p, as_number(p, x), as_number(p, y))
+    return await arithmetic.multiply_public(p, as_number(p, x), as_public(y))
+
+
+async def _product(p: Protocol, a: Arguments) -> Result:
+    return await product(p, a["self"], a["other"])
+
+
+async def quotient(p: Protocol, x: Any, y: Any) -> Number:
+    """x / y, by a public divisor or a secret one."""
+    if not isinstance(y, Value):
+        return await arithmetic.divide_public(p, as_number(p, x), as_public(y))
+    return await inverses.divide(p, as_number(p, x), as_number(p, y))
+
+
+async def _quotient(p: Protocol, a: Arguments) -> Result:
+    return await quotient(p, a["self"], a["other"])
+
+
+def _check_quotient(a: Arguments) -> None:
+    if a.get("rounding_mode") is not None:
+        raise OpNotSupported(f"{a.op.name} with a rounding mode: on shares divide without one, then .floor() or .trunc()")
+
+
+def _quotient_peak(a: Arguments) -> int:
+    return 11 * elements(a.shape_of("other")) if a.is_secret("other") else 0
+
+
+async def _added_product(p: Protocol, a: Arguments) -> Result:
+    function = product if a.op.base == "addcmul" else quotient
+    made = await function(p, *(a[name] for name in ("tensor1", "tensor2")))
+    assert isinstance(made, Number)
+    if a["value"] != 1:
+        made = await arithmetic.multiply_public(p, made, as_public(a["value"]))
+    return await arithmetic.add(p, a.number(p, "self"), made)
+
+
+def _check_added_product(a: Arguments) -> None:
+    if not a.is_secret("tensor1") and not a.is_secret("tensor2"):
+        raise OpNotSupported(f"{a.op.name} of two public tensors: compute their product first, and add it")
+
+
+async def _between(p: Protocol, a: Arguments) -> Result:
+    x, y = a.number(p, "self"), a.number(p, "end")
+    apart = await arithmetic.subtract(p, y, x)
+    weight = a["weight"]
+    if isinstance(weight, Value):
+        step = await arithmetic.multiply(p, apart, as_number(p, weight))
+    else:
+        step = await arithmetic.multiply_public(p, apart, as_public(weight))
+    return await arithmetic.add(p, x, step)
+
+
+# ---------------------------------------------------------------- powers, exponentials, logarithms
+
+
+async def power(p: Protocol, x: Number, exponent: float) -> Number:
+    """x to a public exponent that `check_power` takes."""
+    if exponent < 0 and exponent != -0.5:
+        return await power(p, await inverses.reciprocal(p, x), -exponent)
+    if exponent in (0.5, -0.5):
+        return await (inverses.sqrt if exponent > 0 else inverses.rsqrt)(p, x)
+    if exponent == 0:
+        return await arithmetic.add(p, as_number(p, 1), Number(x.raw.times(0), x.fraction))
+    result: Number | None = None
+    square, left = x, int(exponent)
+    while left:
+        if left & 1:
+            result = square if result is None else await arithmetic.multiply(p, result, square)
+        left >>= 1
+        if left:
+            square = await arithmetic.multiply(p, square, square)
+    assert result is not None
+    return result
+
+
+def check_power(a: Arguments) -> None:
+    """Raises for an exponent that is not done."""
+    exponent = a["exponent"]
+    if isinstance(exponent, Value):
+        raise OpNotSupported(f"{a.op.name} with a secret exponent is not done on shares: (exponent * x.log()).exp() for x > 0")
+    if exponent not in (0.5, -0.5) and (exponent != int(exponent) or abs(exponent) > LARGEST_POWER):
+        raise OpNotSupported(
+            f"{a.op.name} with exponent {exponent}: whole exponents up to {LARGEST_POWER}, 0.5 and -0.5 are done on shares;"
+            " (exponent * x.log()).exp() for others, where x > 0"
+        )
+
+
+async def _power(p: Protocol, a: Arguments) -> Result:
+    return await power(p, a.number(p, "self"), a["exponent"])
+
+
+async def _square(p: Protocol, a: Arguments) -> Result:
+    return await power(p, a.number(p, "self"), 2)
+
+
+async def _exp_less_1(p: Protocol, a: Arguments) -> Result:
+    return await arithmetic.subtract(p, await exponential.exp(p, a.number(p, "self")), as_number(p, 1))
+
+
+async def _log_of_1_more(p: Protocol, a: Arguments) -> Result:
+    return await inverses.log(p, await arithmetic.add(p, a.number(p, "self"), as_number(p, 1)))
+
+
+def _log_to(base: float) -> Kernel:
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        return await arithmetic.multiply_public(p, await inverses.log(p, a.number(p, "self")), 1 / math.log(base))
+
+    return kernel
+
+
+# ---------------------------------------------------------------- choices by size
+
+
+def _limit(value: Any) -> float | None:
+    """A bound of a clamp; an infinite one is none."""
+    return None if value is None or math.isinf(value) else value
+
+
+async def _clamped(p: Protocol, a: Arguments) -> Result:
+    low, high = a.get("min", a.get("min_val")), a.get("max", a.get("max_val"))
+    return await clamp(p, a.number(p, "self").with_fraction(a.bits), _limit(low), _limit(high))
+
+
+async def clamp(p: Protocol, x: Number, low: float | None, high: float | None) -> Number:
+    """x between bounds; the upper one where they cross, as in torch."""
+    encoded([bound for bound in (low, high) if bound is not None], x.fraction)  # refuses NaN and what is too large
+    if low is not None and high is not None:
+        low = min(low, high)
+    return await comparisons.clamp(p, x, low, high)
+
+
+async def _clamped_by_tensors(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    for name, function in (("min", comparisons.maximum), ("max", comparisons.minimum)):
+        if a.get(name) is not None:
+            x = await function(p, x, a.number(p, name))
+    return x
+
+
+async def _threshold(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    above = await comparisons.greater(p, x, as_number(p, a["threshold"]))
+    return await comparisons.where(p, above, x, as_number(p, a["value"]))
+
+
+async def _leaky_relu(p: Protocol, a: Arguments) -> Result:
+    return await activations.leaky_relu(p, a.number(p, "self"), a["negative_slope"])
+
+
+async def _gelu(p: Protocol, a: Arguments) -> Result:
+    function = activations.gelu_tanh if a["approximate"] == "tanh" else activations.gelu
+    return await function(p, a.number(p, "self"))
+
+
+async def _hardsigmoid(p: Protocol, a: Arguments) -> Result:
+    return await _ramp(p, a.number(p, "self"))
+
+
+async def _hardswish(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    return await arithmetic.multiply(p, x, await _ramp(p, x))
+
+
+async def _ramp(p: Protocol, x: Number) -> Number:
+    shifted = await arithmetic.add(p, arithmetic.fixed(x), as_number(p, 3))
+    return await arithmetic.divide_public(p, await comparisons.clamp(p, shifted, 0, 6), 6)
+
+
+async def _elu(p: Protocol, a: Arguments) -> Result:
+    return await activations.elu(p, a.number(p, "self"), a["alpha"])
+
+
+def _check_elu(a: Arguments) -> None:
+    if a["scale"] != 1 or a["input_scale"] != 1:
+        raise OpNotSupported(f"{a.op.name} with scales: multiply the result (SELU: 1.0507 * elu(x, 1.67326))")
+
+
+async def _softplus(p: Protocol, a: Arguments) -> Result:
+    return await activations.softplus(p, a.number(p, "self"))
+
+
+def _check_softplus(a: Arguments) -> None:
+    if a["beta"] != 1:
+        raise OpNotSupported(f"{a.op.name} with beta: softplus(beta * x) / beta")
+
+
+# ---------------------------------------------------------------- dtypes and copies
+
+
+async def _converted(p: Protocol, a: Arguments) -> Result:
+    x = a["self"]
+    if isinstance(x.content, Boolean):
+        return x.content if a.dtype == torch.bool else await comparisons.number(p, x.content)
+    number = as_number(p, x)
+    if a.dtype == torch.bool and x.dtype != torch.bool:
+        return await comparisons.not_equal(p, number, as_number(p, 0))
+    return await rounding.trunc(p, number) if a.bits < number.fraction else number
+
+
+async def _same(p: Protocol, a: Arguments) -> Result:
+    return a.secret("self")
+
+
+def _rounding(function: One) -> Form:
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        x = a.number(p, "self")
+        return x if not x.fraction else await function(p, x)
+
+    return Form(kernel, (function.__name__,), peak=times_size(2))
+
+
+_EXP, _INVERSE, _ACTIVATION = times_size(6), times_size(11), times_size(3)
+_ADD, _SUBTRACT, _MULTIPLY = ("add",), ("subtract",), ("multiply", "multiply_public", "where")
+_add, _subtract = _sum(arithmetic.add), _sum(arithmetic.subtract)
+
+FORMS: Mapping[str, Form] = {
+    "add.Tensor": Form(_add, _ADD),
+    "add.Scalar": Form(_add, _ADD),
+    "sub.Tensor": Form(_subtract, _SUBTRACT),
+    "sub.Scalar": Form(_subtract, _SUBTRACT),
+    "rsub.Scalar": Form(_sum(arithmetic.subtract, swapped=True), _SUBTRACT),
+    "rsub.Tensor": Form(_sum(arithmetic.subtract, swapped=True), _SUBTRACT),
+    "neg.default": Form(_negated),
+    "mul.Tensor": Form(_product, _MULTIPLY, either=("self", "other")),
+    "mul.Scalar": Form(_product, _MULTIPLY, either=("self",)),
+    "div.Tensor": Form(_quotient, ("divide_public", "divide"), peak=_quotient_peak),
+    "div.Scalar": Form(_quotient, ("divide_public",)),
+    "addcmul.default": Form(_added_product, ("multiply", "multiply_public", "add"), check=_check_added_product),
+    "addcdiv.default": Form(_added_product, ("divide", "divide_public", "add"), check=_check_added_product),
+    "lerp.Scalar": Form(_between, ("multiply_public",)),
+    "lerp.Tensor": Form(_between, ("multiply", "multiply_public")),
+    "reciprocal.default": Form(of_one(inverses.reciprocal), ("reciprocal",), peak=_INVERSE),
+    "square.default": Form(_square, ("multiply",)),
+    "pow.Tensor_Scalar": Form(_power, ("multiply", "reciprocal", "sqrt", "rsqrt"), check=check_power, peak=_INVERSE),
+    "sqrt.default": Form(of_one(inverses.sqrt), ("sqrt",), peak=_INVERSE),
+    "rsqrt.default": Form(of_one(inverses.rsqrt), ("rsqrt",), peak=_INVERSE),
+    "exp.default": Form(of_one(exponential.exp), ("exp",), peak=_EXP),
+    "expm1.default": Form(_exp_less_1, ("exp",), peak=_EXP),
+    "log.default": Form(of_one(inverses.log), ("log",), peak=_INVERSE),
+    "log1p.default": Form(_log_of_1_more, ("log",), peak=_INVERSE),
+    "log2.default": Form(_log_to(2), ("log", "multiply_public"), peak=_INVERSE),
+    "log10.default": Form(_log_to(10), ("log", "multiply_public"), peak=_INVERSE),
+    "abs.default": Form(of_one(comparisons.absolute), ("abs",)),
+    "sign.default": Form(of_one(comparisons.sign), ("sign",)),
+    "sgn.default": Form(of_one(comparisons.sign), ("sign",)),
+    "clamp.default": Form(_clamped, ("clamp",)),
+    "clamp_min.default": Form(_clamped, ("clamp",)),
+    "clamp_max.default": Form(_clamped, ("clamp",)),
+    "hardtanh.default": Form(_clamped, ("clamp",)),
+    "clamp.Tensor": Form(_clamped_by_tensors, ("minimum", "maximum")),
+    "clamp_min.Tensor": Form(_clamped_by_tensors, ("maximum",)),
+    "clamp_max.Tensor": Form(_clamped_by_tensors, ("minimum",)),
+    "minimum.default": Form(of_two(comparisons.minimum), ("minimum",)),
+    "maximum.default": Form(of_two(comparisons.maximum), ("maximum",)),
+    "fmin.default": Form(of_two(comparisons.minimum), ("minimum",)),
+    "fmax.default": Form(of_two(comparisons.maximum), ("maximum",)),
+    "threshold.default": Form(_threshold, ("greater", "where")),
+    "relu.default": Form(of_one(comparisons.relu), ("relu",)),
+    "leaky_relu.default": Form(_leaky_relu, ("leaky_relu",)),
+    "sigmoid.default": Form(of_one(activations.sigmoid), ("sigmoid",), peak=_ACTIVATION),
+    "tanh.default": Form(of_one(activations.tanh), ("tanh",), peak=_ACTIVATION),
+    "gelu.default": Form(_gelu, ("gelu", "gelu_tanh"), peak=_ACTIVATION),
+    "silu.default": Form(of_one(activations.silu), ("silu",), peak=_ACTIVATION),
+    "hardsigmoid.default": Form(_hardsigmoid, ("clamp", "divide_public")),
+    "hardswish.default": Form(_hardswish, ("clamp", "divide_public", "multiply")),
+    "elu.default": Form(_elu, ("elu",), check=_check_elu, peak=_EXP),
+    "softplus.default": Form(_softplus, ("softplus",), check=_check_softplus, peak=_INVERSE),
+    "floor.default": _rounding(rounding.floor),
+    "ceil.default": _rounding(rounding.ceil),
+    "trunc.default": _rounding(rounding.trunc),
+    "_to_copy.default": Form(_converted, ("number", "not_equal", "trunc"), either=("self",)),
+    "clone.default": Form(_same, either=("self",)),
+    "detach.default": Form(_same, either=("self",)),
+    "alias.default": Form(_same, either=("self",)),
+    "lift_fresh.default": Form(_same, either=("self",)),
+}

@@ -1,0 +1,89 @@
+"""The page about operations on secrets, made of both tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from grid.smpc.functions.extremes import PAIRS_AT_ONCE
+from grid.smpc.functions.leading import COMPARED_AT_ONCE
+from grid.smpc.functions.table import SECURE_OPS, WIDE, SecureOp
+from grid.smpc.operations.table import FORMS, INSTEAD
+from grid.smpc.protocol import FRACTION_BITS
+
+_HEAD = f"""\
+# Operations on secrets
+
+Made from the tables of functions and of torch's operations (`grid/smpc/functions/table.py`, `grid/smpc/operations/table.py`) by
+`make docs`. These functions run on tensors shared between three parties. Numbers have {FRACTION_BITS} fraction bits, a resolution
+of 4e-6; integers and booleans have none. What torch's operations give on shared tensors has the shape and the dtype that torch
+gives; they return at once, and `reveal()` opens a result.
+
+**Elements** of the arguments lie in the interval given; outside of it a result may be garbage, which nobody is told, and which
+a check on values made up finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
+result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
+messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
+once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
+them are few enough to be compared at once, and for about 10 log2(n) above {PAIRS_AT_ONCE} pairs. Where two numbers are
+given, the second one is that of tensors of up to {COMPARED_AT_ONCE} elements.
+
+**Torch** names the operations of torch that use the function, as torch dispatches them: methods, functions and modules come down
+to these (`x @ w`: `mm`, `torch.nn.Linear`: `addmm`, `x.std()`: `var` and `sqrt`). Operands may be secret or public; with a public
+factor, products take the rounds of `multiply_public`.
+
+| function | what it is | elements | error | rounds | torch |
+|---|---|---|---|---|---|
+"""
+
+
+_WITHOUT = """
+## Without a function
+
+Rearrangements, constants and copies: each party does them on its own, exactly, without a message. Positions are public.
+"""
+
+_INSTEAD = """
+## What to use instead
+
+In place nothing is written on shares: `x = x + y` for `x += y`. Values decide no size and no branch: `torch.where(mask, x, 0)`
+for `x[mask]`, and for `if` and `item()` a choice by `torch.where`, or `reveal()` first.
+
+| not on shares | use |
+|---|---|
+"""
+
+
+def secure_ops_page() -> str:
+    """The text of `docs/reference/secure-ops.md`."""
+    lines = "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
+    without = _bases(name for name, form in FORMS.items() if not form.functions)
+    instead = "".join(f"| `{name}` | {text.replace('|', chr(92) + '|')} |\n" for name, text in INSTEAD.items())
+    return f"{_HEAD}{lines}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
+
+
+def _bases(names: Iterable[str]) -> str:
+    """Operations without their overloads, each once."""
+    return ", ".join(f"`{base}`" for base in dict.fromkeys(name.split(".")[1] for name in names))
+
+
+def _amount(value: float) -> str:
+    """Powers of 2 as such."""
+    mantissa, exponent = math.frexp(abs(value) + (1 if value in (WIDE, -WIDE) else 0))
+    if mantissa == 0.5 and abs(exponent - 1) > 8:
+        return f"{'-' if value < 0 else ''}2**{exponent - 1}"
+    return f"{value:g}"
+
+
+def _line(name: str, op: SecureOp) -> str:
+    errors = ([f"{op.absolute:.2g}"] if op.absolute else []) + ([f"{op.relative:.2g} of it"] if op.relative else [])
+    rounds = f"{op.rounds}, {op.small_rounds}" if op.small_rounds else str(op.rounds)
+    if op.halving:
+        rounds = f"{op.rounds} ceil(log2(n))" if op.rounds > 1 else "ceil(log2(n))"
+    if op.sorting:
+        rounds = f"{op.rounds}, 9 a further level"
+    if op.largest:
+        rounds = f"M + {op.rounds}" if op.rounds else "M"
+    uses = _bases(form_name for form_name, form in FORMS.items() if name in form.functions)
+    summary = op.summary.replace("|", "\\|")
+    error, interval = " and ".join(errors) or "none", f"{_amount(op.low)} to {_amount(op.high)}"
+    return f"| `{name}` | {summary} | {interval} | {error} | {rounds} | {uses} |"

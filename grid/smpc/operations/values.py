@@ -1,0 +1,79 @@
+"""A secret tensor as torch sees it: with a dtype.
+
+A floating-point dtype stands for fixed point with FRACTION_BITS, integers and booleans for integers without any; so the dtype
+says which scale a value has. What comparisons give stays bits until somebody computes with it: choices and masks take bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from grid.errors import InvalidRequest
+from grid.smpc.functions import comparisons
+from grid.smpc.numbers import Boolean, Number
+from grid.smpc.protocol import FRACTION_BITS, Protocol
+from grid.smpc.shares import Shared
+
+Secret = Number | Boolean
+
+
+def fraction_bits(dtype: torch.dtype) -> int:
+    """The scale that a dtype stands for. `InvalidRequest` for one that is no real number."""
+    if dtype.is_complex:
+        raise InvalidRequest(f"{dtype} values cannot be shared")
+    return FRACTION_BITS if dtype.is_floating_point else 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits."""
+
+    content: Shared | Boolean
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, secret: Secret, dtype: torch.dtype) -> Value:
+        """A result of a function, with the scale of its dtype."""
+        if isinstance(secret, Boolean):
+            assert dtype == torch.bool
+            return cls(secret, dtype)
+        return cls(secret.with_fraction(fraction_bits(dtype)).raw, dtype)
+
+    @property
+    def bits(self) -> int:
+        """Its fraction bits."""
+        return fraction_bits(self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.content.shape
+
+    @property
+    def is_bits(self) -> bool:
+        """Whether it has no ring elements yet."""
+        return isinstance(self.content, Boolean)
+
+    @property
+    def secret(self) -> Secret:
+        """As functions take it."""
+        return self.content if isinstance(self.content, Boolean) else Number(self.content, self.bits)
+
+    @property
+    def shared(self) -> Shared:
+        """The ring elements. Truth values have them once they are `numeric`."""
+        assert isinstance(self.content, Shared), "truth values are bits until `numeric` makes numbers of them"
+        return self.content
+
+    @property
+    def nbytes(self) -> int:
+        """Of this party's components."""
+        parts = self.content.bits.parts if isinstance(self.content, Boolean) else self.content.parts
+        return sum(part.nbytes for part in parts)
+
+    async def numeric(self, protocol: Protocol) -> Value:
+        """The same value as ring elements: truth values become 0 and 1. 2 rounds for bits, 0 for what has ring elements."""
+        if isinstance(self.content, Shared):
+            return self
+        return Value((await comparisons.number(protocol, self.content)).raw, self.dtype)

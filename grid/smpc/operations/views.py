@@ -1,0 +1,152 @@
+"""Rearrangements and sums of elements, and constants: each party does them on its components, and sends nothing.
+
+torch does them itself, on each component: what it does to a tensor of numbers it does to a component of ring elements, and to a
+component of bits, each in a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from grid.smpc.functions import arithmetic
+from grid.smpc.link import Words
+from grid.smpc.numbers import Boolean, Number
+from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, encoded
+from grid.smpc.operations.values import Value
+from grid.smpc.packing import pack, unpack
+from grid.smpc.protocol import Protocol
+from grid.smpc.shares import Bits, Shared
+from grid.tensors.ops import Bound, flatten
+
+_DROPPED = (torch.memory_format, torch.dtype)
+
+
+def tensor_of(words: Words) -> Tensor:
+    """A component as a tensor of torch, which is not written."""
+    dense = words if words.flags.writeable else words.copy()
+    return torch.from_numpy(dense.view(np.int64))
+
+
+def words_of(tensor: Tensor) -> Words:
+    """Back again. A small part of something large does not keep that alive."""
+    if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    return np.asarray(tensor.contiguous().numpy()).view(np.uint64)
+
+
+def arranged(*names: str) -> Kernel:
+    """The operation on each component of these arguments; public ones among them become secret ones."""
+
+    async def kernel(p: Protocol, a: Arguments) -> Result | list[Result]:
+        held = [one for name in names for one in (a[name] if isinstance(a[name], list) else [a[name]])]
+        if a.dtype == torch.bool and all(isinstance(one, Value) and isinstance(one.content, Boolean) for one in held):
+            return _bits(a, names, [one.content for one in held])
+        numeric = [await one.numeric(p) if isinstance(one, Value) else one for one in held]
+        numbers = [as_number(p, one).with_fraction(a.bits).raw for one in numeric]
+        made = [_component(a, names, [tensor_of(one.parts[k]) for one in numbers]) for k in range(len(numbers[0].parts))]
+        return [Number(Shared(*map(words_of, parts)), a.bits) for parts in zip(*made, strict=True)]
+
+    return kernel
+
+
+def _bits(a: Arguments, names: tuple[str, ...], held: list[Boolean]) -> list[Result]:
+    counts = [int(np.prod(one.shape, dtype=np.int64)) for one in held]
+    made = []
+    for number in range(len(held[0].bits.parts)):
+        own = [
+            torch.from_numpy(unpack(one.bits.parts[number], count)[0].reshape(one.shape))
+            for one, count in zip(held, counts, strict=True)
+        ]
+        made.append(_component(a, names, own))
+    shapes = [tuple(tensor.shape) for tensor in made[0]]
+    packed = [[_packed(tensor.contiguous().numpy()) for tensor in tensors] for tensors in made]
+    return [Boolean(Bits(*parts), shape) for shape, parts in zip(shapes, zip(*packed, strict=True), strict=True)]
+
+
+def _packed(bits: npt.NDArray[Any]) -> Words:
+    return pack(bits.reshape(1, -1))
+
+
+def _component(a: Arguments, names: tuple[str, ...], tensors: list[Tensor]) -> list[Tensor]:
+    """The results on one component."""
+    waiting = iter(tensors)
+    values: list[Any] = []
+    for parameter, value in zip(a.op.parameters, a.bound.values, strict=True):
+        if parameter.name in names:
+            values.append([next(waiting) for _ in value] if isinstance(value, list) else next(waiting))
+        else:
+            values.append(None if isinstance(value, _DROPPED) else a.actual(value))
+    return flatten(Bound(a.op, tuple(values)).run())
+
+
+async def _viewed(p: Protocol, a: Arguments) -> Result:
+    """The elements in a row, as another shape."""
+    return a.secret("self").each(lambda part: part.reshape(a.shape))
+
+
+async def _padded(p: Protocol, a: Arguments) -> Result:
+    x, pad, value = a.number(p, "self").with_fraction(a.bits), a["pad"], a["value"]
+
+    def filled(part: Tensor, by: int) -> Tensor:
+        return torch.nn.functional.pad(part, pad, value=by)
+
+    made = x.raw.each(lambda part: words_of(filled(tensor_of(part), 0)))
+    if value:
+        outside = filled(torch.zeros(x.shape, dtype=torch.int64), 1).numpy().view(np.uint64)
+        made = p.add_public(made, outside * encoded(value, a.bits))
+    return Number(made, a.bits)
+
+
+async def _cumulative(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    return await arithmetic.cumulative(p, x, a["dim"]) if x.shape else x
+
+
+def _constant(value: float | None) -> Kernel:
+    """A tensor of this number; of the argument `fill_value` for None."""
+
+    async def kernel(p: Protocol, a: Arguments) -> Result:
+        number = encoded(a["fill_value"] if value is None else value, a.bits)
+        return Number(p.constant(np.ascontiguousarray(np.broadcast_to(number, a.shape))), a.bits)
+
+    return kernel
+
+
+def _form(*names: str) -> Form:
+    return Form(arranged(*names), secret=names, either=names)
+
+
+_VIEWS = (
+    *("t.default", "transpose.int", "permute.default", "select.int", "slice.Tensor", "unsqueeze.default", "squeeze.default"),
+    *("squeeze.dim", "squeeze.dims", "expand.default", "flip.default", "roll.default", "repeat.default", "tril.default"),
+    *("triu.default", "diagonal.default", "diagonal_copy.default", "diag_embed.default", "split.Tensor", "unbind.int"),
+    *("split_with_sizes.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "index_select.default"),
+    *("index.Tensor", "gather.default"),
+)
+_WRITTEN = ("select_scatter.default", "slice_scatter.default", "scatter.src", "scatter_add.default")
+
+FORMS: Mapping[str, Form] = {
+    "view.default": Form(_viewed, secret=("self",), either=("self",)),
+    "_unsafe_view.default": Form(_viewed, secret=("self",), either=("self",)),
+    **{name: _form("self") for name in _VIEWS},
+    **{name: _form("self", "src") for name in _WRITTEN},
+    "index_put.default": _form("self", "values"),
+    "index_add.default": _form("self", "source"),
+    "cat.default": _form("tensors"),
+    "stack.default": _form("tensors"),
+    "constant_pad_nd.default": Form(_padded, secret=("self",)),
+    "cumsum.default": Form(_cumulative, ("cumsum",)),
+    **{
+        f"{name}.default": Form(_constant(value), either=("self",))
+        for name, value in (
+            *(("zeros_like", 0), ("ones_like", 1), ("full_like", None), ("empty_like", 0)),
+            *(("new_zeros", 0), ("new_ones", 1), ("new_full", None), ("new_empty", 0)),
+        )
+    },
+}
