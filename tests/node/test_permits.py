@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -421,6 +422,20 @@ async def test_shares_that_nobody_expects_are_refused(made: Mesh, trio: Trio) ->
     assert kinds(replies) == {WireError}  # zeros, and no digest of them
     with pytest.raises(WireError):
         await dave.request(GetObject(object=ObjectId(700)))
+
+
+async def test_nodes_that_make_a_result_up_do_not_leave_it_with_the_owner(made: Mesh, trio: Trio) -> None:
+    dave, transfer, roster = trio.raw["dave"], random_id(), trio.roster
+    await dave.request(
+        ExpectObject(
+            transfer=TransferId(transfer), sender=roster[0], object=ObjectId(700), shape=SHAPE, dtype="f4", roster=roster
+        )
+    )
+    words = bytes(8 * ROWS * 2)
+    share = dataclasses.replace(delivery(trio, transfer, words), digest=hashlib.sha256(words).digest())
+    peers = [await hostile(made, name, "dave") for name in NAMES]
+    replies = await asyncio.gather(*(peer.request(share) for peer in peers), return_exceptions=True)
+    assert kinds(replies) == {WireError} and all("never permitted" in reply.message for reply in replies)
 
 
 @pytest.mark.parametrize("lie", ["words", "digest", "behind", "opening"])
