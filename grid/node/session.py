@@ -68,6 +68,7 @@ class ClientSession:
 
     def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services, max_plan_bytes: int) -> None:
         self.card = card
+        self.client = card.id
         self._max_plan_bytes = max_plan_bytes
         self._runtime = runtime
         self._services = services
@@ -75,11 +76,6 @@ class ClientSession:
         runtime.on_failed = self._report
         self._desk = desk
         desk.on_ended = lambda error: self._from_thread(self._end, error)
-
-    @property
-    def client(self) -> PeerId:
-        """The client's id."""
-        return self.card.id
 
     async def close(self) -> None:
         """The session is over: stop what runs for it and free everything."""
@@ -228,6 +224,9 @@ class ClientSession:
         """Keep a copy of a result with rows of this node behind it for the node's owner."""
         if opened.opening.client != self.client:
             raise WireError("the committee opened another client's result under the transfer of this one")
+        behind = any(one.node == self._services.id for one in opened.behind)
+        if behind and not self._services.permits.gave(opened.opening):
+            raise WireError("a result opens here that is said to have rows of this node behind it, which never permitted it")
         await self._services.results.keep(opened, found.tensor, self.card.name)
 
     # ------------------------------------------------------------ sums
