@@ -8,8 +8,9 @@ shares that are kept (`max_objects_per_client`, `max_bytes_per_client`); words t
 wait for the other parties (`deadline_s` of the committee). These limits are the lowest of the three nodes', so that all parties
 refuse the same. Requests that wait are counted by the node.
 
-Each request has keystreams of its own, derived from the committee's keys and from everything that the client has asked before, in
-order (the transcript). A client that asks the parties for different things thus gets noise: nothing that one of them hides can be
+Each request has keystreams of its own, derived from the committee's keys, from everything that the client has asked before, in
+order (the transcript), and from what each holder of a component was dealt of the inputs behind it. A client that asks the parties
+for different things, or deals them shares that do not fit together, thus gets noise: nothing that one of them hides can be
 compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
 two clients never meets.
 
@@ -37,7 +38,7 @@ from grid.node.party_messages import Dealt, Owner, Request, ShareOffer, request_
 from grid.node.shared_plans import SharedPlans, inline
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
-from grid.smpc.keystreams import Keys
+from grid.smpc.keystreams import Keys, Seen
 from grid.smpc.link import Link, Mailbox, Words
 from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
@@ -92,10 +93,12 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
+    `seen`: what this party was dealt of the inputs behind it.
     """
 
     value: Value
     owners: frozenset[Owner]
+    seen: Seen
     dealt: bool = False
     made: str = ""
 
@@ -299,19 +302,22 @@ class ShareLane:
             seen.update(part)
         self._transcript = seen.digest()
 
-    def _protocol(self, number: int, count: int = 1) -> tuple[Party, Protocol]:
-        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has."""
+    def _protocol(self, number: int, seen: Seen, count: int = 1) -> tuple[Party, Protocol]:
+        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has.
+
+        `seen` is of its operands: a dealer that gave the parties what does not fit together gets noise."""
         from grid.smpc.replicated.protocol import Replicated  # loads a compiler, which whoever makes a party has done before
 
         start = (self._place << NUMBER_BITS | number) << OPERATION_BITS
         digest = hashlib.sha256(self._transcript + number.to_bytes(4, "little")).digest()
-        party = Party(self._rank, self._link, self._keys.of_program(digest))
+        party = Party(self._rank, self._link, self._keys.of_program(digest, seen))
         return party, Replicated(party, Operations(start, start + (count << OPERATION_BITS)))
 
     # ------------------------------------------------------------ values that come in
 
     def _keep_input(self, message: ShareInput) -> None:
-        self._put(message.object, Held(_components(self._rank, message, self._settings), frozenset(), dealt=True))
+        value, seen = _components(self._rank, message, self._settings), Seen.dealt(message.first, message.second)
+        self._put(message.object, Held(value, frozenset(), seen, dealt=True))
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
@@ -336,7 +342,8 @@ class ShareLane:
             if (found.dtype, found.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
             owners = frozenset(Owner(node=message.owner, rule=rule) for rule in found.owners)
-            self._put(message.object, Held(_components(self._rank, found, self._settings), owners, dealt=True))
+            value, seen = _components(self._rank, found, self._settings), Seen.dealt(found.first, found.second)
+            self._put(message.object, Held(value, owners, seen, dealt=True))
 
         self._attempt((message.object,), keep)
 
@@ -359,13 +366,12 @@ class ShareLane:
         return Ok()
 
     async def _run_command(self, number: int, command: Command, tensors: list[Any]) -> None:
-        owners: set[Owner] = set()
+        operands: list[Held] = []
 
         def resolved(arg: Any) -> Any:
             if type(arg) is Ref:
-                held = self._get(ObjectId(int(arg)))
-                owners.update(held.owners)
-                return held.value
+                operands.append(self._get(ObjectId(int(arg))))
+                return operands[-1].value
             if type(arg) is Inline:
                 return inline(arg, tensors)
             return [resolved(item) for item in arg] if type(arg) is list else arg
@@ -375,10 +381,12 @@ class ShareLane:
         call = Call(command.op, args, kwargs, most=self._settings.max_secure_elements)
         if len(command.outputs) != len(call.results):
             raise InvalidRequest(f"{command.op} gives {len(call.results)} tensors, and {len(command.outputs)} were named")
-        results = await self._finished(Task(call.run(self._protocol(number)[1])))
+        owners = frozenset(owner for held in operands for owner in held.owners)
+        seen = Seen.together(held.seen for held in operands)
+        results = await self._finished(Task(call.run(self._protocol(number, seen)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
             if result is not None:
-                self._put(object_id, Held(result, frozenset(owners)))
+                self._put(object_id, Held(result, owners, seen))
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
 
@@ -405,9 +413,10 @@ class ShareLane:
     async def _run_plan(self, number: int, asked: SharedCall, tensors: list[Any]) -> None:
         """Run a plan; its results get their ids."""
         call = self._plans.call(asked, tensors, self._get)
-        results = await self._finished(Task(call.run(self._protocol(number, asked.count)[1], self._goes_on)))
+        _, protocol = self._protocol(number, call.seen, asked.count)
+        results = await self._finished(Task(call.run(protocol, self._goes_on)))
         for object_id, result in zip(asked.outputs, results, strict=True):
-            self._put(object_id, Held(result, call.owners, made=call.made))
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -448,7 +457,7 @@ class ShareLane:
     async def _offer(self, message: GetShare) -> ShareOffer:
         """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
-        party, protocol = self._protocol(message.number)
+        party, protocol = self._protocol(message.number, held.seen)
         value = held.value
         if value.is_bits:
             value = await self._finished(Task(value.numeric(protocol)))

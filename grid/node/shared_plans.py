@@ -20,6 +20,7 @@ from grid.settings import NodeSettings
 from grid.smpc import protocol as smpc
 from grid.smpc.dataflow import OPERATION_NUMBERS
 from grid.smpc.interpreter import Value
+from grid.smpc.keystreams import Seen
 from grid.smpc.programs import Given, Limits, Preparations, Prepared, request_numbers
 from grid.smpc.steps import Work
 from grid.wire.messages import Inline, PutSharedPlan, Ref, SharedCall
@@ -35,6 +36,8 @@ class Shares(Protocol):
     @property
     def owners(self) -> frozenset[Owner]: ...
     @property
+    def seen(self) -> Seen: ...
+    @property
     def dealt(self) -> bool: ...
 
 
@@ -45,6 +48,7 @@ class PlanCall:
     prepared: Prepared
     inputs: list[Value | Tensor]
     owners: frozenset[Owner]
+    seen: Seen
     made: str
 
     def run(self, protocol: smpc.Protocol, goes_on: Callable[[], None]) -> Work[list[Value]]:
@@ -110,7 +114,8 @@ class SharedPlans:
         prepared = self._preparations.of(plan, [Given.of(one) for one in inputs])
         shares = [one for one in given if not isinstance(one, Tensor)]
         made = str(plan.id) if all(one.dealt for one in shares if one.owners) else ""
-        return PlanCall(prepared, inputs, frozenset(owner for one in shares for owner in one.owners), made)
+        owners = frozenset(owner for one in shares for owner in one.owners)
+        return PlanCall(prepared, inputs, owners, Seen.together(one.seen for one in shares), made)
 
 
 def _input(arg: Any, tensors: Sequence[Tensor], held: Callable[[ObjectId], Shares]) -> Shares | Tensor:
