@@ -320,7 +320,7 @@ class Committee:
     ) -> list[Reply]:
         """Ask all three to open a value; their answers."""
         self._check_open()
-        object_id = tensor._handle.object_id
+        object_id = ObjectId(int(tensor._handle.ref))  # makes a transpose that nothing has used yet
 
         def messages(number: int) -> Sequence[Message]:
             message = GetShare(committee=self.id, number=number, object=object_id, recipient=recipient, transfer=transfer)

@@ -184,9 +184,10 @@ Make: TypeAlias = Callable[[Meta, Handle, int], Any]
 class Dispatcher:
     """`__torch_dispatch__` of one class of remote tensors. Holds no state of its own: that is in the operands' outboxes."""
 
-    def __init__(self, cls: type, make: Make) -> None:
+    def __init__(self, cls: type, make: Make, needs_values: Mapping[Any, str] = NEEDS_VALUES) -> None:
         self._cls = cls
         self._make = make
+        self._needs_values = needs_values
 
     def __call__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is DETACH or func is ALIAS:
@@ -217,8 +218,8 @@ class Dispatcher:
         place = origin(2)
         entry = outbox.shapes.find(key := tuple(call.key))
         if entry is None:
-            if func in NEEDS_VALUES:
-                raise InvalidRequest(f"{NEEDS_VALUES[func]} (at {describe(place)})")
+            if func in self._needs_values:
+                raise InvalidRequest(f"{self._needs_values[func]} (at {describe(place)})")
             if not is_known(func):
                 parts = _in_parts(func, args, kwargs)
                 if parts is not NotImplemented:

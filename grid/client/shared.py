@@ -7,12 +7,13 @@ is refused at the line that asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
 
-from grid.client.dispatch import Dispatcher, Handle
+from grid.client.dispatch import NEEDS_VALUES, USE_GET, Dispatcher, Handle
 from grid.client.shapes import CPU, Meta
 from grid.client.tensors import RemoteTensor
 from grid.display import html
@@ -45,6 +46,16 @@ class SharedTensor(RemoteTensor):
         outbox: Any = self._handle.outbox  # a committee
         return outbox.wait(outbox.read(self, timeout) if to is None else outbox.open_to(self, to, timeout))
 
+    def _needs_value(self, what: str, write: str) -> NoReturn:
+        write = write.replace("get()", "reveal()")
+        raise InvalidRequest(
+            f"{what} needs the value, which is on shares: nobody has it. Write {write}; reveal() opens it to this client, if its"
+            " owners' rules allow"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InvalidRequest("a tensor on shares cannot be pickled or saved: nobody has its value. Save x.reveal()")
+
     def get(self, *, timeout: float | None = None) -> NoReturn:
         """No node has the value: `reveal` opens it."""
         raise InvalidRequest("get() asks one node for a value, and this one is on shares: write x.reveal()")
@@ -68,6 +79,15 @@ class SharedTensor(RemoteTensor):
         return html(f"{tuple(self.shape)} {dtype}", f"shared tensor at {self.location.name}", note=note)
 
 
+def _needs_values() -> Mapping[Any, str]:
+    """As for tensors at a node, but a value on shares is revealed."""
+    texts = {func: text.replace(USE_GET, USE_REVEAL).replace("get()", "reveal()") for func, text in NEEDS_VALUES.items()}
+    return MappingProxyType(texts)
+
+
+USE_REVEAL = "x.reveal() opens a value on shares to this client if its owners' rules let it: write x.reveal()"
+
+
 def wrap(meta: Meta, handle: Handle, offset: int = 0) -> SharedTensor:
     """The shared tensor of geometry `meta` that stands for `handle`."""
     tensor: SharedTensor = torch.Tensor._make_wrapper_subclass(
@@ -79,4 +99,4 @@ def wrap(meta: Meta, handle: Handle, offset: int = 0) -> SharedTensor:
     return tensor
 
 
-_dispatch = Dispatcher(SharedTensor, wrap)
+_dispatch = Dispatcher(SharedTensor, wrap, _needs_values())

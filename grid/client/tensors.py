@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from grid.client.dispatch import USE_GET, Dispatcher, Handle, Outbox, Place
+from grid.client.dispatch import Dispatcher, Handle, Outbox, Place
 from grid.client.shapes import CPU, Meta
 from grid.display import html, printable
 from grid.errors import InvalidRequest
@@ -95,7 +95,7 @@ class RemoteTensor(torch.Tensor):
 
     def __format__(self, spec: str) -> str:
         if spec:
-            raise InvalidRequest(f"the format {spec!r} needs the value. {USE_GET}")
+            self._needs_value(f"the format {spec!r}", "x.get()")
         return repr(self)
 
     # Copies. A deep copy is a new value at the node; a shallow one shares the value, as torch's own copies share memory.
@@ -134,74 +134,76 @@ class RemoteTensor(torch.Tensor):
 
     # What needs the values. Each says what to write instead.
 
+    def _needs_value(self, what: str, write: str) -> NoReturn:
+        raise InvalidRequest(
+            f"{what} needs the value, which is at a node. Write {write}; get() copies it if its owner's rules allow"
+        )
+
     def item(self) -> NoReturn:
-        _needs_value("item()", "x.get().item()")
+        self._needs_value("item()", "x.get().item()")
 
     def tolist(self) -> NoReturn:
-        _needs_value("tolist()", "x.get().tolist()")
+        self._needs_value("tolist()", "x.get().tolist()")
 
     def numpy(self, *, force: bool = False) -> NoReturn:
-        _needs_value("numpy()", "x.get().numpy()")
+        self._needs_value("numpy()", "x.get().numpy()")
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _needs_value("a numpy array", "x.get().numpy()")
+        self._needs_value("a numpy array", "x.get().numpy()")
 
     def __array_ufunc__(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
         name = getattr(function, "__name__", "a numpy function")
-        raise InvalidRequest(
-            f"numpy's {name} needs the values, which are at a node. Use torch's functions, with torch.as_tensor(array) for an"
-            " array beside a remote tensor, or x.get().numpy()"
-        )
+        self._needs_value(f"numpy's {name}", "torch's functions, with torch.as_tensor(array) for an array, or x.get().numpy()")
 
     def __bool__(self) -> NoReturn:
-        _needs_value("a condition", "x.get(), or torch.where for a choice element by element")
+        self._needs_value("a condition", "x.get(), or torch.where for a choice element by element")
 
     def __int__(self) -> NoReturn:
-        _needs_value("int()", "int(x.get())")
+        self._needs_value("int()", "int(x.get())")
 
     def __float__(self) -> NoReturn:
-        _needs_value("float()", "float(x.get())")
+        self._needs_value("float()", "float(x.get())")
 
     def __complex__(self) -> NoReturn:
-        _needs_value("complex()", "complex(x.get())")
+        self._needs_value("complex()", "complex(x.get())")
 
     def __index__(self) -> NoReturn:
-        _needs_value("an index", "int(x.get())")
+        self._needs_value("an index", "int(x.get())")
 
     def __contains__(self, value: Any) -> NoReturn:
-        _needs_value("`in`", "(x == value).sum().get()")
+        self._needs_value("`in`", "(x == value).sum().get()")
 
     # These reach for the memory behind the tensor, past the dispatcher. There is none here, and torch does not look.
 
     def apply_(self, *args: Any) -> NoReturn:
-        _needs_value("apply_()", "operations on whole tensors such as torch.where")
+        self._needs_value("apply_()", "operations on whole tensors such as torch.where")
 
     def map_(self, *args: Any) -> NoReturn:
-        _needs_value("map_()", "operations on whole tensors such as torch.where")
+        self._needs_value("map_()", "operations on whole tensors such as torch.where")
 
     def map2_(self, *args: Any) -> NoReturn:
-        _needs_value("map2_()", "operations on whole tensors such as torch.where")
+        self._needs_value("map2_()", "operations on whole tensors such as torch.where")
 
     def data_ptr(self) -> NoReturn:
-        _needs_value("data_ptr()", "x.get().data_ptr()")
+        self._needs_value("data_ptr()", "x.get().data_ptr()")
 
     def untyped_storage(self) -> NoReturn:
-        _needs_value("untyped_storage()", "x.get().untyped_storage()")
+        self._needs_value("untyped_storage()", "x.get().untyped_storage()")
 
     def storage(self) -> NoReturn:
-        _needs_value("storage()", "x.get().storage()")
+        self._needs_value("storage()", "x.get().storage()")
 
     def pin_memory(self, *args: Any) -> NoReturn:
-        _needs_value("pin_memory()", "x.get().pin_memory()")
+        self._needs_value("pin_memory()", "x.get().pin_memory()")
 
     def share_memory_(self) -> NoReturn:
-        _needs_value("share_memory_()", "x.get().share_memory_()")
+        self._needs_value("share_memory_()", "x.get().share_memory_()")
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _needs_value("DLPack", "x.get() and pass that on")
+        self._needs_value("DLPack", "x.get() and pass that on")
 
     def __dlpack_device__(self) -> NoReturn:
-        _needs_value("DLPack", "x.get() and pass that on")
+        self._needs_value("DLPack", "x.get() and pass that on")
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """As `torch.Tensor.to`, for dtypes and memory formats; `InvalidRequest` for a device, which is the node's choice."""
@@ -211,7 +213,7 @@ class RemoteTensor(torch.Tensor):
         return super().to(*args, **kwargs)
 
     def cpu(self, *args: Any, **kwargs: Any) -> NoReturn:
-        _needs_value("cpu()", "x.get()")
+        self._needs_value("cpu()", "x.get()")
 
     def cuda(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise InvalidRequest("cuda(): a node chooses its own devices; leave the call out")
@@ -263,10 +265,6 @@ def _with_flags(source: RemoteTensor, target: torch.Tensor) -> RemoteTensor:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _needs_value(what: str, write: str) -> NoReturn:
-    raise InvalidRequest(f"{what} needs the value, which is at a node. Write {write}; get() copies it if its owner's rules allow")
 
 
 _dispatch = Dispatcher(RemoteTensor, wrap)

@@ -27,7 +27,7 @@ from grid.policy.claims import RowsClaim, merged
 from grid.policy.gate import Gate
 from grid.rpc.channel import time_limit
 from grid.wire.dtypes import DTYPES, tensor_bytes
-from grid.wire.messages import AskPermit, OwnerRule, Permit
+from grid.wire.messages import AskPermit, Opening, OwnerRule, Permit
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,13 @@ class Permits:
                 _settle(asked.answer, error)
                 raise
         return await asyncio.shield(asked.answer)
+
+    def gave(self, opening: Opening) -> bool:
+        """Whether this node has permitted that this result opens."""
+        asked = self._asked.get((opening.committee, opening.client, opening.number))
+        if asked is None or asked.message.opening != opening or not asked.answer.done():
+            return False
+        return not asked.answer.cancelled() and asked.answer.exception() is None
 
     def _find(self, asker: PeerId, message: AskPermit) -> _Asked:
         opening = message.opening

@@ -34,6 +34,9 @@ class Services(Protocol):
     def copies(self) -> Copies: ...
 
     @property
+    def id(self) -> PeerId: ...
+
+    @property
     def permits(self) -> Permits: ...
 
     @property

@@ -224,6 +224,9 @@ class ClientSession:
         """Keep a copy of a result with rows of this node behind it for the node's owner."""
         if opened.opening.client != self.client:
             raise WireError("the committee opened another client's result under the transfer of this one")
+        behind = any(one.node == self._services.id for one in opened.behind)
+        if behind and not self._services.permits.gave(opened.opening):
+            raise WireError("a result opens here that is said to have rows of this node behind it, which never permitted it")
         await self._services.results.keep(opened, found.tensor, self.card.name)
 
     # ------------------------------------------------------------ sums

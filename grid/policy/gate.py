@@ -207,8 +207,7 @@ class Gate:
             ruled = [] if own else [dataset for dataset in datasets if dataset.policy.release != OPEN]
             for dataset in ruled:
                 self._check_plan_on_shares(dataset, plan, behind[dataset.name])
-            if not own:
-                self._charge_rate(client, nbytes)
+            self._charge_rate(client, nbytes)
             origin = Origin(frozenset() if plan is None else frozenset([plan]), plan)
             after = [
                 self._after(_Value(dataset, rows), elements, origin)

@@ -235,3 +235,48 @@ def test_a_node_that_ends_is_named_and_the_others_go_on() -> None:
             client.committee(*NAMES, timeout=5)
         rest.close()
         trio.close()
+
+
+def test_results_of_listed_plans_open_and_nothing_else_does() -> None:
+    """Even under "deny": the owner has read the plan, and named the nodes."""
+    rows = torch.tensor([[float(row), float(row * row)] for row in range(ROWS)])
+    plan = grid.trace(lambda x, w: (x @ w).mean(0), rows, torch.zeros(2, 1))
+    other = grid.trace(lambda x: x.sum(0), rows)
+    policy = {"release": "deny", "allow": [plan.id], "share": list(NAMES)}
+    data = {"d": {"features": rows, "tags": ["#d"], "policy": policy}}
+    nodes: dict[str, Any] = {name: {} for name in (*NAMES, "erin")}
+    with LocalGrid(nodes={**nodes, "dave": data}) as local:
+        client = local.client()
+        (d,) = client.search("#d")
+        assert d.policy.parties == NAMES
+        with client.committee(*NAMES) as trio, client.committee("alice", "bob", "erin") as strangers:
+            w = torch.tensor([[1.0], [0.5]])
+            x, shared = d.features.share(trio), trio.share(w)
+            assert near(trio.run(plan, x, shared).reveal(), (rows @ w).mean(0))
+            closed = {
+                "no direct result": trio.run(plan, x, shared) + 0,
+                "is not listed": trio.run(other, x),
+                "as they were shared": trio.run(plan, x * 1, shared),
+                "computed from it before": trio.run(plan, d.features[:3].share(trio), shared),
+            }
+            for why, value in closed.items():
+                with pytest.raises(grid.ReleaseDenied, match=why):
+                    value.reveal()
+            with pytest.raises(grid.ReleaseDenied, match=r'erin may have shares.*share = \["alice", "bob", "erin"\]'):
+                d.features.share(strangers).reveal()
+            with pytest.raises(grid.ReleaseDenied):
+                plan(d.features, w).get()
+
+
+def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:
+    with LocalGrid(nodes=3) as local:
+        client = local.client()
+        with client.committee(*NAMES) as trio:
+            assert near((trio.share(torch.ones(2)) + 1).reveal(), torch.full((2,), 2.0))
+        local.stop_node("bob")
+        local.start_node("bob")
+        for order in (NAMES, NAMES[::-1]):
+            with pytest.raises(grid.InvalidRequest, match="fresh one"):
+                client.committee(*order, id=trio.id)
+        with client.committee(*NAMES) as another:
+            assert near((another.share(torch.ones(2)) * 2).reveal(), torch.full((2,), 2.0))

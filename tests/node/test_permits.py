@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from node_mesh import CLOCK, Mesh, RawClient, dataset, mesh
-from test_hostile_committees import NAMES, Trio, hostile, kinds, me_of, opened, sessions
+from test_hostile_committees import NAMES, Trio, hostile, kinds, me_of, opened, sessions, works
 
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
@@ -26,8 +27,11 @@ from grid.errors import (
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, TransferId, random_id
 from grid.node import openings
+from grid.node.party import LocalParty
+from grid.node.party_messages import Begin
 from grid.node.permits import KIND, PERMIT_S, sign, verify
 from grid.policy.gate import Gate
+from grid.smpc.keystreams import ALL, OWN, Keys, Keystreams
 from grid.wire.messages import (
     AskPermit,
     DeliverShare,
@@ -420,6 +424,20 @@ async def test_shares_that_nobody_expects_are_refused(made: Mesh, trio: Trio) ->
         await dave.request(GetObject(object=ObjectId(700)))
 
 
+async def test_nodes_that_make_a_result_up_do_not_leave_it_with_the_owner(made: Mesh, trio: Trio) -> None:
+    dave, transfer, roster = trio.raw["dave"], random_id(), trio.roster
+    await dave.request(
+        ExpectObject(
+            transfer=TransferId(transfer), sender=roster[0], object=ObjectId(700), shape=SHAPE, dtype="f4", roster=roster
+        )
+    )
+    words = bytes(8 * ROWS * 2)
+    share = dataclasses.replace(delivery(trio, transfer, words), digest=hashlib.sha256(words).digest())
+    peers = [await hostile(made, name, "dave") for name in NAMES]
+    replies = await asyncio.gather(*(peer.request(share) for peer in peers), return_exceptions=True)
+    assert kinds(replies) == {WireError} and all("never permitted" in reply.message for reply in replies)
+
+
 @pytest.mark.parametrize("lie", ["words", "digest", "behind", "opening"])
 async def test_a_party_that_lies_about_a_result_is_found_out(
     made: Mesh, trio: Trio, monkeypatch: pytest.MonkeyPatch, lie: str
@@ -444,3 +462,36 @@ async def test_a_party_that_lies_about_a_result_is_found_out(
         assert all("bob" in reply.message for reply in replies)
     with pytest.raises(WireError):
         await trio.raw["dave"].request(GetObject(object=ObjectId(700)))
+
+
+# ---------------------------------------------------------------- keys
+
+
+async def test_no_two_committees_of_the_same_nodes_have_a_key_in_common(
+    raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor has any request of theirs keystreams that another one has, though the client asks both for the same."""
+    begun: list[tuple[bytes, bytes, bytes]] = []
+    drawn: list[bytes] = []
+    start, of_program = LocalParty._start, Keys.of_program
+
+    def started(party: LocalParty, begin: Begin, sockets: Any) -> None:
+        begun.append((begin.own, begin.following, begin.common))
+        start(party, begin, sockets)
+
+    def programmed(keys: Keys, digest: bytes) -> Keystreams:
+        made = of_program(keys, digest)
+        drawn.extend(made.draw(place, 0, 0, 4).tobytes() for place in (OWN, ALL))
+        return made
+
+    monkeypatch.setattr(LocalParty, "_start", started)
+    monkeypatch.setattr(Keys, "of_program", programmed)
+    for _ in range(2):
+        assert await works(await opened(raw, (me_of(raw),)))
+    assert len(begun) == 6 and len(drawn) == 24  # two committees of three parties; a product and a reveal in each
+    for first in (0, 3):
+        keys = begun[first : first + 3]
+        assert len({one[2] for one in keys}) == 1 and len({key for one in keys for key in one}) == 4
+    assert not {key for one in begun[:3] for key in one} & {key for one in begun[3:] for key in one}
+    pairs = [set(drawn[at : at + 12]) for at in (0, 12)]
+    assert all(len(pair) == 8 for pair in pairs) and not pairs[0] & pairs[1]  # each request: three of pairs, one of all three

@@ -473,10 +473,10 @@ def test_public_rows_on_shares_open_and_other_nodes_rows_do_not() -> None:
 def test_results_on_shares_count_in_what_a_client_is_given() -> None:
     bench = Bench(limits=RateLimits(2, 1 << 20), allow=[PLAN])
     rows = rows_of(bench, bench.x)
-    assert opens(bench, PLAN, rows) == opens(bench, PLAN, rows) == ""
-    assert opens(bench, None, None, own=True) == ""  # nobody is given anything
-    with pytest.raises(QuotaExceeded):
-        opens(bench, PLAN, rows)
+    assert opens(bench, PLAN, rows) == opens(bench, None, None, own=True) == ""
+    for own in (False, True):
+        with pytest.raises(QuotaExceeded):
+            opens(bench, PLAN, rows, own=own)
 
 
 def test_results_of_blocks_on_shares_draw_the_partition_of_later_releases() -> None:

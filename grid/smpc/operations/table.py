@@ -50,6 +50,12 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
 """Operation without its overload -> what to use instead, for those that people reach for."""
 
 
+_PART = "make a new tensor with torch.where, torch.cat or torch.select_scatter, which may have a part of the old one"
+
+WRITES: Mapping[str, str] = MappingProxyType({name: _PART for name in ("fill_", "copy_", "zero_", "index_put_", "scatter_")})
+"""What to use instead of operations that write a tensor, or a part of one."""
+
+
 def find(name: str) -> Form:
     """How an operation is done. `OpNotSupported` names it and what to use instead."""
     form = FORMS.get(name)
@@ -57,11 +63,11 @@ def find(name: str) -> Form:
         return form
     base = name.split(".")[1] if name.count(".") == 2 else name
     if base.endswith("_") and not base.startswith("_"):
-        raise OpNotSupported(
-            f"{name[:80]} writes in place, which shares never do: use `{base.rstrip('_')[:80]}` and keep its result, as in"
-            " `x = x + y`; to write a part use torch.where or torch.cat",
-            op=name[:80],
-        )
+        if base in WRITES:
+            advice = WRITES[base]
+        else:
+            advice = f"use `{base.rstrip('_')[:80]}` and keep its result, as in `x = x + y`"
+        raise OpNotSupported(f"{name[:80]} writes in place, which shares never do: {advice}", op=name[:80])
     instead = INSTEAD.get(base)
     advice = f"use {instead}" if instead else "docs/reference/secure-ops.md lists those that are, to write it with"
     raise OpNotSupported(f"{name[:80]} is not done on shares: {advice}", op=name[:80])
