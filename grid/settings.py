@@ -116,23 +116,6 @@ class NodeSettings:
         "memory of one process of a session or a committee, beside datasets; should be more than max_bytes_per_client",
         64 << 20,
     )
-    max_plan_steps: int = setting(20_000, "steps that one plan may have", 1)
-    max_plan_flops: int = setting(10**13, "operations that one run of a plan may need, as counted before it runs", 1)
-    max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
-    max_committees: int = setting(16, "committees that this node may be a party of at once", 0)
-    max_secure_elements: int = setting(
-        1 << 22, "elements of an operand or a result on shares; a product may take 256 times as many multiplications", 1
-    )
-    max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
-    max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
-    max_private_errors: int = setting(5, "errors that depend on private values before a client's session ends")
-    processes: bool = setting(True, "run each client's session in a process of its own, which the limits below can end")
-    max_processes: int = setting(
-        64, "processes of clients' sessions at once; one client may have half of them, rounded up, and 16 at most", 1
-    )
-    max_process_bytes: int = setting(
-        4 << 30, "memory of one process of a session or a committee, beside datasets; should be more than max_bytes_per_client", 64 << 20
-    )
     max_plan_s: float = setting(300.0, "time that one run of a plan may take", 0.01)
     max_command_s: float = setting(60.0, "time that one operation outside a plan may take", 0.01)
     kill_grace_s: float = setting(5.0, "time over a limit after which a process that has not stopped by itself is ended", 0.01)
