@@ -79,7 +79,7 @@ EARLY_BYTES = 1 << 20
 """What may come of another party before it is asked for, beside two whole values: it is a step ahead at most."""
 
 MAX_DEALT = 64
-"""Values of other nodes that may have come before the client's word that they would."""
+"""Values of one other node that may have come before the client's word that they would; a quarter of all memory at most."""
 
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
@@ -130,7 +130,6 @@ class ShareLane:
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
         self._dealt: dict[tuple[PeerId, ObjectId], Dealt] = {}
-        self._dealt_bytes = 0
         self._due: tuple[tuple[PeerId, ObjectId], Arrival[Dealt]] | None = None
         self._queue: deque[tuple[Request, Answered]] = deque()
         self._idle: Arrival[None] | None = None
@@ -170,13 +169,14 @@ class ShareLane:
         if self._due is not None and self._due[0] == key and not self._due[1].done:
             self._due[1].set(message)
             return
-        size = _nbytes(message.first) + _nbytes(message.second)
         if key in self._dealt:
             raise InvalidRequest("a value was dealt twice")
-        if len(self._dealt) >= MAX_DEALT or self._dealt_bytes + size > self._settings.max_bytes_per_client:
+        own = [dealt for dealt in self._dealt.values() if dealt.sender == message.sender]
+        most = self._settings.max_bytes_per_client
+        sizes = [sum(map(_dealt_bytes, some)) + _dealt_bytes(message) for some in (own, self._dealt.values())]
+        if len(own) >= MAX_DEALT or len(self._dealt) >= 8 * MAX_DEALT or sizes[0] > most // 4 or sizes[1] > most:
             raise QuotaExceeded("too many values were dealt that nobody has asked for")
         self._dealt[key] = message
-        self._dealt_bytes += size
 
     def break_off(self, error: GridError) -> None:
         """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
@@ -202,7 +202,7 @@ class ShareLane:
             self._idle.set(None)
         self._objects.clear()
         self._dealt.clear()
-        self._bytes = self._dealt_bytes = 0
+        self._bytes = 0
         self._keys = Keys(b"", b"", b"")
 
     async def watch(self) -> None:
@@ -322,9 +322,7 @@ class ShareLane:
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
         dealt = self._dealt.pop(key, None)
-        if dealt is not None:
-            self._dealt_bytes -= _nbytes(dealt.first) + _nbytes(dealt.second)
-        else:
+        if dealt is None:
             due: Arrival[Dealt] = Arrival()
             self._due, self._waits_since = (key, due), self._clock.monotonic()
             try:
@@ -533,6 +531,10 @@ def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) 
 
 def _size(held: Held) -> int:
     return held.value.nbytes
+
+
+def _dealt_bytes(dealt: Dealt) -> int:
+    return _nbytes(dealt.first) + _nbytes(dealt.second)
 
 
 def _nbytes(data: Buffer) -> int:
