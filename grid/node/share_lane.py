@@ -8,8 +8,9 @@ shares that are kept (`max_objects_per_client`, `max_bytes_per_client`); words t
 wait for the other parties (`deadline_s` of the committee). These limits are the lowest of the three nodes', so that all parties
 refuse the same. Requests that wait are counted by the node.
 
-Each request has keystreams of its own, derived from the committee's keys and from everything that the client has asked before, in
-order (the transcript). A client that asks the parties for different things thus gets noise: nothing that one of them hides can be
+Each request has keystreams of its own, derived from the committee's keys, from everything that the client has asked before, in
+order (the transcript), and from what each holder of a component was dealt of the inputs behind it. A client that asks the parties
+for different things, or deals them shares that do not fit together, thus gets noise: nothing that one of them hides can be
 compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
 two clients never meets.
 
@@ -37,7 +38,7 @@ from grid.node.party_messages import Dealt, Owner, Request, ShareOffer, request_
 from grid.node.shared_plans import SharedPlans, inline
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
-from grid.smpc.keystreams import Keys
+from grid.smpc.keystreams import Keys, Seen
 from grid.smpc.link import Link, Mailbox, Words
 from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
@@ -61,6 +62,7 @@ from grid.wire.messages import (
     Ref,
     RunShared,
     SecureCommands,
+    SharedCall,
     ShareInput,
 )
 
@@ -77,7 +79,7 @@ EARLY_BYTES = 1 << 20
 """What may come of another party before it is asked for, beside two whole values: it is a step ahead at most."""
 
 MAX_DEALT = 64
-"""Values of other nodes that may have come before the client's word that they would."""
+"""Values of one other node that may have come before the client's word that they would; a quarter of all memory at most."""
 
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
@@ -91,10 +93,12 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
+    `seen`: what this party was dealt of the inputs behind it.
     """
 
     value: Value
     owners: frozenset[Owner]
+    seen: Seen
     dealt: bool = False
     made: str = ""
 
@@ -126,7 +130,6 @@ class ShareLane:
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
         self._dealt: dict[tuple[PeerId, ObjectId], Dealt] = {}
-        self._dealt_bytes = 0
         self._due: tuple[tuple[PeerId, ObjectId], Arrival[Dealt]] | None = None
         self._queue: deque[tuple[Request, Answered]] = deque()
         self._idle: Arrival[None] | None = None
@@ -166,13 +169,14 @@ class ShareLane:
         if self._due is not None and self._due[0] == key and not self._due[1].done:
             self._due[1].set(message)
             return
-        size = _nbytes(message.first) + _nbytes(message.second)
         if key in self._dealt:
             raise InvalidRequest("a value was dealt twice")
-        if len(self._dealt) >= MAX_DEALT or self._dealt_bytes + size > self._settings.max_bytes_per_client:
+        own = [dealt for dealt in self._dealt.values() if dealt.sender == message.sender]
+        most = self._settings.max_bytes_per_client
+        sizes = [sum(map(_dealt_bytes, some)) + _dealt_bytes(message) for some in (own, self._dealt.values())]
+        if len(own) >= MAX_DEALT or len(self._dealt) >= 8 * MAX_DEALT or sizes[0] > most // 4 or sizes[1] > most:
             raise QuotaExceeded("too many values were dealt that nobody has asked for")
         self._dealt[key] = message
-        self._dealt_bytes += size
 
     def break_off(self, error: GridError) -> None:
         """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
@@ -198,7 +202,7 @@ class ShareLane:
             self._idle.set(None)
         self._objects.clear()
         self._dealt.clear()
-        self._bytes = self._dealt_bytes = 0
+        self._bytes = 0
         self._keys = Keys(b"", b"", b"")
 
     async def watch(self) -> None:
@@ -274,7 +278,7 @@ class ShareLane:
             if isinstance(message, GetShare):
                 return await self._offer(message)
             if isinstance(message, RunShared):
-                return await self._run_plan(message)
+                return await self._run_plans(message)
             return await self._run_commands(message)
         except GridError as error:
             if self.error is not None:
@@ -285,7 +289,8 @@ class ShareLane:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
         count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
-        if first != self._next or count < 1 or self._next + count >= 1 << NUMBER_BITS:
+        numbered = not isinstance(message, RunShared) or all(call.count > 0 for call in message.calls)
+        if first != self._next or count < 1 or not numbered or self._next + count >= 1 << NUMBER_BITS:
             error = InvalidRequest(f"request {first} of this client to the committee came where {self._next} was due")
             self.break_off(error)
             raise error
@@ -297,26 +302,27 @@ class ShareLane:
             seen.update(part)
         self._transcript = seen.digest()
 
-    def _protocol(self, number: int, count: int = 1) -> tuple[Party, Protocol]:
-        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has."""
+    def _protocol(self, number: int, seen: Seen, count: int = 1) -> tuple[Party, Protocol]:
+        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has.
+
+        `seen` is of its operands: a dealer that gave the parties what does not fit together gets noise."""
         from grid.smpc.replicated.protocol import Replicated  # loads a compiler, which whoever makes a party has done before
 
         start = (self._place << NUMBER_BITS | number) << OPERATION_BITS
         digest = hashlib.sha256(self._transcript + number.to_bytes(4, "little")).digest()
-        party = Party(self._rank, self._link, self._keys.of_program(digest))
+        party = Party(self._rank, self._link, self._keys.of_program(digest, seen))
         return party, Replicated(party, Operations(start, start + (count << OPERATION_BITS)))
 
     # ------------------------------------------------------------ values that come in
 
     def _keep_input(self, message: ShareInput) -> None:
-        self._put(message.object, Held(_components(self._rank, message, self._settings), frozenset(), dealt=True))
+        value, seen = _components(self._rank, message, self._settings), Seen.dealt(message.first, message.second)
+        self._put(message.object, Held(value, frozenset(), seen, dealt=True))
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
         dealt = self._dealt.pop(key, None)
-        if dealt is not None:
-            self._dealt_bytes -= _nbytes(dealt.first) + _nbytes(dealt.second)
-        else:
+        if dealt is None:
             due: Arrival[Dealt] = Arrival()
             self._due, self._waits_since = (key, due), self._clock.monotonic()
             try:
@@ -334,7 +340,8 @@ class ShareLane:
             if (found.dtype, found.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
             owners = frozenset(Owner(node=message.owner, rule=rule) for rule in found.owners)
-            self._put(message.object, Held(_components(self._rank, found, self._settings), owners, dealt=True))
+            value, seen = _components(self._rank, found, self._settings), Seen.dealt(found.first, found.second)
+            self._put(message.object, Held(value, owners, seen, dealt=True))
 
         self._attempt((message.object,), keep)
 
@@ -357,13 +364,12 @@ class ShareLane:
         return Ok()
 
     async def _run_command(self, number: int, command: Command, tensors: list[Any]) -> None:
-        owners: set[Owner] = set()
+        operands: list[Held] = []
 
         def resolved(arg: Any) -> Any:
             if type(arg) is Ref:
-                held = self._get(ObjectId(int(arg)))
-                owners.update(held.owners)
-                return held.value
+                operands.append(self._get(ObjectId(int(arg))))
+                return operands[-1].value
             if type(arg) is Inline:
                 return inline(arg, tensors)
             return [resolved(item) for item in arg] if type(arg) is list else arg
@@ -373,25 +379,42 @@ class ShareLane:
         call = Call(command.op, args, kwargs, most=self._settings.max_secure_elements)
         if len(command.outputs) != len(call.results):
             raise InvalidRequest(f"{command.op} gives {len(call.results)} tensors, and {len(command.outputs)} were named")
-        results = await self._finished(Task(call.run(self._protocol(number)[1])))
+        owners = frozenset(owner for held in operands for owner in held.owners)
+        seen = Seen.together(held.seen for held in operands)
+        results = await self._finished(Task(call.run(self._protocol(number, seen)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
             if result is not None:
-                self._put(object_id, Held(result, frozenset(owners)))
+                self._put(object_id, Held(result, owners, seen))
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
 
-    async def _run_plan(self, message: RunShared) -> Message:
-        """Run a plan; its results get their ids, or all of them fail."""
-        try:
-            call = self._plans.call(message, self._get)
-            results = await self._finished(Task(call.run(self._protocol(message.number, message.count)[1], self._goes_on)))
-        except GridError as error:
-            if self.error is not None:
-                raise
-            raise again(self._failed(message.number, message.outputs, error)) from None
-        made = [Held(result, call.owners, made=call.made) for result in results]
-        self._attempt(message.outputs, lambda: list(map(self._put, message.outputs, made)))
+    async def _run_plans(self, message: RunShared) -> Message:
+        """Run plans one after the other. The first error is the answer; the others come with what depends on them."""
+        first_error: GridError | None = None
+        tensors = [from_frame(frame) for frame in message.tensors]
+        number = message.number
+        for call in message.calls:
+            try:
+                await self._run_plan(number, call, tensors)
+            except GridError as error:
+                if self.error is not None:
+                    raise
+                first_error = first_error or self._failed(number, call.outputs, error)
+            for object_id in call.frees:
+                self._forget(object_id)
+            number += call.count
+            await self._turn()
+        if first_error is not None:
+            raise again(first_error)
         return Ok()
+
+    async def _run_plan(self, number: int, asked: SharedCall, tensors: list[Any]) -> None:
+        """Run a plan; its results get their ids."""
+        call = self._plans.call(asked, tensors, self._get)
+        _, protocol = self._protocol(number, call.seen, asked.count)
+        results = await self._finished(Task(call.run(protocol, self._goes_on)))
+        for object_id, result in zip(asked.outputs, results, strict=True):
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -432,7 +455,7 @@ class ShareLane:
     async def _offer(self, message: GetShare) -> ShareOffer:
         """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
-        party, protocol = self._protocol(message.number)
+        party, protocol = self._protocol(message.number, held.seen)
         value = held.value
         if value.is_bits:
             value = await self._finished(Task(value.numeric(protocol)))
@@ -508,6 +531,10 @@ def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) 
 
 def _size(held: Held) -> int:
     return held.value.nbytes
+
+
+def _dealt_bytes(dealt: Dealt) -> int:
+    return _nbytes(dealt.first) + _nbytes(dealt.second)
 
 
 def _nbytes(data: Buffer) -> int:

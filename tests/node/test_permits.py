@@ -27,6 +27,7 @@ from grid.errors import (
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, TransferId, random_id
 from grid.node import openings
+from grid.node.committees import deal
 from grid.node.party import LocalParty
 from grid.node.party_messages import Begin
 from grid.node.permits import KIND, PERMIT_S, sign, verify
@@ -34,6 +35,7 @@ from grid.policy.gate import Gate
 from grid.smpc.keystreams import ALL, OWN, Keys, Keystreams
 from grid.wire.messages import (
     AskPermit,
+    Command,
     DeliverShare,
     ExpectObject,
     ExpectShare,
@@ -45,6 +47,8 @@ from grid.wire.messages import (
     Permit,
     Ref,
     RowsBehind,
+    SecureCommands,
+    ShareInput,
     ShareObject,
     ShareValue,
 )
@@ -467,6 +471,40 @@ async def test_a_party_that_lies_about_a_result_is_found_out(
 # ---------------------------------------------------------------- keys
 
 
+@pytest.mark.parametrize("told", [1, 2, 3])
+async def test_shares_that_do_not_fit_together_give_noise(raw: dict[str, RawClient], told: int) -> None:
+    """Results would else tell of a component, and of the other two in later ones: together, of the other operand."""
+    trio = await opened(raw, (me_of(raw),), deadline_s=2.0)
+    values = np.array([3, 5, 8], np.uint64)
+    await trio.share(1, values)
+    (s0, s1), rest = deal(values)
+    more = (np.frombuffer(rest, np.uint64) + np.uint64(1)).tobytes()
+    parts = {
+        1: ((s0, s1), (s1, more), (rest, s0)),
+        2: ((s0, s1), (bytes(32), rest), (rest, s0)),
+        3: ((bytes(32), s1), (s1, rest), (rest, s0)),
+    }[told]
+
+    def make(rank: int, number: int) -> ShareInput:
+        first, second = parts[rank]
+        return ShareInput(
+            committee=trio.committee, number=number, object=ObjectId(2), dtype="i8", shape=(3,), first=first, second=second
+        )
+
+    assert kinds(await trio.ask(make)) == {Ok}
+    await trio.run("aten.mul.Tensor", Ref(1), Ref(2), output=3)
+    one = Command(op="aten.mul.Tensor", args=[Ref(1), Ref(2)], kwargs={}, outputs=(ObjectId(4),))
+    await trio.ask(lambda rank, number: SecureCommands(committee=trio.committee, first=number, commands=(one,)))
+    found = []
+    for number in (3, 4):
+        replies = await trio.ask(
+            lambda rank, at, number=number: GetShare(committee=trio.committee, number=at, object=ObjectId(number))
+        )
+        found.append(sum(np.frombuffer(reply.words, np.uint64) for reply in replies))
+    assert (found[0] != found[1]).all()  # the same product: whatever it tells lies under fresh noise
+    assert await works(trio)
+
+
 async def test_no_two_committees_of_the_same_nodes_have_a_key_in_common(
     raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,8 +517,8 @@ async def test_no_two_committees_of_the_same_nodes_have_a_key_in_common(
         begun.append((begin.own, begin.following, begin.common))
         start(party, begin, sockets)
 
-    def programmed(keys: Keys, digest: bytes) -> Keystreams:
-        made = of_program(keys, digest)
+    def programmed(keys: Keys, *rest: Any) -> Keystreams:
+        made = of_program(keys, *rest)
         drawn.extend(made.draw(place, 0, 0, 4).tobytes() for place in (OWN, ALL))
         return made
 
