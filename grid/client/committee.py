@@ -65,6 +65,7 @@ from grid.wire.messages import (
     PutSharedPlan,
     RunShared,
     SecureCommands,
+    SharedCall,
     ShareInput,
     ShareObject,
     ShareValue,
@@ -73,6 +74,10 @@ from grid.wire.messages import (
 
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 1 << 20
+MAX_CALLS = 64
+RESULT_BYTES = 16
+"""Of each element of a result, at a node."""
+
 MAX_FREES = 4096
 MAX_ORIGINS = 100_000
 """Commands whose place in the user's program is remembered."""
@@ -111,7 +116,18 @@ class _Request:
 
 Reply = TypeVar("Reply", bound=Message)
 
-_Entry = tuple[Command, Sequence[TensorFrame], Origin] | _Request | int
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _PlanCall:
+    """A call of a plan; `nbytes` are those of its results at a node."""
+
+    call: SharedCall
+    frames: Sequence[TensorFrame]
+    nbytes: int
+    plan: Plan
+    place: Origin
+
+
+_Entry = tuple[Command, Sequence[TensorFrame], Origin] | _PlanCall | _Request | int
 
 
 class Committee:
@@ -351,19 +367,14 @@ class Committee:
                 frames.append(to_frame(leaf))
         _check_size(sum(len(frame.data) for frame in frames))
         made = [self._made(one.shape, one.dtype) for one in self._runs.prepared(plan, leaves).results]
-        outputs, count, tensors = tuple(one._handle.object_id for one in made), request_numbers(plan), tuple(frames)
+        call = SharedCall(
+            plan=plan.id, count=request_numbers(plan), inputs=inputs, outputs=tuple(one._handle.object_id for one in made)
+        )
         if plan.id not in self._plans:
             put = PutSharedPlan(committee=self.id, plan=plan.id, encoding=plan.encoding)
             self._add(_Request(lambda _: [put] * len(self._connections), f"sending the plan {plan.name}", place, count=0))
             self._plans.add(plan.id)
-
-        def messages(number: int) -> Sequence[Message]:
-            message = RunShared(
-                committee=self.id, number=number, count=count, plan=plan.id, inputs=inputs, outputs=outputs, tensors=tensors
-            )
-            return [message] * len(self._connections)
-
-        self._add(_Request(messages, f"the plan {plan.name}", place, count=count, plan=plan))
+        self._add(_PlanCall(call, frames, sum(RESULT_BYTES * one.numel() for one in made), plan, place))
         return list(made)
 
     # ------------------------------------------------------------ the queue
@@ -392,11 +403,12 @@ class Committee:
             head = self._entries[0]
             if isinstance(head, int):
                 freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-                for connection in self._connections:
-                    connection.flow.tell(FreeShares(committee=self.id, objects=freed))
+                self._tell(FreeShares(committee=self.id, objects=freed))
             elif isinstance(head, _Request):
                 self._entries.popleft()
                 self._send_request(head)
+            elif isinstance(head, _PlanCall):
+                self._send_calls()
             else:
                 self._send_commands()
 
@@ -416,13 +428,43 @@ class Committee:
                 break
             self._entries.popleft()
             command, frames, place = entry
-            commands.append(_shifted(command, len(tensors)))
+            commands.append(
+                dataclasses.replace(
+                    command,
+                    args=_shifted(command.args, len(tensors)),
+                    kwargs={name: _shifted(arg, len(tensors)) for name, arg in command.kwargs.items()},
+                )
+            )
             tensors.extend(frames)
             nbytes += sum(len(frame.data) for frame in frames)
             self._note(self._next, command.op, place)
         message = SecureCommands(committee=self.id, first=first, commands=tuple(commands), tensors=tuple(tensors))
+        self._ask(message, "operations on shares")
+
+    def _send_calls(self) -> None:
+        """Calls of plans that wait, with what is freed between them, as one request."""
+        first, nbytes = self._next, 0
+        calls: list[SharedCall] = []
+        tensors: list[TensorFrame] = []
+        while self._entries and len(calls) < MAX_CALLS and nbytes < MAX_BATCH_BYTES:
+            entry = self._entries[0]
+            if not isinstance(entry, _PlanCall):
+                break
+            self._entries.popleft()
+            freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
+            calls.append(dataclasses.replace(entry.call, inputs=_shifted(entry.call.inputs, len(tensors)), frees=freed))
+            tensors.extend(entry.frames)
+            nbytes += entry.nbytes + sum(len(frame.data) for frame in entry.frames)
+            self._note(self._next, f"the plan {entry.plan.name}", entry.place, entry.call.count, entry.plan)
+        self._ask(RunShared(committee=self.id, number=first, calls=tuple(calls), tensors=tuple(tensors)), "plans on shares")
+
+    def _tell(self, message: Message) -> None:
         for connection in self._connections:
-            connection.flow.ask(message, "operations on shares", COMMAND_TIMEOUT_S).add_done_callback(_seen)
+            connection.flow.tell(message)
+
+    def _ask(self, message: Message, what: str) -> None:
+        for connection in self._connections:
+            connection.flow.ask(message, what, COMMAND_TIMEOUT_S).add_done_callback(_seen)
 
     def _send_request(self, request: _Request) -> None:
         messages = request.make(self._next)
@@ -533,19 +575,11 @@ def _seen(answer: asyncio.Future[Message]) -> None:
         answer.exception()
 
 
-def _shifted(command: Command, by: int) -> Command:
-    """The command with its `Inline` arguments counted from `by`."""
-    if not by:
-        return command
-
-    def shift(arg: Any) -> Any:
-        if type(arg) is Inline:
-            return Inline(arg + by)
-        return [shift(one) for one in arg] if isinstance(arg, list) else arg
-
-    return dataclasses.replace(
-        command, args=shift(list(command.args)), kwargs={name: shift(arg) for name, arg in command.kwargs.items()}
-    )
+def _shifted(arg: Any, by: int) -> Any:
+    """The argument with its `Inline`s counted from `by`."""
+    if type(arg) is Inline:
+        return Inline(arg + by)
+    return [_shifted(one, by) for one in arg] if by and isinstance(arg, list | tuple) else arg
 
 
 async def open_committee(

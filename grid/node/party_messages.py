@@ -142,5 +142,5 @@ def place_of(request_id: int) -> int:
 def request_weight(message: Message) -> int:
     """How many of its client's requests this one counts for."""
     if isinstance(message, RunShared):
-        return max(1, message.count)
+        return max(1, sum(max(1, call.count) for call in message.calls))
     return max(1, len(message.commands)) if isinstance(message, SecureCommands) else 1

@@ -68,6 +68,7 @@ class ClientSession:
 
     def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services, max_plan_bytes: int) -> None:
         self.card = card
+        self.client = card.id
         self._max_plan_bytes = max_plan_bytes
         self._runtime = runtime
         self._services = services
@@ -75,11 +76,6 @@ class ClientSession:
         runtime.on_failed = self._report
         self._desk = desk
         desk.on_ended = lambda error: self._from_thread(self._end, error)
-
-    @property
-    def client(self) -> PeerId:
-        """The client's id."""
-        return self.card.id
 
     async def close(self) -> None:
         """The session is over: stop what runs for it and free everything."""

@@ -62,6 +62,7 @@ from grid.wire.messages import (
     Ref,
     RunShared,
     SecureCommands,
+    SharedCall,
     ShareInput,
 )
 
@@ -277,7 +278,7 @@ class ShareLane:
             if isinstance(message, GetShare):
                 return await self._offer(message)
             if isinstance(message, RunShared):
-                return await self._run_plan(message)
+                return await self._run_plans(message)
             return await self._run_commands(message)
         except GridError as error:
             if self.error is not None:
@@ -288,7 +289,8 @@ class ShareLane:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
         count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
-        if first != self._next or count < 1 or self._next + count >= 1 << NUMBER_BITS:
+        numbered = not isinstance(message, RunShared) or all(call.count > 0 for call in message.calls)
+        if first != self._next or count < 1 or not numbered or self._next + count >= 1 << NUMBER_BITS:
             error = InvalidRequest(f"request {first} of this client to the committee came where {self._next} was due")
             self.break_off(error)
             raise error
@@ -388,19 +390,34 @@ class ShareLane:
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
 
-    async def _run_plan(self, message: RunShared) -> Message:
-        """Run a plan; its results get their ids, or all of them fail."""
-        try:
-            call = self._plans.call(message, self._get)
-            _, protocol = self._protocol(message.number, call.seen, message.count)
-            results = await self._finished(Task(call.run(protocol, self._goes_on)))
-        except GridError as error:
-            if self.error is not None:
-                raise
-            raise again(self._failed(message.number, message.outputs, error)) from None
-        made = [Held(result, call.owners, call.seen, made=call.made) for result in results]
-        self._attempt(message.outputs, lambda: list(map(self._put, message.outputs, made)))
+    async def _run_plans(self, message: RunShared) -> Message:
+        """Run plans one after the other. The first error is the answer; the others come with what depends on them."""
+        first_error: GridError | None = None
+        tensors = [from_frame(frame) for frame in message.tensors]
+        number = message.number
+        for call in message.calls:
+            try:
+                await self._run_plan(number, call, tensors)
+            except GridError as error:
+                if self.error is not None:
+                    raise
+                told = self._failed(number, call.outputs, error)
+                first_error = first_error or told
+            for object_id in call.frees:
+                self._forget(object_id)
+            number += call.count
+            await self._turn()
+        if first_error is not None:
+            raise again(first_error)
         return Ok()
+
+    async def _run_plan(self, number: int, asked: SharedCall, tensors: list[Any]) -> None:
+        """Run a plan; its results get their ids."""
+        call = self._plans.call(asked, tensors, self._get)
+        _, protocol = self._protocol(number, call.seen, asked.count)
+        results = await self._finished(Task(call.run(protocol, self._goes_on)))
+        for object_id, result in zip(asked.outputs, results, strict=True):
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""

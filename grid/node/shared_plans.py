@@ -23,8 +23,7 @@ from grid.smpc.interpreter import Value
 from grid.smpc.keystreams import Seen
 from grid.smpc.programs import Given, Limits, Preparations, Prepared, request_numbers
 from grid.smpc.steps import Work
-from grid.tensors.buffers import from_frame
-from grid.wire.messages import Inline, PutSharedPlan, Ref, RunShared
+from grid.wire.messages import Inline, PutSharedPlan, Ref, SharedCall
 
 MAX_PLANS = 1024
 
@@ -96,21 +95,21 @@ class SharedPlans:
         except GridError as error:
             self._plans[message.plan] = error
 
-    def call(self, message: RunShared, held: Callable[[ObjectId], Shares]) -> PlanCall:
-        """A call as it is asked for; `held` finds shares of this client. Raises what refuses it, alike at all parties."""
-        plan = self._plans.get(message.plan)
+    def call(self, asked: SharedCall, tensors: Sequence[Tensor], held: Callable[[ObjectId], Shares]) -> PlanCall:
+        """A call as it is asked for, with the message's tensors; `held` finds shares of this client. Raises what refuses it,
+        alike at all."""
+        plan = self._plans.get(asked.plan)
         if plan is None:
             raise NotFound("this plan was not sent to the committee")
         if isinstance(plan, GridError):
             raise again(plan)
-        if message.count != request_numbers(plan):
+        if asked.count != request_numbers(plan):
             raise InvalidRequest(
-                f"a call of the plan {plan.name} takes {request_numbers(plan)} numbers, and {message.count} were named"
+                f"a call of the plan {plan.name} takes {request_numbers(plan)} numbers, and {asked.count} were named"
             )
-        if len(message.outputs) != len(plan.outputs):
-            raise InvalidRequest(f"the plan {plan.name} gives {len(plan.outputs)} tensors, and {len(message.outputs)} were named")
-        tensors = [from_frame(frame) for frame in message.tensors]
-        given = [_input(arg, tensors, held) for arg in message.inputs]
+        if len(asked.outputs) != len(plan.outputs):
+            raise InvalidRequest(f"the plan {plan.name} gives {len(plan.outputs)} tensors, and {len(asked.outputs)} were named")
+        given = [_input(arg, tensors, held) for arg in asked.inputs]
         inputs = [one if isinstance(one, Tensor) else one.value for one in given]
         prepared = self._preparations.of(plan, [Given.of(one) for one in inputs])
         shares = [one for one in given if not isinstance(one, Tensor)]

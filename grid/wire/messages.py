@@ -777,20 +777,32 @@ class PutSharedPlan(Message):
     encoding: Buffer
 
 
+@record
+class SharedCall:
+    """One call of a plan on shares.
+
+    `inputs` are Refs to shares of this client and Inlines, which are public, in the plan's order; `outputs` name its results, and
+    `frees` shares that are not needed after it. It takes `count` numbers: one for every 16 steps of the plan, rounded up, at
+    least one.
+    """
+
+    plan: PlanId
+    count: int
+    inputs: list[Arg]
+    outputs: tuple[ObjectId, ...]
+    frees: tuple[ObjectId, ...] = ()
+
+
 @message("run-shared")
 class RunShared(Message):
-    """Client -> each node of the roster: run a plan on shares. Reply: Ok, as SecureCommands.
+    """Client -> each node of the roster: run plans on shares, one after the other. Reply: Ok, as SecureCommands.
 
-    `inputs` are Refs to shares of this client and Inlines, which are public, in the plan's order; `outputs` name its results.
-    The request has `count` numbers, `number` and those that follow: one for every 16 steps of the plan, rounded up, at least one.
+    The numbers of the calls follow each other, the first one's from `number` on.
     """
 
     committee: CommitteeId
     number: int
-    count: int
-    plan: PlanId
-    inputs: list[Arg]
-    outputs: tuple[ObjectId, ...]
+    calls: tuple[SharedCall, ...]
     tensors: tuple[TensorFrame, ...] = ()
 
 

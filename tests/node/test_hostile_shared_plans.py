@@ -23,7 +23,7 @@ from grid.smpc.interpreter import Value
 from grid.smpc.programs import request_numbers
 from grid.smpc.shares import Shared
 from grid.tensors.buffers import to_frame
-from grid.wire.messages import Inline, Ok, OwnerRule, PutSharedPlan, Ref, RunShared
+from grid.wire.messages import Inline, Ok, OwnerRule, PutSharedPlan, Ref, RunShared, SharedCall
 
 __all__ = ["made", "raw", "trio"]
 
@@ -48,10 +48,11 @@ async def call(
         return RunShared(
             committee=trio.committee,
             number=number,
-            count=numbers,
-            plan=PlanId(name or plan.id),
-            inputs=list(inputs),
-            outputs=tuple(map(ObjectId, outputs)),
+            calls=(
+                SharedCall(
+                    plan=PlanId(name or plan.id), count=numbers, inputs=list(inputs), outputs=tuple(map(ObjectId, outputs))
+                ),
+            ),
             tensors=(to_frame(torch.arange(3)),),
         )
 
@@ -158,10 +159,8 @@ def test_a_call_knows_whose_rows_are_behind_it_and_whether_the_plan_alone_saw_th
 ) -> None:
     plans = SharedPlans(NodeSettings(), 1 << 20)
     plans.put(PutSharedPlan(committee=CommitteeId("c"), plan=SUMS.id, encoding=SUMS.encoding))
-    message = RunShared(
-        committee=CommitteeId("c"), number=1, count=1, plan=SUMS.id, inputs=[Ref(1), Ref(2)], outputs=(ObjectId(3), ObjectId(4))
-    )
-    made = plans.call(message, {1: first, 2: second}.__getitem__)
+    asked = SharedCall(plan=SUMS.id, count=1, inputs=[Ref(1), Ref(2)], outputs=(ObjectId(3), ObjectId(4)))
+    made = plans.call(asked, [], {1: first, 2: second}.__getitem__)
     assert {one.node for one in made.owners} == owners
     assert made.made == (SUMS.id if direct else "")
 

@@ -89,7 +89,7 @@ class Three:
                 links=tuple(link for _, link in links[rank].values()),
                 max_elements=1 << 20,
                 max_bytes=1 << 34,
-                max_objects=1000,
+                max_objects=100_000,
             )
             port.begin(begin, {peer: end for peer, (end, _) in links[rank].items()})
             self.ports.append(port)

@@ -113,7 +113,7 @@ def _constant(value: float | None) -> Kernel:
 
     async def kernel(p: Protocol, a: Arguments) -> Result:
         number = encoded(a["fill_value"] if value is None else value, a.bits)
-        return Number(p.constant(np.ascontiguousarray(np.broadcast_to(number, a.shape))), a.bits)
+        return Number(p.constant(np.broadcast_to(number, a.shape).copy()), a.bits)
 
     return kernel
 
