@@ -40,13 +40,13 @@ from grid.rpc.channel import time_limit
 from grid.settings import NodeSettings
 from grid.smpc.agreement import (
     ANNOUNCING,
+    LIMITS,
     Agreed,
     Agreement,
     Announce,
     Contribution,
     Effect,
     Fail,
-    Limits,
     Statement,
     Terms,
     Withdraw,
@@ -226,7 +226,7 @@ class Committee(PartyUser):
             return
         expiry = common.clock.wall() + self._deadline_s
         settings = common.settings
-        limits = Limits(settings.max_secure_elements, settings.max_bytes_per_client, settings.max_objects_per_client)
+        limits = tuple(getattr(settings, name) for name in LIMITS)
         mine = Statement(self.terms, common.me.id, expiry, secrets.token_bytes(16), limits)
         self._deadline = deadline
         self._envelope = seal(KIND, mine.encode(), common.me.key)
@@ -380,7 +380,7 @@ class Committee(PartyUser):
 
     # ------------------------------------------------------------ the party
 
-    async def _connect(self, keys: Keys, limits: Limits) -> None:
+    async def _connect(self, keys: Keys, limits: tuple[int, ...]) -> None:
         """All three agree: connect the party to the others, and let it begin."""
         common, terms = self._common, self.terms
         for peer in self._peers:
@@ -407,6 +407,7 @@ class Committee(PartyUser):
             self.end(error)
         else:
             self._begin_party(keys, limits, links, sockets)
+            await self._ready()
             return
         finally:
             for work in works:
@@ -415,7 +416,7 @@ class Committee(PartyUser):
             if _did(work):
                 work.result().close()
 
-    def _begin_party(self, keys: Keys, limits: Limits, links: list[PartyLink], sockets: list[Any]) -> None:
+    def _begin_party(self, keys: Keys, limits: tuple[int, ...], links: list[PartyLink], sockets: list[Any]) -> None:
         begin = Begin(
             rank=self._rank,
             names=tuple(map(self._name, self.terms.roster)),
@@ -425,13 +426,20 @@ class Committee(PartyUser):
             following=keys.following,
             common=keys.common,
             links=tuple(link.keys() for link in links),
-            max_elements=limits.elements,
-            max_bytes=limits.nbytes,
-            max_objects=limits.objects,
+            limits=limits,
         )
         try:
             self._party = self._common.parties.open(self)
             self._party.begin(begin, {link.rank: one for link, one in zip(links, sockets, strict=True)})
+        except GridError as error:
+            self.end(error)
+
+    async def _ready(self) -> None:
+        """The first party of a node may take a while to start."""
+        left = max(self._deadline - self._common.clock.monotonic(), 0.01)
+        try:
+            async with time_limit(self._common.clock, left, "the start of this node's party"):
+                await asyncio.shield(self.opened)
         except GridError as error:
             self.end(error)
 
@@ -449,8 +457,8 @@ class Committee(PartyUser):
             self.end(error)
             return
         name = self._name(self.terms.roster[rank])
-        named = type(error)(f"{error.message} (party {rank} is node {name})", **{**error.details, "node": name})
-        if isinstance(error, QuorumLost):
+        named = type(error)(f"{error.message} (party {rank} is node {name})", node=name)
+        if error.details.get("ended"):
             self._start(self._explained(named))
         else:
             self.end(named)

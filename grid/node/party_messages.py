@@ -53,7 +53,7 @@ class Begin(Message):
     """Node -> party, first: be the party of this rank. A connected socket for each of `links`, in order, has come along.
 
     `names`: the nodes by rank. `own`, `following`, `common`: the committee's keys (`smpc.keystreams.Keys`). `clients`: how many
-    lanes there are. The limits are those that all three nodes agreed on, and `deadline_s` is for the wait of each operation.
+    lanes there are. `limits` are those that all three agreed on (`smpc.agreement.LIMITS`); `deadline_s` is for each operation.
     """
 
     rank: int
@@ -64,9 +64,7 @@ class Begin(Message):
     following: bytes
     common: bytes
     links: tuple[LinkKeys, ...]
-    max_elements: int
-    max_bytes: int
-    max_objects: int
+    limits: tuple[int, ...]
 
 
 @message("dealt", TO_PARTY)

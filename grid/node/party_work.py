@@ -20,6 +20,7 @@ from grid.errors import GridError, InvalidRequest, WireError
 from grid.node.party_messages import Begin, Dealt, EndLane, LaneBroken, LinkLost, Ready, place_of
 from grid.node.share_lane import EARLY_BYTES, NUMBER_BITS, OPERATION_BITS, WORD_BYTES, Held, Name, ShareLane
 from grid.settings import NodeSettings
+from grid.smpc.agreement import LIMITS
 from grid.smpc.keystreams import Keys
 from grid.smpc.link import Words
 from grid.smpc.party import STEPS
@@ -157,9 +158,5 @@ def patience(deadline_s: float) -> float:
 
 def agreed_settings(settings: NodeSettings, begin: Begin) -> NodeSettings:
     """The node's settings with the limits that all three nodes keep."""
-    return dataclasses.replace(
-        settings,
-        max_secure_elements=begin.max_elements,
-        max_bytes_per_client=begin.max_bytes,
-        max_objects_per_client=begin.max_objects,
-    )
+    limits: dict[str, Any] = dict(zip(LIMITS, begin.limits, strict=True))
+    return dataclasses.replace(settings, **limits)

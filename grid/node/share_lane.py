@@ -82,7 +82,7 @@ EARLY_BYTES = 1 << 20
 """What may come of another party before it is asked for, beside two whole values: it is a step ahead at most."""
 
 MAX_DEALT = 64
-"""Values of other nodes that may have come before the client's word that they would."""
+"""Values of one other node that may have come before the client's word that they would; a quarter of all memory at most."""
 
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
@@ -142,7 +142,6 @@ class ShareLane:
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
         self._dealt: dict[Name, Dealt | Held] = {}
-        self._dealt_bytes = 0
         self._due: tuple[Name, Arrival[Dealt | Held]] | None = None
         self._queue: deque[tuple[Request, Answered]] = deque()
         self._idle: Arrival[None] | None = None
@@ -187,10 +186,12 @@ class ShareLane:
             return
         if key in self._dealt:
             raise InvalidRequest("a value was dealt twice")
-        if len(self._dealt) >= MAX_DEALT or self._dealt_bytes + _waiting(found) > self._settings.max_bytes_per_client:
+        own = [other for name, other in self._dealt.items() if name[0] == key[0]]
+        most = self._settings.max_bytes_per_client
+        sizes = [sum(map(_waiting, some)) + _waiting(found) for some in (own, self._dealt.values())]
+        if len(own) >= MAX_DEALT or len(self._dealt) >= 8 * MAX_DEALT or sizes[0] > most // 4 or sizes[1] > most:
             raise QuotaExceeded("too many values were dealt that nobody has asked for")
         self._dealt[key] = found
-        self._dealt_bytes += _waiting(found)
 
     def break_off(self, error: GridError) -> None:
         """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
@@ -216,7 +217,7 @@ class ShareLane:
             self._idle.set(None)
         self._objects.clear()
         self._dealt.clear()
-        self._bytes = self._dealt_bytes = 0
+        self._bytes = 0
         self._keys = Keys(b"", b"", b"")
 
     async def watch(self) -> None:
@@ -338,9 +339,7 @@ class ShareLane:
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
         dealt = self._dealt.pop(key, None)
-        if dealt is not None:
-            self._dealt_bytes -= _waiting(dealt)
-        else:
+        if dealt is None:
             due: Arrival[Dealt | Held] = Arrival()
             self._due, self._waits_since = (key, due), self._clock.monotonic()
             try:
@@ -567,6 +566,7 @@ def _size(held: Held) -> int:
 
 
 def _waiting(found: Dealt | Held) -> int:
+    """Bytes of what waits to be asked for."""
     return _size(found) if isinstance(found, Held) else _nbytes(found.first) + _nbytes(found.second)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -34,6 +34,15 @@ MAX_ENCODED_BYTES = 4096
 ID_LETTERS = 32
 _NONCE_BYTES = 16
 _COMMON = 3
+
+LIMITS = (
+    "max_secure_elements",
+    "max_bytes_per_client",
+    "max_objects_per_client",
+    "max_plan_bytes",
+    "max_plan_flops",
+    "max_plan_steps",
+)
 
 ANNOUNCING, AGREED, FAILED = "announcing", "agreed", "failed"
 
@@ -68,29 +77,18 @@ class Terms:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client may have at a party: elements of an operand or result, bytes of shares, objects. All parties keep to the
-    lowest of theirs, so that they refuse the same requests and none waits for one that has refused."""
-
-    elements: int
-    nbytes: int
-    objects: int
-
-    def lowest(self, others: Iterable[Limits]) -> Limits:
-        """The lowest of all."""
-        columns = zip(dataclasses.astuple(self), *map(dataclasses.astuple, others), strict=True)
-        return Limits(*map(min, columns))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Statement:
-    """What one node signs. `expiry` is wall time in seconds; `nonce` is fresh."""
+    """What one node signs. `expiry` is wall time in seconds; `nonce` is fresh.
+
+    `limits`: what one client may have at this node's party, by the settings `LIMITS`. All parties keep to the lowest, so that
+    they refuse the same requests, and none waits for one that has refused.
+    """
 
     terms: Terms
     node: PeerId
     expiry: float
     nonce: bytes
-    limits: Limits
+    limits: tuple[int, ...]
 
     def encode(self) -> bytes:
         """The bytes that are signed."""
@@ -104,7 +102,7 @@ class Statement:
                 self.node,
                 self.expiry,
                 self.nonce,
-                dataclasses.astuple(self.limits),
+                self.limits,
             ]
         )
         return packed
@@ -121,7 +119,7 @@ def decode(data: bytes) -> Statement:
     if not isinstance(fields, tuple) or len(fields) != 8 or fields[0] != VERSION or not _well_typed(fields[1:]):
         raise WireError("a statement about a committee has a wrong form")
     _, committee, roster, clients, node, expiry, nonce, limits = fields
-    return Statement(Terms(committee, roster, clients), node, expiry, nonce, Limits(*limits))
+    return Statement(Terms(committee, roster, clients), node, expiry, nonce, limits)
 
 
 def _well_typed(fields: Sequence[Any]) -> bool:
@@ -134,7 +132,7 @@ def _well_typed(fields: Sequence[Any]) -> bool:
         and isinstance(nonce, bytes)
         and len(nonce) == _NONCE_BYTES
         and isinstance(limits, tuple)
-        and len(limits) == len(dataclasses.fields(Limits))
+        and len(limits) == len(LIMITS)
         and all(type(limit) is int and limit > 0 for limit in limits)
     )
 
@@ -160,7 +158,7 @@ class Agreed:
     """All three agree. These are this party's keys, and the limits that all three keep to."""
 
     keys: Keys
-    limits: Limits
+    limits: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ class Agreement:
         common = random_bytes(CONTRIBUTION_BYTES)
         self._given = {peer: Contribution(random_bytes(CONTRIBUTION_BYTES), common) for peer in self._peers}
         self._got: dict[PeerId, Contribution] = {}
-        self._limits: list[Limits] = []
+        self._limits = [mine.limits]
 
     def start(self) -> list[Effect]:
         """Begin."""
@@ -231,7 +229,7 @@ class Agreement:
             return []
         keys = Keys(self._pair_key(self._rank), self._pair_key((self._rank + 1) % PARTIES), self._common_key())
         self._forget(AGREED)
-        return [Agreed(keys, self._mine.limits.lowest(self._limits))]
+        return [Agreed(keys, tuple(map(min, *self._limits)))]
 
     def _pair_key(self, place: int) -> bytes:
         """The key of component `place`, which P_place and the party before it hold."""

@@ -104,6 +104,8 @@ class Call:
 
     async def run(self, protocol: Protocol) -> list[Value | None]:
         """The results; None for one that is not computed on shares. Other results are as torch gives them."""
+        if not self.results:
+            return []
         arguments = await self._arguments.converted(protocol, self._form)
         made = await self._form.kernel(protocol, arguments)
         found = list(made) if isinstance(made, Sequence) else [made]

@@ -362,9 +362,9 @@ class _Peer:
         self._silent = 0 if self._bytes_in != self._seen_in or self.has_ended else self._silent + 1
         self._stuck = 0 if self._bytes_out != self._seen_out or not self._queue else self._stuck + 1
         if self._silent >= _TICKS:
-            self._link.fail(self._lost(f"nothing has come from it for {patience:g} s"))
+            self._link.fail(self._lost(f"nothing has come from it for {patience:g} s", ended=False))
         elif self._stuck >= _TICKS:
-            self._link.fail(self._lost(f"it has read nothing for {patience:g} s"))
+            self._link.fail(self._lost(f"it has read nothing for {patience:g} s", ended=False))
         elif self._sent == self._seen_sent and not self._queue and not self._said_end:
             self.send(_PING, _NO_WORDS)
         self._seen_in, self._seen_out, self._seen_sent = self._bytes_in, self._bytes_out, self._sent
@@ -376,8 +376,9 @@ class _Peer:
         self._queue.clear()
         self._large = None
 
-    def _lost(self, how: str) -> QuorumLost:
-        return QuorumLost(f"party {self._rank} is lost: {how}", party=self._rank)
+    def _lost(self, how: str, *, ended: bool = True) -> QuorumLost:
+        """`ended`: it may have lost the third party before, and ended its connection for that."""
+        return QuorumLost(f"party {self._rank} is lost: {how}", party=self._rank, ended=ended)
 
 
 def _fresh_bytes(size: int) -> memoryview:

@@ -92,17 +92,19 @@ async def mesh(
     datasets: Mapping[str, Sequence[Dataset]],
     *,
     settings: Mapping[str, Any] | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     stores: Mapping[str, Store] | None = None,
     trust: Callable[[], Trust] = Trust.dev,
     listen: bool = False,
 ) -> AsyncIterator[Mesh]:
-    """Nodes with these datasets, in dev mode, with memory transports between them. With `listen`, their parties connect over
-    loopback."""
+    """Nodes with these datasets, in dev mode, with memory transports between them. `own` are settings of one by name. With
+    `listen`, their parties connect over loopback."""
     made = Mesh(GridId(LocalIdentity.create(name="gateway", role="gateway", clock=CLOCK).id))
     async with contextlib.AsyncExitStack() as stack:
         for name, owned in datasets.items():
+            changed = {**(settings or {}), **(own or {}).get(name, {})}
             node = Node(
-                NodeSettings(**{"name": name, "dev": True, "processes": False, "session": LIMITS, **(settings or {})}),
+                NodeSettings(**{"name": name, "dev": True, "processes": False, "session": LIMITS, **changed}),
                 me=LocalIdentity.create(name=name, role="node", clock=CLOCK),
                 trust=trust(),
                 datasets=owned,
@@ -297,9 +299,7 @@ async def client(
     near, far = memory_pair()
     raw.node.accept(far)
     expect = Expected(id=raw.node.id, name=node, role="node")
-    channel = await open_channel(
-        wrap(near), me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK
-    )
+    channel = await open_channel(wrap(near), me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK)
     handlers = Handlers({CommandFailed: raw._failed})
     async with Peer(channel, initiator=True, handlers=handlers, context=None, limits=LIMITS, clock=CLOCK, name=node) as raw.peer:
         yield raw

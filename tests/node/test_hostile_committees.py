@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ from grid.errors import (
     AuthenticationFailed,
     GridError,
     InvalidRequest,
+    NodeUnavailable,
     NotFound,
     OpNotSupported,
     QuorumLost,
@@ -32,7 +35,7 @@ from grid.ids import CommitteeId, ObjectId, PeerId, random_id
 from grid.node import party_links
 from grid.node.committee import KIND
 from grid.node.committees import deal
-from grid.smpc.agreement import Limits, Statement, Terms
+from grid.smpc.agreement import Statement, Terms
 from grid.smpc.party import STEPS
 from grid.store.memory import MemoryStore
 from grid.transport.base import Transport
@@ -53,6 +56,7 @@ from grid.wire.messages import (
     GetObject,
     GetShare,
     MoveObject,
+    Ok,
     OpenCommittee,
     Ref,
     SecureCommands,
@@ -63,7 +67,7 @@ from grid.wire.messages import (
 )
 
 NAMES = ("alice", "bob", "carol")
-LIMITS = Limits(1 << 20, 1 << 30, 1000)
+LIMITS = (1 << 20, 1 << 30, 1000, 1 << 20, 1 << 40, 1000)
 
 
 @dataclasses.dataclass
@@ -310,6 +314,18 @@ async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> No
     assert kinds(await trio.reveal(6)) == {QuotaExceeded}
     assert kinds(await trio.run("__import__", Ref(4), output=7)) == {OpNotSupported}
     assert await works(trio)
+
+
+async def test_nodes_with_other_limits_refuse_alike_and_nobody_waits() -> None:
+    own = {"alice": {"max_secure_elements": 100}, "bob": {"max_bytes_per_client": 3000}, "carol": {"max_objects_per_client": 5}}
+    async with mesh({name: [] for name in NAMES}, own=own) as made, sessions(made) as raw:
+        trio = await opened(raw, (me_of(raw),))
+        assert kinds(await trio.share(1, np.arange(101, dtype=np.uint64))) == {QuotaExceeded}
+        assert kinds(await trio.share(2, np.arange(100, dtype=np.uint64))) == {Ok}
+        assert kinds(await trio.run("aten.mul.Tensor", Ref(2), Ref(2), output=3)) == {QuotaExceeded}  # bytes
+        assert await works(trio, 900)
+        assert kinds(await trio.share(5, X)) == {QuotaExceeded}  # objects, failed ones included
+        assert (await trio.reveal(901) == X * X).all()
 
 
 async def test_a_client_that_asks_only_two_parties_gets_an_error_in_time(raw: dict[str, RawClient]) -> None:
@@ -560,3 +576,44 @@ async def test_strangers_at_the_door_of_parties_keep_nobody_out(near: Mesh, monk
         await until(lambda: len(node._strangers) <= 8)
         trio = await opened(raw, (me_of(raw),))
         assert await works(trio) and relayed(near, trio) == [False] * 6
+
+
+@pytest.mark.process
+async def test_nodes_explain_how_the_processes_of_their_parties_end_and_serve_on() -> None:
+    """Killed, stopped, and grown too large: real processes, one after another, each under a committee of its own."""
+    changed = {"processes": True, "max_process_bytes": 128 << 20}
+    async with mesh({name: [] for name in NAMES}, settings=changed, listen=True) as made, sessions(made) as raw:
+
+        def process(trio: Trio) -> int:
+            party = made.nodes["bob"].committees._running[trio.committee]._party
+            return party._worker.pid  # type: ignore[union-attr, no-any-return]
+
+        trio, other = await opened(raw, (me_of(raw),)), await opened(raw, (me_of(raw),))
+        assert await works(trio) and await works(other) and relayed(made, trio) == [False] * 6
+        os.kill(process(trio), signal.SIGKILL)
+        replies = await trio.run("aten.relu.default", Ref(900), output=2)
+        await until(lambda: all(node.committees.count == 1 for node in made.nodes.values()))
+        replies += await trio.reveal(2)  # type: ignore[operator]
+        assert kinds(replies[3:]) == {QuorumLost, NodeUnavailable} and "killed" in str(replies[4])
+        assert all("bob" in str(reply) for reply in (replies[3], replies[5]))
+        assert await works(other, 910)
+
+        trio = await opened(raw, (me_of(raw),), deadline_s=2.0)
+        await trio.share(1, X)
+        stopped = process(trio)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            replies = await trio.run("aten.relu.default", Ref(1), output=2)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGCONT)
+        assert kinds(replies) == {QuorumLost} and "bob" in str(replies[0]) and "bob" in str(replies[2])
+
+        trio = await opened(raw, (me_of(raw),))
+        large = np.zeros(1 << 20, np.uint64)
+        for number in range(1, 30):
+            replies = await trio.share(number, large)
+            if kinds(replies) != {Ok}:
+                break
+        assert kinds(replies) <= {Ok, QuotaExceeded, QuorumLost} and QuotaExceeded in kinds(replies)
+        assert await works(other, 920)

@@ -87,9 +87,7 @@ class Three:
                 following=keys[(rank + 1) % 3],
                 common=keys[3],
                 links=tuple(link for _, link in links[rank].values()),
-                max_elements=1 << 20,
-                max_bytes=1 << 34,
-                max_objects=100_000,
+                limits=(1 << 20, 1 << 34, 100_000, 1 << 20, 1 << 40, 1000),
             )
             port.begin(begin, {peer: end for peer, (end, _) in links[rank].items()})
             self.ports.append(port)

@@ -18,7 +18,6 @@ from grid.smpc.agreement import (
     Announce,
     Contribution,
     Fail,
-    Limits,
     Statement,
     Terms,
     Withdraw,
@@ -32,8 +31,8 @@ NOW, WALL = 10.0, 1000.0
 
 
 def statement(node: str, terms: Terms = TERMS, expiry: float = WALL + 60) -> Statement:
-    own = {"a": Limits(5, 600, 70), "b": Limits(50, 60, 700), "c": Limits(500, 6000, 7)}
-    return Statement(terms, PeerId(node), expiry, bytes(16), own.get(node, Limits(1, 1, 1)))
+    own = {"a": (5, 600, 70, 1, 1, 1), "b": (50, 60, 700, 1, 1, 1), "c": (500, 6000, 7, 1, 1, 1)}
+    return Statement(terms, PeerId(node), expiry, bytes(16), own.get(node, (1,) * 6))
 
 
 def agreement(node: str, terms: Terms = TERMS, **more: Any) -> Agreement:
@@ -67,7 +66,7 @@ def test_in_any_order_of_messages_all_three_get_the_keys_of_their_places(order: 
         for effect in sides[to].announced(PeerId(sender), statement(sender), contribution, WALL):
             assert isinstance(effect, Agreed)
             keys[to] = effect.keys
-            assert effect.limits == Limits(5, 60, 7)
+            assert effect.limits == (5, 60, 7, 1, 1, 1)
     assert {side.state for side in sides.values()} == {AGREED}
     a, b, c = (keys[node] for node in ROSTER)
     assert (a.following, b.following, c.following) == (b.own, c.own, a.own)

@@ -15,8 +15,9 @@ from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.link import Words
 from grid.smpc.local import run_parties
 from grid.smpc.operations.table import FORMS
-from grid.smpc.party import Party
+from grid.smpc.party import Operations, Party
 from grid.smpc.replicated.protocol import Replicated
+from grid.smpc.shares import Shared
 from grid.tensors.fixed import decode, encode
 
 MOST = 1 << 16
@@ -125,8 +126,6 @@ def test_an_operation_gives_what_torch_gives(name: str, args: tuple[Any, ...], e
 
 
 def value(*shape: int) -> Value:
-    from grid.smpc.shares import Shared
-
     part = np.broadcast_to(np.uint64(0), shape)
     return Value(Shared(part, part), torch.float32)
 
@@ -167,3 +166,53 @@ def test_every_form_uses_functions_of_the_table() -> None:
     used = {name for form in FORMS.values() for name in form.functions}
     assert used <= set(SECURE_OPS), used - set(SECURE_OPS)
     assert set(SECURE_OPS) - used == set(), "functions that no operation uses"
+
+
+def rounds(*calls: tuple[str, Callable[[list[Any]], tuple[Any, ...]]]) -> int:
+    """Of calls in a row, each made from the results so far; the first is x, a secret of 4 by 10."""
+
+    async def program(party: Party) -> None:
+        zeros = np.zeros((4, 10), np.uint64)
+        made: list[Any] = [Value(Shared(zeros, zeros), torch.float32)]
+        for name, args in calls:
+            found = await Call(f"aten.{name}", args(made), {}, most=MOST).run(Replicated(party, Operations(len(made) << 30)))
+            made.append(found[0])
+
+    return run_parties(program).rounds
+
+
+ROUNDS: dict[str, tuple[int, list[tuple[str, Callable[[list[Any]], tuple[Any, ...]]]]]] = {
+    "x > 0": (8, [("gt.Scalar", lambda m: (m[0], 0))]),
+    "relu": (10, [("relu.default", lambda m: (m[0],))]),
+    "where(x > 0, x, 1)": (10, [("gt.Scalar", lambda m: (m[0], 0)), ("where.self", lambda m: (m[1], m[0], torch.tensor(1.0)))]),
+    "(x > 0) * x": (10, [("gt.Scalar", lambda m: (m[0], 0)), ("mul.Tensor", lambda m: (m[1], m[0]))]),
+    "(x > 0).t().sum()": (
+        10,
+        [("gt.Scalar", lambda m: (m[0], 0)), ("t.default", lambda m: (m[1],)), ("sum.default", lambda m: (m[2],))],
+    ),
+    "~(x > 0)": (8, [("gt.Scalar", lambda m: (m[0], 0)), ("bitwise_not.default", lambda m: (m[1],))]),
+    "(x > 0) & (x < 1)": (
+        17,
+        [
+            ("gt.Scalar", lambda m: (m[0], 0)),
+            ("lt.Scalar", lambda m: (m[0], 1.0)),
+            ("bitwise_and.Tensor", lambda m: (m[1], m[2])),
+        ],
+    ),
+    "(x > 0).any(1)": (12, [("gt.Scalar", lambda m: (m[0], 0)), ("any.dim", lambda m: (m[1], 1))]),
+    "2 * x": (0, [("mul.Tensor", lambda m: (m[0], 2.0))]),
+    "x / 3": (2, [("div.Tensor", lambda m: (m[0], 3.0))]),
+    "x * x": (3, [("mul.Tensor", lambda m: (m[0], m[0]))]),
+    "x @ public": (2, [("mm.default", lambda m: (m[0], torch.ones(10, 2)))]),
+    "x @ whole": (0, [("mm.default", lambda m: (m[0], torch.ones(10, 2, dtype=torch.int64)))]),
+    "x.t() @ x": (3, [("t.default", lambda m: (m[0],)), ("mm.default", lambda m: (m[1], m[0]))]),
+    "norm": (3 + 26, [("linalg_vector_norm.default", lambda m: (m[0], 2, [1]))]),
+    "sort": (12, [("sort.default", lambda m: (m[0], 1))]),
+    "views": (0, [("view.default", lambda m: (m[0], [40])), ("flip.default", lambda m: (m[1], [0]))]),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_operations_take_the_rounds_of_their_functions(name: str) -> None:
+    stated, calls = ROUNDS[name]
+    assert stated - 3 <= rounds(*calls) <= stated

@@ -160,6 +160,8 @@ class Form:
     """Arguments that it takes as they are."""
     check: Callable[[Arguments], None] = _anything
     """Raises `OpNotSupported` for arguments that it does not take, with what to write instead."""
+    unbounded: tuple[str, ...] = ()
+    """Numbers among the arguments that may be infinite."""
     peak: Callable[[Arguments], int] = _nothing
     """Elements of the largest tensor that it makes on its way."""
     products: Callable[[Arguments], int] = _nothing
@@ -173,10 +175,29 @@ class Form:
                     f"{arguments.op.name} takes a public {name!r} alone on shares; for secret positions use"
                     " torch.nn.functional.embedding, or a product with torch.nn.functional.one_hot"
                 )
+        for parameter, value in zip(arguments.op.parameters, arguments.bound.values, strict=True):
+            if isinstance(value, float) and not math.isfinite(value) and (parameter.name not in self.unbounded or value != value):
+                raise InvalidRequest(f"{arguments.op.name}: {parameter.name!r} is {value}. {_NOT_FINITE}")
+        _check_axes(arguments)
         self.check(arguments)
 
 
+def _check_axes(arguments: Arguments) -> None:
+    """The meta device does not look at all of them."""
+    count, dim = len(arguments.shape_of("self")) if "self" in arguments.op.index else 0, arguments.get("dim")
+    if arguments.op.base in ("unsqueeze", "stack", "cat", "diag_embed"):
+        return
+    axes = [axis for axis in (dim if isinstance(dim, list) else [dim]) if axis is not None]
+    for axis in axes:
+        if not -max(1, count) <= axis < max(1, count):
+            raise InvalidRequest(f"{arguments.op.name}: there is no axis {axis} in a tensor of {count}", op=arguments.op.name)
+    if len({axis % max(1, count) for axis in axes}) < len(axes):
+        raise InvalidRequest(f"{arguments.op.name}: an axis is named twice", op=arguments.op.name)
+
+
 # ---------------------------------------------------------------- operands
+
+_NOT_FINITE = "Shares hold finite numbers alone; a mask before a softmax may use -1e4 instead of -inf"
 
 
 def encoded(value: Any, fraction: int) -> Words:
@@ -185,8 +206,7 @@ def encoded(value: Any, fraction: int) -> Words:
         return encode(_plain(value), fraction)
     except ExecutionFailed:
         raise InvalidRequest(
-            f"a public operand is not finite, or not smaller in size than 2**{VALUE_BITS - FRACTION_BITS}; a mask before a"
-            " softmax may use -1e4 instead of -inf"
+            f"a public operand is not finite, or not smaller in size than 2**{VALUE_BITS - FRACTION_BITS}. {_NOT_FINITE}"
         ) from None
 
 

@@ -294,6 +294,7 @@ def _rounding(function: One) -> Form:
 
 _EXP, _INVERSE, _ACTIVATION = times_size(6), times_size(11), times_size(3)
 _ADD, _SUBTRACT, _MULTIPLY = ("add",), ("subtract",), ("multiply", "multiply_public", "where")
+_BOUNDS = ("min", "max", "min_val", "max_val")
 _add, _subtract = _sum(arithmetic.add), _sum(arithmetic.subtract)
 
 FORMS: Mapping[str, Form] = {
@@ -326,10 +327,10 @@ FORMS: Mapping[str, Form] = {
     "abs.default": Form(of_one(comparisons.absolute), ("abs",)),
     "sign.default": Form(of_one(comparisons.sign), ("sign",)),
     "sgn.default": Form(of_one(comparisons.sign), ("sign",)),
-    "clamp.default": Form(_clamped, ("clamp",)),
-    "clamp_min.default": Form(_clamped, ("clamp",)),
-    "clamp_max.default": Form(_clamped, ("clamp",)),
-    "hardtanh.default": Form(_clamped, ("clamp",)),
+    "clamp.default": Form(_clamped, ("clamp",), unbounded=_BOUNDS),
+    "clamp_min.default": Form(_clamped, ("clamp",), unbounded=_BOUNDS),
+    "clamp_max.default": Form(_clamped, ("clamp",), unbounded=_BOUNDS),
+    "hardtanh.default": Form(_clamped, ("clamp",), unbounded=_BOUNDS),
     "clamp.Tensor": Form(_clamped_by_tensors, ("minimum", "maximum")),
     "clamp_min.Tensor": Form(_clamped_by_tensors, ("maximum",)),
     "clamp_max.Tensor": Form(_clamped_by_tensors, ("minimum",)),

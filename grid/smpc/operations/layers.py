@@ -100,6 +100,8 @@ def _adaptive_size(a: Arguments) -> tuple[int, int]:
 
 
 def _check_adaptive(a: Arguments) -> None:
+    if len(a["output_size"]) != 2 or not all(a.shape[-2:]):
+        raise InvalidRequest(f"{a.op.name} gives images of two sides of 1 or more")
     if any(whole % part for whole, part in zip(a.shape_of("self")[-2:], a.shape[-2:], strict=True)):
         raise OpNotSupported(f"{a.op.name} on shares takes images whose sides are multiples of those of the result")
 
@@ -128,6 +130,8 @@ async def _batch_norm(p: Protocol, a: Arguments) -> Sequence[Result]:
     weight, bias, mean, variance = (a[name] for name in ("weight", "bias", "running_mean", "running_var"))
     shape = (-1,) + (1,) * (len(x.shape) - 2)
     if not any(isinstance(one, Value) for one in (weight, mean, variance)):
+        if not bool((as_public(variance) + a["eps"] > 0).all()):
+            raise InvalidRequest(f"{a.op.name}: a variance and eps are not above 0")
         scale = 1 / np.sqrt(as_public(variance) + a["eps"]) * (1 if weight is None else as_public(weight))
         apart = await arithmetic.subtract(p, x, as_number(p, mean).each(lambda part: part.reshape(shape)))
         made = await _affine(apart, torch.from_numpy(scale), bias, shape)(p)

@@ -87,6 +87,11 @@ def _compared(a: Arguments) -> int:
     return max(FEWEST_PIVOTS * size, min(size * size, WORTH))
 
 
+def _check_topk(a: Arguments) -> None:
+    if not a.shape_of("self") and a["k"] != 1:
+        raise InvalidRequest(f"{a.op.name}: one number has no {a['k']} largest")
+
+
 def _check_median(a: Arguments) -> None:
     if not elements(a.shape_of("self")):
         raise OpNotSupported(f"{a.op.name} of nothing")
@@ -112,7 +117,7 @@ FORMS: Mapping[str, Form] = {
     "aminmax.default": Form(_both_extremes, ("min", "max"), check=_check_items),
     "sort.default": _SORT,
     "sort.stable": _SORT,
-    "topk.default": Form(_topk, ("topk",), peak=_compared),
+    "topk.default": Form(_topk, ("topk",), check=_check_topk, peak=_compared),
     "kthvalue.default": _KTH,
     "median.default": _KTH,
     "median.dim": _KTH,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grid.errors import OpNotSupported
+from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import arithmetic
 from grid.smpc.numbers import Number, default_fraction
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public, encoded
@@ -159,6 +159,12 @@ def _check_convolution(a: Arguments) -> None:
         raise OpNotSupported("on shares convolutions are of batches, (n, c, w) or (n, c, h, w)")
     if not a.is_secret("input") and not a.is_secret("weight"):
         raise OpNotSupported("a convolution of two public tensors: compute it first, and add the secret bias")
+    sides = len(a.shape) - 2
+    if any(len(a[name]) not in (1, sides) for name in ("stride", "padding", "dilation")):
+        raise InvalidRequest(f"{a.op.name}: stride, padding and dilation have one number, or {sides}")
+    filters, bias = a.shape_of("weight"), a.shape_of("bias") if a["bias"] is not None else None
+    if filters[0] % a["groups"] or a.shape_of("input")[1] != filters[1] * a["groups"] or bias not in (None, filters[:1]):
+        raise InvalidRequest(f"{a.op.name}: filters {filters} in {a['groups']} groups do not fit the images or the bias")
 
 
 def _convolution_products(a: Arguments) -> int:

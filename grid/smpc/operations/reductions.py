@@ -38,9 +38,9 @@ def _correction(a: Arguments) -> int:
 def _check_variance(a: Arguments) -> None:
     count = math.prod(a.shape_of("self")[axis] for axis in _axes(a))
     correction = 1 if a["correction"] is None else a["correction"]
-    if correction != int(correction):
+    if not float(correction).is_integer():
         raise OpNotSupported(f"{a.op.name} with correction {correction}: on shares it is a whole number")
-    if count - correction < 1:
+    if not count or count - correction < 1:
         raise InvalidRequest(f"{a.op.name} of {count} values with correction {correction} divides by {count - int(correction)}")
 
 
@@ -98,11 +98,18 @@ async def _truth(p: Protocol, a: Arguments) -> Result:
         flags = x.content
     else:
         flags = await comparisons.not_equal(p, as_number(p, x), as_number(p, 0))
-    axes, shape = _axes(a), flags.shape
+    axes, shape = _truth_axes(a), flags.shape
+    if not axes:
+        return flags
     rest = [axis for axis in range(len(shape)) if axis not in axes]
     items = flags.each(lambda bits: bits.transpose(*rest, *axes).reshape(*(shape[axis] for axis in rest), -1))
     found = await (comparisons.every if a.op.base == "all" else comparisons.some)(p, items)
     return found.each(lambda bits: bits.reshape(a.shape))
+
+
+def _truth_axes(a: Arguments) -> tuple[int, ...]:
+    """None of them for an empty list, unlike for sums."""
+    return () if a.get("dim") == [] else _axes(a)
 
 
 def _check_some(a: Arguments) -> None:
@@ -127,7 +134,7 @@ _VARIANCE = {
         ("std_mean.correction", ("var", "sqrt", "mean")),
     )
 }
-_NORM = Form(_norm, ("squared_norm", "sqrt", "abs", "sum", "max"), check=_check_norm, peak=_norm_peak)
+_NORM = Form(_norm, ("squared_norm", "sqrt", "abs", "sum", "max"), check=_check_norm, unbounded=("ord", "p"), peak=_norm_peak)
 
 FORMS: Mapping[str, Form] = {
     "sum.default": Form(_sum, ("sum",)),

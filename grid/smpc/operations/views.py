@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import arithmetic
 from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
@@ -82,7 +83,10 @@ def _component(a: Arguments, names: tuple[str, ...], tensors: list[Tensor]) -> l
             values.append([next(waiting) for _ in value] if isinstance(value, list) else next(waiting))
         else:
             values.append(None if isinstance(value, _DROPPED) else a.actual(value))
-    return flatten(Bound(a.op, tuple(values)).run())
+    try:
+        return flatten(Bound(a.op, tuple(values)).run())
+    except (RuntimeError, IndexError) as error:  # about shapes, positions and the like, which the meta device has let pass
+        raise InvalidRequest(f"{a.op.name}: {str(error).splitlines()[0][:300]}", op=a.op.name) from None
 
 
 async def _viewed(p: Protocol, a: Arguments) -> Result:
@@ -118,6 +122,11 @@ def _constant(value: float | None) -> Kernel:
     return kernel
 
 
+def _check_factor(a: Arguments) -> None:
+    if a["alpha"] != 1:
+        raise OpNotSupported(f"{a.op.name} with alpha: multiply first")
+
+
 def _form(*names: str) -> Form:
     return Form(arranged(*names), secret=names, either=names)
 
@@ -137,7 +146,9 @@ FORMS: Mapping[str, Form] = {
     **{name: _form("self") for name in _VIEWS},
     **{name: _form("self", "src") for name in _WRITTEN},
     "index_put.default": _form("self", "values"),
-    "index_add.default": _form("self", "source"),
+    "index_add.default": Form(
+        arranged("self", "source"), secret=("self", "source"), either=("self", "source"), check=_check_factor
+    ),
     "cat.default": _form("tensors"),
     "stack.default": _form("tensors"),
     "constant_pad_nd.default": Form(_padded, secret=("self",)),
