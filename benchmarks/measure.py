@@ -45,32 +45,39 @@ class Measured:
 class Counters:
     """What grows while a workload runs: bytes that the client sent, processor seconds of processes, by name.
 
-    `sessions` are the leaders of the sessions that the processes run in: a process that a node starts counts as the node's.
+    `roots` are processes: whatever they start counts as theirs.
     """
 
-    def __init__(self, sessions: Mapping[str, int], bytes_sent: Callable[[], int] = lambda: 0) -> None:
-        self._sessions = sessions
+    def __init__(self, roots: Mapping[str, int], bytes_sent: Callable[[], int] = lambda: 0) -> None:
+        self._roots = roots
         self._bytes_sent = bytes_sent
 
     def read(self) -> dict[str, float]:
         """The counters now."""
         found = {"bytes_sent": float(self._bytes_sent()), "client": time.process_time()}
         if PROC.is_dir():
-            found |= processor_seconds(self._sessions)
+            found |= processor_seconds(self._roots)
         return found
 
 
-def processor_seconds(sessions: Mapping[str, int]) -> dict[str, float]:
-    """Processor seconds that the processes of each session have used until now, as Linux counts them."""
-    names = {session: name for name, session in sessions.items()}
-    found = dict.fromkeys(sessions, 0.0)
+def processor_seconds(roots: Mapping[str, int]) -> dict[str, float]:
+    """Processor seconds that each process and all below it have used until now, as Linux counts them."""
+    parents, seconds = dict[int, int](), dict[int, float]()
     for stat in PROC.glob("[0-9]*/stat"):
         try:
-            name = names.get(int(stat.read_text().rpartition(")")[2].split()[3]))
-            if name is not None:
-                found[name] += sum(int(task.read_text().split()[0]) for task in stat.parent.glob("task/*/schedstat")) / 1e9
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+            tasks = stat.parent.glob("task/*/schedstat")
+            seconds[int(stat.parent.name)] = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
         except OSError:  # it ended while we looked
             continue
+    names = {pid: name for name, pid in roots.items()}
+    found = dict.fromkeys(roots, 0.0)
+    for pid, used in seconds.items():
+        above = pid
+        while above not in names and above in parents:
+            above = parents[above]
+        if above in names:
+            found[names[above]] += used
     return found
 
 

@@ -1,6 +1,6 @@
-"""What the secure benchmarks compute: names and data as those that the peers are measured with, and the same in the clear.
+"""What the secure benchmarks compute: names and data as those that the peers are measured with, as functions of torch.
 
-All data is drawn from generators seeded with the workload's name, so that every process has the same.
+All data is drawn from generators seeded with the workload's name, so that every process has the same, and so have the peers.
 """
 
 from __future__ import annotations
@@ -10,208 +10,160 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-
-from grid.smpc.link import Words
-from grid.smpc.protocol import FRACTION_BITS, Protocol
-from grid.smpc.shares import Shared
-from grid.smpc.steps import Work
-
-Reals = npt.NDArray[np.float64]
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, max_pool2d
 
 MLP = ((784, 128), (128, 128), (128, 10))
+LEARNING_RATE = 0.1
+GOALS = {
+    "matmul_512": 0.0500,
+    "matmul_128x784x128": 0.0070,
+    "mul_1e6": 0.0400,
+    "mul_1e4": 0.0010,
+    "relu_1e6": 0.130,
+    "relu_1e4": 0.0030,
+    "gt0_1e6": 0.115,
+    "softmax_128x10": 0.0080,
+    "argmax_128x10": 0.0020,
+    "maxpool2_32x6x24x24": 0.0170,
+    "sigmoid_1e5": 0.0850,
+    "exp_1e5": 0.0500,
+    "reciprocal_1e5": 0.0900,
+    "sqrt_1e5": 0.0900,
+    "mlp_b1": 0.0040,
+    "mlp_b128": 0.0200,
+    "cnn_b1": 0.0220,
+    "cnn_b128": 0.650,
+    "logreg_step_b128": 0.0080,
+}
+"""Seconds that each is to take between three parties."""
+
+NAMES = tuple(GOALS)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """`compute` gets the sharings of `inputs`, in order. Its result stands for integers times 2**-fraction."""
+    """`function` of `inputs`, all of them secret, float32; `expected` is the same in double precision."""
 
-    inputs: Sequence[Reals]
-    expected: Reals
-    compute: Callable[[Protocol, Sequence[Shared]], Work[Shared]]
-    fraction: int = FRACTION_BITS
+    function: Callable[..., Tensor]
+    inputs: Sequence[Tensor]
+    expected: Tensor
 
-    def error(self, result: Words) -> float:
+    def error(self, result: Tensor) -> float:
         """The largest distance from the same in the clear."""
-        values = result.view(np.int64).astype(np.float64) / 2.0**self.fraction
-        return float(np.abs(values.reshape(self.expected.shape) - self.expected).max())
+        return float((result.double() - self.expected.double()).abs().max())
 
 
-def encoded(value: Reals) -> Words:
-    """Fixed point."""
-    return np.rint(value * 2.0**FRACTION_BITS).astype(np.int64).view(np.uint64)
+# ---------------------------------------------------------------- functions
 
 
-def shares(workload: Workload, rank: int) -> list[Shared]:
-    """This party's components of the inputs, by a generator that all parties seed alike: fine for a benchmark alone."""
-    random = np.random.default_rng(1)
-    mine = []
-    for value in workload.inputs:
-        first, second = (random.integers(0, 1 << 64, value.shape, np.uint64) for _ in range(2))
-        components = (first, second, encoded(value) - first - second)
-        mine.append(Shared(components[rank], components[(rank + 1) % 3]))
-    return mine
+def product(a: Tensor, b: Tensor) -> Tensor:
+    return a * b
 
 
-# ---------------------------------------------------------------- on shares
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
 
 
-async def relu(protocol: Protocol, x: Shared) -> Shared:
-    return await protocol.choose(protocol.invert(await protocol.negative(x)), x)
+def positive(x: Tensor) -> Tensor:
+    return x > 0
 
 
-async def larger(protocol: Protocol, a: Shared, b: Shared) -> Shared:
-    return await relu(protocol, a - b) + b
+def softmax(x: Tensor) -> Tensor:
+    return x.softmax(1)
 
 
-async def pooled(protocol: Protocol, x: Shared) -> Shared:
-    """The largest of each 2 x 2 field."""
-    rows = await larger(protocol, x[:, :, 0::2], x[:, :, 1::2])
-    return await larger(protocol, rows[..., 0::2], rows[..., 1::2])
+def argmax(x: Tensor) -> Tensor:
+    return x.argmax(1)
 
 
-async def _matmul(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    return await protocol.matmul(given[0], given[1], FRACTION_BITS)
+def pooled(x: Tensor) -> Tensor:
+    return max_pool2d(x, 2)
 
 
-async def _mul(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    return await protocol.multiply(given[0], given[1], FRACTION_BITS)
-
-
-async def _relu(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    return await relu(protocol, given[0])
-
-
-async def _positive(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    (x,) = given
-    return await protocol.number(await protocol.negative(-x), x.shape)
-
-
-async def _pool(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    return await pooled(protocol, given[0])
-
-
-async def _dense(protocol: Protocol, x: Shared, layers: Sequence[Shared]) -> Shared:
-    for at in range(0, len(layers), 2):
-        h = await protocol.matmul(x, layers[at], FRACTION_BITS) + layers[at + 1]
-        x = h if at == len(layers) - 2 else await relu(protocol, h)
-    return x
-
-
-async def _mlp(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    return await _dense(protocol, given[0], given[1:])
-
-
-async def _cnn(protocol: Protocol, given: Sequence[Shared]) -> Shared:
-    x, *layers = given
-    for at in (0, 2):
-        h = await protocol.conv2d(x, layers[at], stride=(1, 1), padding=(0, 0), truncate=FRACTION_BITS)
-        bias = layers[at + 1].reshape((1, -1, 1, 1))
-        x = await relu(protocol, await pooled(protocol, h + bias))
-    return await _dense(protocol, x.reshape((x.shape[0], -1)), layers[4:])
-
-
-# ---------------------------------------------------------------- in the clear
-
-
-def _pool_clear(x: Reals) -> Reals:
-    n, c, h, w = x.shape
-    return x.reshape(n, c, h // 2, 2, w // 2, 2).max((3, 5))
-
-
-def _conv_clear(x: Reals, w: Reals, b: Reals) -> Reals:
-    outputs, _, k, _ = w.shape
-    fields = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
-    n, c, oh, ow = fields.shape[:4]
-    columns = fields.transpose(0, 2, 3, 1, 4, 5).reshape(n * oh * ow, c * k * k)
-    return (columns @ w.reshape(outputs, -1).T + b).reshape(n, oh, ow, outputs).transpose(0, 3, 1, 2)
-
-
-def _dense_clear(x: Reals, layers: Sequence[Reals]) -> Reals:
+def mlp(x: Tensor, *layers: Tensor) -> Tensor:
+    """Products and biases in turn, ReLU between them."""
     for at in range(0, len(layers), 2):
         x = x @ layers[at] + layers[at + 1]
-        x = x if at == len(layers) - 2 else np.maximum(x, 0)
+        if at < len(layers) - 2:
+            x = x.relu()
     return x
 
 
-def _cnn_clear(x: Reals, layers: Sequence[Reals]) -> Reals:
+def cnn(x: Tensor, *layers: Tensor) -> Tensor:
+    """Two convolutions, pooled, and two dense layers."""
     for at in (0, 2):
-        x = np.maximum(_pool_clear(_conv_clear(x, layers[at], layers[at + 1])), 0)
-    return _dense_clear(x.reshape(len(x), -1), layers[4:])
+        x = pooled(conv2d(x, layers[at], layers[at + 1])).relu()
+    return mlp(x.flatten(1), *layers[4:])
 
 
-# ---------------------------------------------------------------- by name
+def logistic_step(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """The weights of a logistic regression after one step of gradient descent."""
+    step: Tensor = w - x.T @ ((x @ w).sigmoid() - y) * (LEARNING_RATE / len(x))
+    return step
+
+
+# ---------------------------------------------------------------- data
 
 
 def _generator(tag: str) -> np.random.Generator:
     return np.random.default_rng([0, sum(map(ord, tag))])
 
 
-def _mlp_layers() -> list[Reals]:
-    random = _generator("mlp")
-    layers: list[Reals] = []
-    for shape in MLP:
-        layers += [random.normal(size=shape) * (1.5 / shape[0]) ** 0.5, random.normal(size=shape[1]) * 0.05]
-    return layers
-
-
-def _cnn_layers() -> list[Reals]:
-    random = _generator("cnn")
-    layers: list[Reals] = []
-    shapes: list[tuple[tuple[int, ...], int, int]] = [
-        ((20, 1, 5, 5), 25, 20),
-        ((50, 20, 5, 5), 500, 50),
-        ((800, 500), 800, 500),
-        ((500, 10), 500, 10),
-    ]
+def _layers(tag: str, shapes: Sequence[tuple[tuple[int, ...], int, int]]) -> list[Any]:
+    """Weights and biases; `shapes` gives the weight's shape, its fan-in and its outputs."""
+    random = _generator(tag)
+    layers: list[Any] = []
     for shape, fan, outputs in shapes:
         layers += [random.normal(size=shape) * (1.5 / fan) ** 0.5, random.normal(size=outputs) * 0.05]
     return layers
 
 
-def _elementwise(compute: Any, clear: Callable[..., Reals], count: int, scale: float, inputs: int, fraction: int) -> Any:
-    def build(random: np.random.Generator) -> Workload:
-        given = [scale * random.normal(size=count) for _ in range(inputs)]
-        return Workload(given, clear(*given), compute, fraction)
-
-    return build
+def _mlp_layers() -> list[Any]:
+    return _layers("mlp", [(shape, *shape) for shape in MLP])
 
 
-def _product(m: int, k: int, n: int) -> Any:
-    def build(random: np.random.Generator) -> Workload:
-        a, b = random.normal(size=(m, k)), random.normal(size=(k, n))
-        return Workload([a, b], a @ b, _matmul)
-
-    return build
+def _cnn_layers() -> list[Any]:
+    """All weights of a layer are drawn before its bias."""
+    dense = [((800, 500), 800, 500), ((500, 10), 500, 10)]
+    return _layers("cnn", [((20, 1, 5, 5), 25, 20), ((50, 20, 5, 5), 500, 50), *dense])
 
 
-def _pooling(random: np.random.Generator) -> Workload:
-    x = random.normal(size=(32, 6, 24, 24))
-    return Workload([x], _pool_clear(x), _pool)
-
-
-def _network(batch: int, shape: tuple[int, ...], layers: Callable[[], list[Reals]], compute: Any, clear: Any) -> Any:
-    def build(random: np.random.Generator) -> Workload:
-        x = random.uniform(0, 1, size=(batch, *shape))
-        weights = layers()
-        return Workload([x, *weights], clear(x, weights), compute)
-
-    return build
-
-
-_BUILDERS: dict[str, Callable[[np.random.Generator], Workload]] = {
-    "matmul_512": _product(512, 512, 512),
-    "matmul_128x784x128": _product(128, 784, 128),
-    **{f"mul_1e{n}": _elementwise(_mul, np.multiply, 10**n, 1.0, 2, FRACTION_BITS) for n in (6, 4)},
-    **{f"relu_1e{n}": _elementwise(_relu, lambda a: np.maximum(a, 0), 10**n, 4.0, 1, FRACTION_BITS) for n in (6, 4)},
-    "gt0_1e6": _elementwise(_positive, lambda a: (a > 0).astype(np.float64), 10**6, 4.0, 1, 0),
-    "maxpool2_32x6x24x24": _pooling,
-    **{f"mlp_b{n}": _network(n, (784,), _mlp_layers, _mlp, _dense_clear) for n in (1, 128)},
-    **{f"cnn_b{n}": _network(n, (1, 28, 28), _cnn_layers, _cnn, _cnn_clear) for n in (1, 128)},
-}
-
-NAMES = tuple(_BUILDERS)
+def _drawn(name: str, random: np.random.Generator) -> tuple[Callable[..., Tensor], list[Any]]:
+    kind, _, size = name.partition("_")
+    match kind:
+        case "matmul":
+            m, k, n = (int(one) for one in size.split("x")) if "x" in size else (int(size),) * 3
+            return matrix_product, [random.normal(size=(m, k)), random.normal(size=(k, n))]
+        case "mul":
+            count = int(float(size))
+            return product, [random.normal(size=count), random.normal(size=count)]
+        case "relu" | "gt0":
+            return (torch.relu if kind == "relu" else positive), [4 * random.normal(size=int(float(size)))]
+        case "softmax" | "argmax":
+            return (softmax if kind == "softmax" else argmax), [3 * random.normal(size=(128, 10))]
+        case "maxpool2":
+            return pooled, [random.normal(size=(32, 6, 24, 24))]
+        case "sigmoid":
+            return torch.sigmoid, [3 * random.normal(size=100_000)]
+        case "exp" | "reciprocal" | "sqrt":
+            function = {"exp": torch.exp, "reciprocal": torch.reciprocal, "sqrt": torch.sqrt}[kind]
+            low, high = {"exp": (-4, 2), "reciprocal": (0.5, 10), "sqrt": (0.1, 100)}[kind]
+            return function, [random.uniform(low, high, size=100_000)]
+        case "mlp":
+            return mlp, [random.uniform(0, 1, size=(int(size[1:]), 784)), *_mlp_layers()]
+        case "cnn":
+            return cnn, [random.uniform(0, 1, size=(int(size[1:]), 1, 28, 28)), *_cnn_layers()]
+        case "logreg":
+            x = random.uniform(0, 1, size=(128, 784))
+            y = (random.uniform(size=(128, 1)) > 0.5).astype(float)
+            return logistic_step, [x, y, random.normal(size=(784, 1)) * 0.05]
+    raise KeyError(name)
 
 
 def workload(name: str) -> Workload:
-    return _BUILDERS[name](_generator(name))
+    """One of `NAMES`."""
+    function, drawn = _drawn(name, _generator(name))
+    exact = [torch.from_numpy(np.asarray(value)) for value in drawn]
+    return Workload(function, [value.float() for value in exact], function(*exact))

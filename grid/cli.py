@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from grid import cli_approve, cli_data, cli_doctor, cli_health, cli_look, cli_root, cli_serve, logs
+from grid import cli_approve, cli_data, cli_doctor, cli_health, cli_look, cli_results, cli_root, cli_serve, logs
 from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup, say
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
@@ -69,6 +69,7 @@ def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None, w
 for command in (
     *cli_serve.COMMANDS,
     *cli_approve.COMMANDS,
+    *cli_results.COMMANDS,
     *cli_data.COMMANDS,
     *cli_look.COMMANDS,
     *cli_health.COMMANDS,

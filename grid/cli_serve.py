@@ -230,7 +230,15 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
             datasets = load_datasets(settings.data, files) if settings.data else []
         store = stack.enter_context(contextlib.closing(_open_store(settings.state)))
         node = Node(
-            settings, me=me, trust=trust, datasets=datasets, store=store, clock=clock, dial=dial, dial_direct=_dial_address
+            settings,
+            me=me,
+            trust=trust,
+            datasets=datasets,
+            store=store,
+            clock=clock,
+            dial=dial,
+            dial_direct=_dial_address,
+            dial_party=_dial_party,
         )
         await _run_node(node, url, ready)
 
@@ -262,10 +270,12 @@ async def _listening(node: Any, settings: NodeSettings) -> AsyncIterator[str]:
     if not settings.listen:
         yield ""
         return
+    from grid.node.party_links import PARTY_PATH
+
     host, port = parse_address(settings.listen, listening=True)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            server = await stack.enter_async_context(serve_websocket(host, port, node.serve))
+            server = await stack.enter_async_context(serve_websocket(host, port, node.serve, at={PARTY_PATH: node.serve_party}))
         except OSError as error:
             raise InvalidRequest(f"cannot listen on {settings.listen}: {error.strerror}") from None
         address = announced_address(settings, server.port)
@@ -296,6 +306,12 @@ async def _answering_probes(node: Any) -> AsyncIterator[None]:
 
 async def _dial_address(address: str) -> Transport:
     return await dial_websocket(f"ws://{format_address(*parse_address(address))}")
+
+
+async def _dial_party(address: str) -> Transport:
+    from grid.node.party_links import PARTY_PATH
+
+    return await dial_websocket(f"ws://{format_address(*parse_address(address))}{PARTY_PATH}")
 
 
 COMMANDS = (gateway, node)

@@ -228,6 +228,11 @@ def from_wire(code: str, message: str, details: Mapping[str, Detail]) -> GridErr
     return error
 
 
+def again(error: GridError) -> GridError:
+    """A fresh instance to raise: one that is kept would collect the traceback, and with it the variables, of each raise."""
+    return type(error)(error.message, **error.details)
+
+
 def _is_users(filename: str) -> bool:
     """Whether a line of a traceback is the user's: not of this package, the standard library, or what lies in between."""
     inside = filename.startswith(_LIBRARY) and "/site-packages/" not in filename

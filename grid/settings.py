@@ -112,7 +112,9 @@ class NodeSettings:
         64, "processes of clients' sessions at once; one client may have half of them, rounded up, and 16 at most", 1
     )
     max_process_bytes: int = setting(
-        4 << 30, "memory of one session's process, beside datasets; should be more than max_bytes_per_client", 64 << 20
+        4 << 30,
+        "memory of one process of a session or a committee, beside datasets; should be more than max_bytes_per_client",
+        64 << 20,
     )
     max_plan_s: float = setting(300.0, "time that one run of a plan may take", 0.01)
     max_command_s: float = setting(60.0, "time that one operation outside a plan may take", 0.01)

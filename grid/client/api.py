@@ -265,6 +265,7 @@ class Client:
             shapes=self._shapes,
             wait=self._wait,
             deadline_s=self.settings.timeout_s if timeout is None else timeout,
+            find=lambda name: self._connection(self._roster.find(name)),
         )
 
     # ------------------------------------------------------------ facts

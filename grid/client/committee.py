@@ -10,30 +10,49 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
 
-from grid.client.connection import MAX_VALUE_BYTES, NodeConnection
+from grid.client.connection import MAX_VALUE_BYTES, NodeConnection, Site
 from grid.client.dispatch import Handle, Place
-from grid.client.flow import COMMAND_TIMEOUT_S, Home, again
+from grid.client.flow import COMMAND_TIMEOUT_S, Home
+from grid.client.modules import SharedModule, send_module
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
 from grid.client.shared import SharedTensor, wrap
-from grid.client.tensors import RemoteTensor
+from grid.client.shared_plans import Runs
+from grid.client.tensors import RemoteTensor, reference
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
-from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NodeUnavailable, OpNotSupported, QuorumLost, WireError
-from grid.ids import CommitteeId, ObjectId, PeerId
+from grid.errors import (
+    DeadlineExceeded,
+    GridError,
+    InvalidRequest,
+    NodeUnavailable,
+    OpNotSupported,
+    QuorumLost,
+    WireError,
+    again,
+)
+from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
+from grid.plans.ir import Plan
+from grid.plans.lines import at_line
+from grid.plans.trees import unflatten
+from grid.smpc import rehearsal
 from grid.smpc.interpreter import find, fraction_bits
+from grid.smpc.programs import request_numbers
+from grid.smpc.rehearsal import PlanCost
 from grid.smpc.replicated.opening import digest
 from grid.tensors import fixed
-from grid.tensors.buffers import short_dtype, torch_dtype
+from grid.tensors.buffers import short_dtype, to_frame, torch_dtype
 from grid.wire.messages import (
+    Arg,
     CloseCommittee,
     Command,
     ExpectShare,
@@ -41,8 +60,12 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    Ok,
     OpenCommittee,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
+    SharedCall,
     ShareInput,
     ShareObject,
     ShareValue,
@@ -51,6 +74,10 @@ from grid.wire.messages import (
 
 MAX_BATCH = 256
 MAX_BATCH_BYTES = 1 << 20
+MAX_CALLS = 64
+RESULT_BYTES = 16
+"""Of each element of a result, at a node."""
+
 MAX_FREES = 4096
 MAX_ORIGINS = 100_000
 """Commands whose place in the user's program is remembered."""
@@ -74,7 +101,8 @@ class _Where:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """A request to all three; `make` gives their messages. `source` is asked of one more session beside it."""
+    """A request to all three, of `count` numbers; `make` gives their messages. `source` is asked of one more session beside it.
+    `plan` is the one that it runs."""
 
     make: Callable[[int], Sequence[Message]]
     what: str
@@ -82,9 +110,24 @@ class _Request:
     answers: asyncio.Future[list[asyncio.Future[Message]]] | None = None
     timeout_s: float = COMMAND_TIMEOUT_S
     source: tuple[NodeConnection, Message, object] | None = None
+    count: int = 1
+    plan: Plan | None = None
 
 
-_Entry = tuple[Command, Sequence[TensorFrame], Origin] | _Request | int
+Reply = TypeVar("Reply", bound=Message)
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _PlanCall:
+    """A call of a plan; `nbytes` are those of its results at a node."""
+
+    call: SharedCall
+    frames: Sequence[TensorFrame]
+    nbytes: int
+    plan: Plan
+    place: Origin
+
+
+_Entry = tuple[Command, Sequence[TensorFrame], Origin] | _PlanCall | _Request | int
 
 
 class Committee:
@@ -100,7 +143,9 @@ class Committee:
         shapes: Shapes,
         wait: Callable[[Any], Any],
         deadline_s: float,
+        find: Callable[[str], NodeConnection],
     ) -> None:
+        self._find = find
         self.id = committee
         self.clients = clients
         self.shapes = shapes
@@ -114,10 +159,12 @@ class Committee:
         self._entries: deque[_Entry] = deque()
         self._awake = False
         self._next = 1
-        self._origins: dict[int, str] = {}
+        self._origins: dict[int, tuple[str, Plan | None]] = {}
         self._refused: dict[int, GridError] = {}
         self._dealing: set[asyncio.Future[Message]] = set()
         self._closed = False
+        self._runs = Runs()
+        self._plans: set[PlanId] = set()
         self.new_id: Callable[[], ObjectId] = self._ids.__next__  # type: ignore[assignment]
 
     # ------------------------------------------------------------ for users
@@ -127,14 +174,21 @@ class Committee:
         """The names of its nodes, in the order of their ranks."""
         return self._names
 
-    def share(self, value: torch.Tensor) -> SharedTensor:
+    def share(self, value: Any) -> Any:
         """The value on shares. A local tensor is split here, and no node sees more than random numbers; one at a node is split
-        there, if its owner's rules let it be shared. Returns at once; a refusal comes with `reveal()`."""
+        there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares; its
+        `reveal()` gives a plain module. Returns at once; a refusal comes with `reveal()`."""
         self._check_open()
+        if isinstance(value, torch.nn.Module):
+            return send_module(value, self._share_tensor, SharedModule)
+        return self._share_tensor(value)
+
+    def _share_tensor(self, value: Any) -> SharedTensor:
         if isinstance(value, RemoteTensor):
             return self._share_remote(value)
         if not isinstance(value, torch.Tensor):
-            raise InvalidRequest("a committee shares tensors")
+            kind = type(value).__name__
+            raise InvalidRequest(f"a committee shares tensors and modules, not {kind}; torch.as_tensor makes tensors")
         _check_size(8 * value.numel())
         words = fixed.encode(value, fraction_bits(value.dtype), 1).cpu().numpy().view(np.uint64)
         dtype, shape = short_dtype(value.dtype), tuple(value.shape)
@@ -145,6 +199,7 @@ class Committee:
         parts = ((seeds[0], seeds[1]), (seeds[1], last), (last, seeds[0]))
         made = self._made(value.shape, value.dtype)
         object_id = made._handle.object_id
+        self._runs.examples[object_id] = weakref.ref(value)
 
         def messages(number: int) -> Sequence[Message]:
             return [
@@ -154,8 +209,32 @@ class Committee:
                 for first, second in parts
             ]
 
-        self._add(_Request(messages, "sharing a tensor", origin(2)))
+        self._add(_Request(messages, "sharing a tensor", origin(3)))
         return made
+
+    def run(self, what: Any, *args: Any, check: bool = False) -> Any:
+        """Run a plan, an `@grid.plan` function or a module on shares, as one request: nothing waits on this client.
+
+        Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
+        local tensors and numbers, which are public to the three nodes (a private one: `committee.share(x)`). Results have the
+        structure that the function returned, on shares. A module is traced once for each geometry of its inputs, with its
+        parameters and buffers as they are now.
+
+        With `check`, the plan is first tried here in the clear, on values like the arguments: your own where they are at hand,
+        the dataset's mock, else standard normal ones. Raises `InvalidRequest` that names each operation which could overflow on
+        shares, or leave the domain that it is right for, before anything is sent.
+        """
+        plan, leaves = self._runs.plan_of(what, args)
+        leaves = [self._share_remote(one) if type(one) is RemoteTensor else one for one in leaves]
+        if check:
+            self._runs.check(plan, leaves)
+        return unflatten(plan.gives, iter(self.run_plan(plan, leaves)))
+
+    def cost(self, what: Any, *args: Any) -> PlanCost:
+        """What `run` with these arguments costs: `rounds`, and `bytes_sent` by each node. Nothing is sent. Local tensors count as
+        public; pass shared ones, of any values, for what is to be secret."""
+        plan, leaves = self._runs.plan_of(what, args)
+        return rehearsal.cost(self._runs.prepared(plan, leaves))
 
     def _share_remote(self, value: RemoteTensor) -> SharedTensor:
         connection = value._handle.outbox
@@ -164,6 +243,8 @@ class Committee:
         fraction_bits(value.dtype)
         made = self._made(value.shape, value.dtype)
         object_id, dtype, shape = made._handle.object_id, short_dtype(value.dtype), tuple(value.shape)
+        if value._mock is not None:
+            self._runs.examples[object_id] = value._mock
         owner = PeerId(connection.place.id)
         deal = ShareObject(committee=self.id, roster=self._roster, source=value._handle.object_id, object=object_id)
 
@@ -219,16 +300,47 @@ class Committee:
     def free(self, object_id: ObjectId) -> None:
         """The shares are not needed any more. Called from finalizers: takes no lock, never raises."""
         self._entries.append(object_id)
+        self._runs.examples.pop(object_id, None)
         with suppress(GridError):
             self._wake()
 
     async def read(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
         """Open a value to this client."""
+        replies = await self._opened(tensor, timeout_s, ShareValue)
+        words = self._put_together(replies, tensor.numel())
+        value = torch.from_numpy(words.view(np.int64)).reshape(tensor.shape)
+        return fixed.decode(value, fraction_bits(tensor.dtype), tensor.dtype)
+
+    async def open_to(self, tensor: Any, to: Any, timeout_s: float | None) -> RemoteTensor:
+        """Open a value to a node alone: a remote tensor there."""
+        if not isinstance(to, str | Site):
+            raise InvalidRequest("reveal(to=) takes a node of this client, such as g.nodes['alice'], or its name")
+        target = self._find(to) if isinstance(to, str) else to.connection()
+        if target.shapes is not self.shapes:
+            raise InvalidRequest(f"{target.place.name} belongs to another client; a value opens to a node of the same one")
+        made, transfer = await target.expect_opening(tensor, self._roster, timeout_s)
+        try:
+            await self._opened(tensor, timeout_s, Ok, PeerId(target.place.id), transfer)
+        except BaseException:
+            del made  # An error keeps this frame; the receiver waits for the object until it is freed.
+            raise
+        return made
+
+    async def _opened(
+        self,
+        tensor: Any,
+        timeout_s: float | None,
+        kind: type[Reply],
+        recipient: PeerId | None = None,
+        transfer: TransferId | None = None,
+    ) -> list[Reply]:
+        """Ask all three to open a value; their answers."""
         self._check_open()
         object_id = ObjectId(int(tensor._handle.ref))  # makes a transpose that nothing has used yet
 
         def messages(number: int) -> Sequence[Message]:
-            return [GetShare(committee=self.id, number=number, object=object_id)] * len(self._connections)
+            message = GetShare(committee=self.id, number=number, object=object_id, recipient=recipient, transfer=transfer)
+            return [message] * len(self._connections)
 
         timeout_s = self._deadline_s + GRACE_S if timeout_s is None else timeout_s
         if not timeout_s > 0:
@@ -236,18 +348,34 @@ class Committee:
         answers: asyncio.Future[list[asyncio.Future[Message]]] = self._home.loop.create_future()
         self._entries.append(_Request(messages, "revealing a value", answers=answers, timeout_s=timeout_s))
         self._flush()
-        replies = await self._replies(await answers)
-        words = self._put_together(replies, tensor.numel())
-        value = torch.from_numpy(words.view(np.int64)).reshape(tensor.shape)
-        return fixed.decode(value, fraction_bits(tensor.dtype), tensor.dtype)
+        return await self._replies(await answers, kind)
 
     async def move(self, tensor: Any, to: Place, timeout_s: float | None) -> NoReturn:
         """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client")
+        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
 
-    def run_plan(self, plan: Any, leaves: Sequence[Any]) -> NoReturn:
-        """Not there yet."""
-        raise InvalidRequest("plans do not run on shares yet: call the function itself on shared tensors")
+    def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
+        """Call a plan on leaves, some of which may be local, and are public then. Sends it before its first call."""
+        self._check_open()
+        place = origin(2)
+        inputs: list[Arg] = []
+        frames: list[TensorFrame] = []
+        for leaf in leaves:
+            ref = reference(leaf, self)
+            inputs.append(Inline(len(frames)) if ref is None else ref)
+            if ref is None:
+                frames.append(to_frame(leaf))
+        _check_size(sum(len(frame.data) for frame in frames))
+        made = [self._made(one.shape, one.dtype) for one in self._runs.prepared(plan, leaves).results]
+        call = SharedCall(
+            plan=plan.id, count=request_numbers(plan), inputs=inputs, outputs=tuple(one._handle.object_id for one in made)
+        )
+        if plan.id not in self._plans:
+            put = PutSharedPlan(committee=self.id, plan=plan.id, encoding=plan.encoding)
+            self._add(_Request(lambda _: [put] * len(self._connections), f"sending the plan {plan.name}", place, count=0))
+            self._plans.add(plan.id)
+        self._add(_PlanCall(call, frames, sum(RESULT_BYTES * one.numel() for one in made), plan, place))
+        return list(made)
 
     # ------------------------------------------------------------ the queue
 
@@ -275,11 +403,12 @@ class Committee:
             head = self._entries[0]
             if isinstance(head, int):
                 freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-                for connection in self._connections:
-                    connection.flow.tell(FreeShares(committee=self.id, objects=freed))
+                self._tell(FreeShares(committee=self.id, objects=freed))
             elif isinstance(head, _Request):
                 self._entries.popleft()
                 self._send_request(head)
+            elif isinstance(head, _PlanCall):
+                self._send_calls()
             else:
                 self._send_commands()
 
@@ -299,17 +428,48 @@ class Committee:
                 break
             self._entries.popleft()
             command, frames, place = entry
-            commands.append(_shifted(command, len(tensors)))
+            commands.append(
+                dataclasses.replace(
+                    command,
+                    args=_shifted(command.args, len(tensors)),
+                    kwargs={name: _shifted(arg, len(tensors)) for name, arg in command.kwargs.items()},
+                )
+            )
             tensors.extend(frames)
             nbytes += sum(len(frame.data) for frame in frames)
             self._note(self._next, command.op, place)
         message = SecureCommands(committee=self.id, first=first, commands=tuple(commands), tensors=tuple(tensors))
+        self._ask(message, "operations on shares")
+
+    def _send_calls(self) -> None:
+        """Calls of plans that wait, with what is freed between them, as one request."""
+        first, nbytes = self._next, 0
+        calls: list[SharedCall] = []
+        tensors: list[TensorFrame] = []
+        while self._entries and len(calls) < MAX_CALLS and nbytes < MAX_BATCH_BYTES:
+            entry = self._entries[0]
+            if not isinstance(entry, _PlanCall):
+                break
+            self._entries.popleft()
+            freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
+            calls.append(dataclasses.replace(entry.call, inputs=_shifted(entry.call.inputs, len(tensors)), frees=freed))
+            tensors.extend(entry.frames)
+            nbytes += entry.nbytes + sum(len(frame.data) for frame in entry.frames)
+            self._note(self._next, f"the plan {entry.plan.name}", entry.place, entry.call.count, entry.plan)
+        self._ask(RunShared(committee=self.id, number=first, calls=tuple(calls), tensors=tuple(tensors)), "plans on shares")
+
+    def _tell(self, message: Message) -> None:
         for connection in self._connections:
-            connection.flow.ask(message, "operations on shares", COMMAND_TIMEOUT_S).add_done_callback(_seen)
+            connection.flow.tell(message)
+
+    def _ask(self, message: Message, what: str) -> None:
+        for connection in self._connections:
+            connection.flow.ask(message, what, COMMAND_TIMEOUT_S).add_done_callback(_seen)
 
     def _send_request(self, request: _Request) -> None:
         messages = request.make(self._next)
-        self._note(self._next, request.what, request.place)
+        if request.count:
+            self._note(self._next, request.what, request.place, request.count, request.plan)
         answers = [
             connection.flow.ask(message, request.what, request.timeout_s)
             for connection, message in zip(self._connections, messages, strict=True)
@@ -325,9 +485,9 @@ class Committee:
         if request.answers is not None and not request.answers.done():
             request.answers.set_result(answers)
 
-    def _note(self, number: int, what: str, place: Origin) -> None:
-        self._next = number + 1
-        self._origins[number] = f"{what}, written at {describe(place)}" if place is not None else what
+    def _note(self, number: int, what: str, place: Origin, count: int = 1, plan: Plan | None = None) -> None:
+        self._next = number + count
+        self._origins[number] = f"{what}, written at {describe(place)}" if place is not None else what, plan
         if len(self._origins) > MAX_ORIGINS:
             del self._origins[next(iter(self._origins))]
 
@@ -342,11 +502,11 @@ class Committee:
 
     # ------------------------------------------------------------ answers
 
-    async def _replies(self, answers: Sequence[asyncio.Future[Message]]) -> list[ShareValue]:
+    async def _replies(self, answers: Sequence[asyncio.Future[Message]], kind: type[Reply]) -> list[Reply]:
         """What all three answered. Raises the error that says most."""
         await _settled(answers)
         errors: list[GridError] = []
-        replies: list[ShareValue] = []
+        replies: list[Reply] = []
         for name, answer in zip(self._names, answers, strict=True):
             if not answer.done() or answer.cancelled():
                 continue
@@ -355,7 +515,7 @@ class Committee:
                 errors.append(self._named(name, error))
             elif error is not None:
                 raise error
-            elif not isinstance(reply := answer.result(), ShareValue):
+            elif not isinstance(reply := answer.result(), kind):
                 errors.append(WireError(f"{name} answered a reveal with {type(reply).__name__}"))
             else:
                 replies.append(reply)
@@ -372,10 +532,11 @@ class Committee:
     def _named(self, name: str, error: GridError) -> GridError:
         if isinstance(error, NodeUnavailable):
             return QuorumLost(f"the committee needs {name}, which is gone: {error.message}", node=name)
-        number = error.details.get("command")
-        where = self._origins.get(number) if isinstance(number, int) else None
-        said = f"{name}: {error.message}" + (f" [{where}]" if where else "")
-        return type(error)(said, **error.details)
+        number, step = error.details.get("command"), error.details.get("step")
+        where, plan = self._origins.get(number, ("", None)) if isinstance(number, int) else ("", None)
+        known = plan is not None and isinstance(step, int) and 0 <= step < len(plan.steps)
+        line = at_line(plan.steps[step].line) if known else ""  # type: ignore[union-attr, index]
+        return type(error)(f"{name}: {error.message}{line}" + (f" [{where}]" if where else ""), **error.details)
 
     def _put_together(self, replies: Sequence[ShareValue], count: int) -> Any:
         """The value from three components, each vouched for by its second holder."""
@@ -414,19 +575,11 @@ def _seen(answer: asyncio.Future[Message]) -> None:
         answer.exception()
 
 
-def _shifted(command: Command, by: int) -> Command:
-    """The command with its `Inline` arguments counted from `by`."""
-    if not by:
-        return command
-
-    def shift(arg: Any) -> Any:
-        if type(arg) is Inline:
-            return Inline(arg + by)
-        return [shift(one) for one in arg] if isinstance(arg, list) else arg
-
-    return dataclasses.replace(
-        command, args=shift(list(command.args)), kwargs={name: shift(arg) for name, arg in command.kwargs.items()}
-    )
+def _shifted(arg: Any, by: int) -> Any:
+    """The argument with its `Inline`s counted from `by`."""
+    if type(arg) is Inline:
+        return Inline(arg + by)
+    return [_shifted(one, by) for one in arg] if by and isinstance(arg, list | tuple) else arg
 
 
 async def open_committee(
@@ -438,10 +591,18 @@ async def open_committee(
     shapes: Shapes,
     wait: Callable[[Any], Any],
     deadline_s: float,
+    find: Callable[[str], NodeConnection],
 ) -> Committee:
     """Have three nodes agree. Raises `QuorumLost` naming one that is gone, and what a node refuses by."""
     made = Committee(
-        connections, committee=committee, clients=clients, home=home, shapes=shapes, wait=wait, deadline_s=deadline_s
+        connections,
+        committee=committee,
+        clients=clients,
+        home=home,
+        shapes=shapes,
+        wait=wait,
+        deadline_s=deadline_s,
+        find=find,
     )
     message = OpenCommittee(committee=committee, roster=made._roster, clients=clients, deadline_s=deadline_s)
     asks = [one.flow.ask(message, "opening a committee", deadline_s + GRACE_S) for one in connections]

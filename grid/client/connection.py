@@ -128,6 +128,23 @@ class NodeConnection:
             raise
         return made
 
+    async def expect_opening(
+        self, tensor: torch.Tensor, roster: tuple[PeerId, ...], timeout_s: float | None
+    ) -> tuple[RemoteTensor, TransferId]:
+        """Have the node expect a value like this one, in shares from these nodes: what stands for it, and the transfer."""
+        transfer = TransferId(random_id())
+        made = adopt(self, self.new_id(), tensor.shape, tensor.dtype)
+        expect = ExpectObject(
+            transfer=transfer,
+            sender=roster[0],
+            object=self._object(made),
+            shape=tuple(tensor.shape),
+            dtype=short_dtype(tensor.dtype),
+            roster=roster,
+        )
+        await self._ask_about(expect, "a value that a committee opens", timeout_s)
+        return made, transfer
+
     def put(self, value: torch.Tensor, place: Origin) -> RemoteTensor:
         """Send a local value; what the caller writes into it later does not count."""
         if value.layout != torch.strided or value.is_quantized:

@@ -182,7 +182,10 @@ class Dataset:
     ) -> RemoteTensor:
         rows = self.card.rows if blocks is None else sum(self._block_rows(block) for block in blocks)
         connection = self.node.connection()
-        return connection.open_dataset(self.name, part, (rows, *shape), dtype, column=column, blocks=blocks or ())
+        opened = connection.open_dataset(self.name, part, (rows, *shape), dtype, column=column, blocks=blocks or ())
+        if part != "column":
+            opened._mock = lambda: self.mock.features if part == "features" else self.mock.targets
+        return opened
 
     def _column(self, name: str) -> ColumnCard:
         for column in self.card.columns:

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from grid.client.origins import Origin
 from grid.client.outgoing import Outgoing, Sending, Single, Work
-from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, again
 from grid.ids import ObjectId
 from grid.wire.messages import CommandFailed, Message, TensorFrame
 
@@ -61,11 +61,6 @@ class Peer(Protocol):
 OnFailed = Callable[[object, CommandFailed], None]
 OpenPeer = Callable[[OnFailed], AbstractAsyncContextManager[Peer]]
 """Dials, opens the channel and runs the session for as long as it is entered, with this handler of `CommandFailed`."""
-
-
-def again(error: GridError) -> GridError:
-    """A new instance to raise: one that is kept would collect the traceback, and with it the variables, of each raise."""
-    return type(error)(error.message, **error.details)
 
 
 class Home:

@@ -1,7 +1,8 @@
-"""Modules whose parameters and buffers are at a node.
+"""Modules whose parameters and buffers are at a node, or on shares at a committee.
 
 `send_module` gives a new module of the same classes; only its top object gets a class of its own, a subclass of what it was
-with `get` and `location`, so `isinstance` holds and `forward` is the user's. Parameters that were one tensor stay one tensor.
+with `location` and `get` or `reveal`, so `isinstance` holds and `forward` is the user's. Parameters that were one tensor stay one
+tensor.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 
@@ -21,20 +22,16 @@ from grid.errors import InvalidRequest
 Put = Callable[[torch.Tensor], RemoteTensor]
 
 
-class RemoteModule(torch.nn.Module):
-    """What a sent module can do beside what it could before. A mixin: never made by itself."""
+class _Elsewhere(torch.nn.Module):
+    """What modules of both kinds can do beside what they could before. A mixin: never made by itself."""
 
-    def get(self, *, timeout: float | None = None) -> Any:
-        """A new, ordinary module with copies of the parameters and buffers; the remote one stays.
-
-        In an asynchronous client, an awaitable of that. Raises what `RemoteTensor.get` raises, for the first that fails.
-        """
-        outbox = _outbox_of(self)
-        return outbox.wait(_fetch(self, outbox, timeout))
+    _kind: ClassVar[str]
+    _fetch: ClassVar[str]
+    _where: ClassVar[str]
 
     @property
     def location(self) -> Place:
-        """The node that has the parameters."""
+        """The node, or the committee, that has the parameters."""
         return _outbox_of(self).place
 
     def __repr__(self) -> str:
@@ -46,12 +43,12 @@ class RemoteModule(torch.nn.Module):
             (name, tuple(one.shape), str(one.dtype).removeprefix("torch."), "yes" if one.requires_grad else "no")
             for name, one in (*self.named_parameters(), *self.named_buffers())
         ]
-        return html(type(self).__name__, f"remote module at {self.location.name}", columns=columns, rows=rows)
+        return html(type(self).__name__, f"{self._kind} at {self.location.name}", columns=columns, rows=rows)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InvalidRequest(
-            "a remote module cannot be pickled or saved: its parameters are at a node and belong to this session. Use"
-            " model.get() first, or save model.get().state_dict()"
+            f"a {self._kind} cannot be pickled or saved: its parameters are {self._where} and belong to this session. Use"
+            f" {self._fetch} first, or save {self._fetch}.state_dict()"
         )
 
     # `copy` would ask `__reduce_ex__`, as pickle does, so that copying has to be said here.
@@ -67,6 +64,50 @@ class RemoteModule(torch.nn.Module):
         return _rebuilt(self, super().__reduce_ex__(4), lambda part: copy.deepcopy(part, memo), memo)
 
 
+class RemoteModule(_Elsewhere):
+    """What a module at a node can do besides."""
+
+    _kind = "remote module"
+    _fetch = "model.get()"
+    _where = "at a node"
+
+    def get(self, *, timeout: float | None = None) -> Any:
+        """A new, ordinary module with copies of the parameters and buffers; the remote one stays.
+
+        In an asynchronous client, an awaitable of that. Raises what `RemoteTensor.get` raises, for the first that fails.
+        """
+        outbox = _outbox_of(self)
+        return outbox.wait(_fetched(self, timeout))
+
+
+class SharedModule(_Elsewhere):
+    """What a module on shares can do besides. Its call does one operation after the other; `committee.run(module, x)` all of them
+    as one plan."""
+
+    _kind = "shared module"
+    _fetch = "model.reveal()"
+    _where = "on shares at a committee"
+
+    def reveal(self, *, timeout: float | None = None) -> Any:
+        """A new, ordinary module with the parameters and buffers, opened to this client; the shared one stays.
+
+        In an asynchronous client, an awaitable of that. Raises what `SharedTensor.reveal` raises, for the first that fails.
+        """
+        outbox = _outbox_of(self)
+        return outbox.wait(_fetched(self, timeout))
+
+    def get(self, *, timeout: float | None = None) -> NoReturn:
+        """No node has the values: `reveal` opens them."""
+        raise InvalidRequest("get() asks one node for values, and these are on shares: write model.reveal()")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Values on shares are never written to."""
+        raise InvalidRequest(
+            "load_state_dict writes into parameters, and shares are never written to: load into a plain module, and share that"
+            " (committee.share(module)); model.reveal() gives this one"
+        )
+
+
 def _rebuilt(
     module: torch.nn.Module, reduced: Any, copied: Callable[[Any], Any], memo: dict[int, Any] | None = None
 ) -> torch.nn.Module:
@@ -79,8 +120,8 @@ def _rebuilt(
     return made
 
 
-def send_module(module: torch.nn.Module, put: Put) -> torch.nn.Module:
-    """A copy of `module` with each parameter and buffer sent by `put`. The module that was passed stays as it was."""
+def send_module(module: torch.nn.Module, put: Put, kind: type[_Elsewhere] = RemoteModule) -> torch.nn.Module:
+    """A copy of `module`, of the `kind`, with each parameter and buffer sent by `put`. What was passed stays as it was."""
     if not any(True for _ in _tensors(module)):
         raise InvalidRequest(f"{type(module).__name__} has neither parameters nor buffers to send: use it as it is")
     memo: dict[int, Any] = {}
@@ -90,20 +131,20 @@ def send_module(module: torch.nn.Module, put: Put) -> torch.nn.Module:
     copied = copy.deepcopy(module, memo)
     if any(not isinstance(tensor, RemoteTensor) for tensor in _tensors(copied)):
         raise InvalidRequest(f"{type(module).__name__} copies its parameters in a way of its own and cannot be sent as it is")
-    copied.__class__ = type(type(module).__name__, (RemoteModule, type(module)), {"__module__": type(module).__module__})
+    copied.__class__ = type(type(module).__name__, (kind, type(module)), {"__module__": type(module).__module__})
     return copied
 
 
 def _sent(tensor: torch.Tensor, put: Put) -> torch.Tensor:
     if isinstance(tensor, RemoteTensor):
-        raise InvalidRequest(f"the module is at {tensor.location.name} already; use copy.deepcopy(module), or get() it first")
+        raise InvalidRequest(f"the module is at {tensor.location.name} already; use copy.deepcopy(module), or fetch it first")
     remote = put(tensor)
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(remote, requires_grad=tensor.requires_grad)
     return remote
 
 
-async def _fetch(module: torch.nn.Module, outbox: Outbox, timeout_s: float | None) -> torch.nn.Module:
+async def _fetched(module: torch.nn.Module, timeout_s: float | None) -> torch.nn.Module:
     remote = {id(tensor): tensor for tensor in _tensors(module) if isinstance(tensor, RemoteTensor)}
     values = await asyncio.gather(*(one._handle.outbox.read(one, timeout_s) for one in remote.values()))
     memo: dict[int, Any] = {}
@@ -112,8 +153,9 @@ async def _fetch(module: torch.nn.Module, outbox: Outbox, timeout_s: float | Non
             value = torch.nn.Parameter(value, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = value
     copied = copy.deepcopy(module, memo)
-    if isinstance(copied, RemoteModule):
-        copied.__class__ = next(base for base in type(module).__bases__ if base is not RemoteModule)
+    if isinstance(copied, _Elsewhere):
+        own: Any = next(base for base in type(module).__bases__ if not issubclass(base, _Elsewhere))
+        copied.__class__ = own
     return copied
 
 

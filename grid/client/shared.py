@@ -35,15 +35,16 @@ class SharedTensor(RemoteTensor):
         return _dispatch(func, args, kwargs or {})
 
     def reveal(self, *, to: Any = None, timeout: float | None = None) -> Any:
-        """The value, to this client alone, if every owner's rules let it go. Detached from autograd.
+        """The value, to this client alone, if every owner's rules let it go; detached from autograd.
+
+        With `to`, a node or its name, the value opens to that node alone. This gives a remote tensor there, and the node's
+        owner a file (`grid results`), if rows of that node are behind the value.
 
         In an asynchronous client, an awaitable of that. `timeout` in seconds. Raises `ReleaseDenied`, `QuorumLost` naming a node
         that is gone, and the error of the operation that the value failed by.
         """
-        if to is not None:
-            raise InvalidRequest("reveal(to=node) is not there yet; reveal() opens to this client")
-        outbox = self._handle.outbox
-        return outbox.wait(outbox.read(self, timeout))
+        outbox: Any = self._handle.outbox  # a committee
+        return outbox.wait(outbox.read(self, timeout) if to is None else outbox.open_to(self, to, timeout))
 
     def _needs_value(self, what: str, write: str) -> NoReturn:
         write = write.replace("get()", "reveal()")
@@ -61,7 +62,7 @@ class SharedTensor(RemoteTensor):
 
     def move(self, to: Any, *, timeout: float | None = None) -> NoReturn:
         """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client")
+        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
 
     def share(self, committee: Any) -> NoReturn:
         """It is on shares already."""

@@ -9,7 +9,7 @@ A remote value lives as long as a tensor here stands for it: reference counting 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +31,8 @@ class RemoteTensor(torch.Tensor):
     _meta: Meta
     _source: str = ""
     """`DATASET.part` where it is a part of a dataset, whose rows are its first dimension."""
+    _mock: Callable[[], torch.Tensor | None] | None = None
+    """Made-up values such as these, where it is a part of a dataset."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

@@ -33,8 +33,12 @@ def explain(card: DatasetCard) -> Explained:
     described = "The description on this page: schema, bounds, categories, number of rows"
     if policy.release == "approve":
         sentence = "The owner decides on each result by hand: it waits until they have read the plan that made it, and said yes."
-        may = (described, "Results of plans that the owner has approved, each once, to the client that asked")
+        approved = "Results of plans that the owner has approved, each once, to the client that asked"
+        may = (described, approved, *_on_shares(policy))
         return Explained(WORDS["approve"], sentence, may, ("Whatever the owner has not approved", *_stays(policy)))
+    if policy.parties:
+        sentence = "Nothing leaves the node in the clear. Plans that the owner has listed may be computed on secret shares of it."
+        return Explained(WORDS["deny"], sentence, (described, *_on_shares(policy)), ("Rows", "Results of any other plan"))
     sentence = "Nothing that was computed from this data leaves the node."
     return Explained(WORDS["deny"], sentence, (described,), ("Rows", "Results of any kind", *_stays(policy)))
 
@@ -54,6 +58,7 @@ def _aggregate(policy: PolicyCard) -> Explained:
         may.append("Its part in a secure sum over several nodes, of which only the total is seen")
     if policy.sinks:
         may.append(f"Values with rows, sealed, to these nodes: {', '.join(policy.sinks[:SHOWN_CATEGORIES])}")
+    may += _on_shares(policy)
     may_not = ["Single rows, or a value that follows rows one by one"]
     if policy.min_rows > 1:
         may_not.append(f"Anything behind which fewer than {rows} can be told apart, together with all that has left before")
@@ -61,6 +66,15 @@ def _aggregate(policy: PolicyCard) -> Explained:
     if policy.plans != "any":
         may_not.append("Results of other plans and of single commands")
     return Explained(WORDS["aggregate"], sentence, tuple(may), (*may_not, *_stays(policy)))
+
+
+def _on_shares(policy: PolicyCard) -> tuple[str, ...]:
+    """Who may hold shares of rows in a committee."""
+    if not policy.parties:
+        return ()
+    named = f"these nodes: {', '.join(policy.parties[:SHOWN_CATEGORIES])}"
+    who = "whichever nodes a client names" if "*" in policy.parties else named
+    return (f"Rows as secret shares, unreadable to each single node, to {who}",)
 
 
 def _stays(policy: PolicyCard) -> tuple[str, ...]:

@@ -30,7 +30,12 @@ from grid.node.desk import Desk
 from grid.node.executor import Executor
 from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
 from grid.node.neighbours import Neighbour, Neighbours
+from grid.node.openings import Openings
+from grid.node.party import LocalParties, Parties
+from grid.node.party_links import DialParty, Doors
+from grid.node.permits import Permits
 from grid.node.presence import Presence
+from grid.node.results import Results
 from grid.node.runtime import Runtime
 from grid.node.session import ClientSession
 from grid.node.strangers import DIRECT, EVICTED, Strangers
@@ -60,6 +65,9 @@ MAX_HANDSHAKES = 64
 MAX_SESSIONS_PER_CLIENT = 16
 """Where sessions have processes, at most half of those, too: another client finds a place while one has all that it may."""
 
+MAX_OWNER_JOBS = 4096
+"""Decisions on permits that may wait at once."""
+
 MIN_MESSAGE_BYTES = 16 << 20
 """Every session takes messages up to this size, however many its client has."""
 
@@ -78,7 +86,8 @@ class Node:
 
     `dial` reaches the gateway; without it the node lives on `accept` and `serve` alone. `dial_direct` reaches other nodes
     at the addresses that they announce; without it all links are relayed. `dial_node` takes the place of both, for grids
-    that have no gateway, which in dev also need to be told their `grid`.
+    that have no gateway, which in dev also need to be told their `grid`. `dial_party` reaches parties at the addresses that
+    their nodes name; without it they are relayed.
     The store belongs to the caller, who closes it after the node.
     """
 
@@ -94,6 +103,7 @@ class Node:
         dial: Dial | None = None,
         dial_direct: DialAddress | None = None,
         dial_node: DialNode | None = None,
+        dial_party: DialParty | None = None,
         grid: GridId | None = None,
     ) -> None:
         self.settings = settings
@@ -126,6 +136,26 @@ class Node:
             names=self._names,
             copies=self._copies,
         )
+        self._results = Results(settings.state, me=me.id, clock=clock)
+        self._permits = Permits(
+            me=me,
+            clock=clock,
+            gate=self._custody.gate,
+            submit=lambda work: self._owner_lane.submit(work),
+            spawn=self.spawn,
+            wait_s=settings.session.request_s,
+        )
+        openings = Openings(
+            me=me,
+            clock=clock,
+            neighbours=self._neighbours,
+            permits=self._permits,
+            transfers=self._transfers,
+            copies=self._copies,
+            names=self._names,
+        )
+        self._doors = Doors()
+        self._parties = self._make_parties()
         self._committees = Committees(
             me=me,
             clock=clock,
@@ -134,10 +164,23 @@ class Node:
             spawn=self.spawn,
             claim=store.claim,
             names=self._names,
+            permits=self._permits,
+            openings=openings,
+            parties=self._parties,
+            doors=self._doors,
+            dial=dial_party,
+            address=lambda: self._address,
         )
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
         self._node_handlers = Handlers(NODE_HANDLERS)
+
+    def _make_parties(self) -> Parties:
+        if not self.settings.processes or not can_fork():
+            return LocalParties(self.settings, self.clock)
+        from grid.node.party_process import ProcessParties  # imports what other systems do not have
+
+        return ProcessParties(self.settings, self.spawn)
 
     def _make_presence(self, dial: Dial) -> Presence:
         return Presence(
@@ -154,6 +197,7 @@ class Node:
 
     async def __aenter__(self) -> Self:
         await self._executor.__aenter__()
+        self._owner_lane = self._executor.lane("owner", MAX_OWNER_JOBS)
         self._group = asyncio.TaskGroup()
         await self._group.__aenter__()
         if self.settings.processes:
@@ -174,6 +218,7 @@ class Node:
         try:
             await group.__aexit__(None, None, None)
         finally:
+            await self._parties.close()
             if self._workers is not None:
                 await self._workers.__aexit__(None, None, None)
             await self._executor.__aexit__(None, None, None)
@@ -279,6 +324,12 @@ class Node:
                 )
         await self._resumable.resume(first, transport)
         return None
+
+    async def serve_party(self, transport: Transport) -> None:
+        """A connection to `party_links.PARTY_PATH`: it becomes that of a party, or is refused."""
+        with self._strangers.entered(transport, DIRECT):
+            async with time_limit(self.clock, self.settings.session.handshake_s, "the first frame of a connection"):
+                await self._doors.serve(transport)
 
     def _evict(self, transport: Transport) -> None:
         self.spawn(transport.close(EVICTED), "eviction")
@@ -441,6 +492,21 @@ class Node:
     def copies(self) -> Copies:
         """What moves and sums hold of clients' values."""
         return self._copies
+
+    @property
+    def permits(self) -> Permits:
+        """The owner's word on results of committees."""
+        return self._permits
+
+    @property
+    def results(self) -> Results:
+        """Results that committees opened to this node, for its owner."""
+        return self._results
+
+    @property
+    def names(self) -> Mapping[PeerId, str]:
+        """What nodes are called, as far as that is known."""
+        return self._names
 
     @property
     def approvals(self) -> Approvals:

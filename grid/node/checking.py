@@ -20,7 +20,7 @@ from grid.node.findings import Findings
 from grid.node.image_reader import SUFFIXES
 from grid.node.readers import FEATURES, Schema
 from grid.policy.blocks import count
-from grid.policy.rules import AGGREGATE, ANY, APPROVE, DEFAULT_MIN_ROWS, DENY, OPEN, Policy
+from grid.policy.rules import AGGREGATE, ANY, ANYBODY, APPROVE, DEFAULT_MIN_ROWS, DENY, OPEN, Policy
 from grid.wire.messages import DatasetCard
 
 FORMATS: Mapping[str, str] = {".csv": "CSV", ".parquet": "Parquet", ".npz": "npz", ".safetensors": "safetensors"}
@@ -132,6 +132,14 @@ def _look_at_policy(description: Description, card: DatasetCard, findings: Findi
         warn('each result waits for your word (release = "approve"): `grid requests --state DIR` shows what waits', "release")
     if policy.release == OPEN:
         warn('everybody in the grid can fetch every row (release = "open"); "aggregate" keeps rows here', "release")
+    if policy.parties() == ANYBODY and policy.release != OPEN:
+        warn(
+            "any two of whatever three nodes a client names could join forces and read the rows that it shares with them (share ="
+            " true); a list of nodes that you trust prevents that",
+            "share",
+        )
+    if isinstance(policy.share, tuple) and policy.share and not policy.may_share:
+        warn('`share` does nothing: under release = "deny" it is for plans that are listed in `allow`, and none is', "share")
     if policy.release != AGGREGATE:
         return
     if policy.plans == ANY:
@@ -190,11 +198,12 @@ def _has_images(folder: Path) -> bool:
 def what_leaves(policy: Policy, rows: int) -> list[str]:
     """What may leave a dataset of so many rows under its policy."""
     if policy.release == DENY:
-        return ["Nothing, to anybody."]
+        return _on_shares(policy) or ["Nothing, to anybody."]
     if policy.release == APPROVE:
         return [
             "What you approve with `grid approve`: each time one result of a plan, once, to the client that asked. It may be"
-            " anything that a plan makes of the rows, single rows included: no rule checks it but you."
+            " anything that a plan makes of the rows, single rows included: no rule checks it but you.",
+            *_on_shares(policy),
         ]
     if policy.release == OPEN:
         return ["Everything, every row included, to every client of the grid."]
@@ -207,6 +216,23 @@ def what_leaves(policy: Policy, rows: int) -> list[str]:
         found.append("The same kind of results into sums over several nodes, of which only the sum becomes known.")
     if policy.sinks:
         found.append(f"Rows and what is made of them, to the nodes {', '.join(policy.sinks)}.")
+    return found + _on_shares(policy)
+
+
+def _on_shares(policy: Policy) -> list[str]:
+    """What committees may do with the rows, as far as the owner has said it."""
+    parties = policy.parties()
+    if not parties:
+        return []
+    who = "any nodes that a client names" if parties == ANYBODY else _some(parties)
+    found = [
+        f"Rows on secret shares, to committees of {who} and this node: no single one can read them, any two that join forces"
+        " could. Results open at this node, for you."
+    ]
+    if policy.allow:
+        found.append(
+            f"What the {len(policy.allow)} plans in `allow` make of rows on shares, to the client; no rule looks at the result."
+        )
     return found
 
 
@@ -215,7 +241,8 @@ def what_stays(policy: Policy) -> list[str]:
     if policy.release == OPEN:
         return []
     if policy.release == DENY:
-        return ["Rows, and anything that was computed from them."]
+        clear = ", in the clear" if policy.parties() else ""
+        return [f"Rows, and anything that was computed from them{clear}."]
     if policy.release == APPROVE:
         return ["Whatever you have not approved: without your word no row, and nothing that was computed from rows."]
     return [

@@ -1,7 +1,7 @@
-"""One committee at one of its nodes: carries out what `smpc.agreement` decides, and keeps a lane of work for each client.
+"""One committee at one of its nodes: carries out what `smpc.agreement` decides, connects the party to its peers, and has it work.
 
 Statements are signed by the node's identity key and verified against the card of the channel that they come over. Everything to
-one peer goes over one session, so its statement stands before its words. The committee ends as a whole when a peer is lost or
+one peer goes over one session, in order. The committee ends as a whole when a peer is lost or
 does not agree, or when no client is left; the lane of one client ends alone when that client or its requests go wrong, which
 the other parties are told.
 """
@@ -11,31 +11,71 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
-
-import numpy as np
 
 from grid.clock import Clock
 from grid.crypto.envelope import read, seal
 from grid.crypto.identity import LocalIdentity
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, QuorumLost, WireError
+from grid.errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    GridError,
+    InvalidRequest,
+    NodeUnavailable,
+    QuorumLost,
+    WireError,
+    again,
+)
 from grid.ids import PeerId
 from grid.node.neighbours import Neighbour, Neighbours
-from grid.node.share_lane import ShareLane, again
+from grid.node.openings import Openings
+from grid.node.party import Parties, PartyPort, PartyUser
+from grid.node.party_links import DialParty, Doors, PartyLink
+from grid.node.party_messages import Begin, Dealt, Request, ShareOffer
+from grid.rpc.channel import time_limit
 from grid.settings import NodeSettings
-from grid.smpc.agreement import Agreed, Agreement, Announce, Contribution, Effect, Fail, Statement, Terms, Withdraw, decode
+from grid.smpc.agreement import (
+    ANNOUNCING,
+    LIMITS,
+    Agreed,
+    Agreement,
+    Announce,
+    Contribution,
+    Effect,
+    Fail,
+    Statement,
+    Terms,
+    Withdraw,
+    decode,
+)
 from grid.smpc.keystreams import Keys
-from grid.smpc.link import Words
-from grid.wire.messages import CommitteeOver, CommitteeStatement, CommitteeWords, DealShare, ErrorInfo, Message
+from grid.wire.messages import (
+    CommitteeBytes,
+    CommitteeLink,
+    CommitteeOver,
+    CommitteeReady,
+    CommitteeStatement,
+    DealShare,
+    ErrorInfo,
+    GetShare,
+    Message,
+)
 
 log = logging.getLogger(__name__)
 
 KIND = "grid committee statement 1"
 MAX_EARLY = 8
 """Statements and withdrawals that may have come before this node has made its own."""
+
+EXPLAIN_S = 1.0
+"""How long the node of a party that ended its connection may take to say why: it may have lost the third one first."""
+
+Linking = CommitteeReady | CommitteeLink | CommitteeBytes
+FromPeer = CommitteeStatement | CommitteeOver | Linking
 
 
 class Participant(Protocol):
@@ -51,16 +91,24 @@ class Participant(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Common:
-    """What all committees of a node have in common. `names` is what nodes are called, as far as that is known; it may grow."""
+    """What all committees of a node have in common. `names` is what nodes are called, as far as that is known; it may grow.
+
+    `dial` reaches parties of other nodes, where this node may; `address` says where this one listens itself, "" if it does not.
+    """
 
     me: LocalIdentity
     clock: Clock
     neighbours: Neighbours
     settings: NodeSettings
     names: Mapping[PeerId, str]
+    parties: Parties
+    doors: Doors
+    dial: DialParty | None
+    address: Callable[[], str]
+    openings: Openings
 
 
-class Committee:
+class Committee(PartyUser):
     """One committee at this node. `prepare` runs off the loop first, and raises what refuses it."""
 
     def __init__(self, common: Common, terms: Terms, deadline_s: float, prepare: Callable[[], list[Any]]) -> None:
@@ -78,21 +126,10 @@ class Committee:
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
-        self._lanes = {client: self._lane(place, client) for place, client in enumerate(terms.clients)}
-
-    def _lane(self, place: int, client: PeerId) -> ShareLane:
-        common = self._common
-        return ShareLane(
-            rank=self._rank,
-            place=place,
-            send=lambda to, label, words: self._send_words(client, to, label, words),
-            settings=common.settings,
-            clock=common.clock,
-            deadline_s=self._deadline_s,
-            names=lambda rank: self._name(self.terms.roster[rank]),
-            node_name=self._name,
-            broken=lambda error: self._end_lane(client, error, tell=True),
-        )
+        self._party: PartyPort | None = None
+        self._links: dict[PeerId, PartyLink] = {}
+        self._early_links: list[tuple[Neighbour, Linking]] = []
+        self._deadline = 0.0
 
     def _name(self, peer: PeerId) -> str:
         return self._common.names.get(peer, peer)
@@ -105,15 +142,31 @@ class Committee:
             raise InvalidRequest("this client has opened the committee here already; one session of it takes part")
         self._participants[participant.client] = participant
 
-    def lane_of(self, participant: Participant) -> ShareLane:
-        """The lane of a client's session. `InvalidRequest` for a session that takes no part."""
+    def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
+        """A client's request. `InvalidRequest` for a session that takes no part."""
         if self._participants.get(participant.client) is not participant:
             raise InvalidRequest("this session takes no part in the committee")
         if self.error is not None:
             raise again(self.error)
-        if not self.opened.done():
+        if self._party is None or not self.opened.done():
             raise InvalidRequest("the committee is not agreed on yet; wait for the answer to its opening")
-        return self._lanes[participant.client]
+        answer = self._party.submit(self._place(participant.client), message)
+        return self._opened(participant, message, answer) if isinstance(message, GetShare) else answer
+
+    async def _opened(self, participant: Participant, message: GetShare, answer: asyncio.Future[Message]) -> Message:
+        offer = await answer
+        assert isinstance(offer, ShareOffer)
+
+        def still_on() -> None:
+            if self.error is not None:
+                raise again(self.error)
+            if self._participants.get(participant.client) is not participant:
+                raise NodeUnavailable("the client of this work is gone")
+
+        return await self._common.openings.open(participant.client, message, offer, self._deadline_s, still_on)
+
+    def _place(self, client: PeerId) -> int:
+        return self.terms.clients.index(client)
 
     def leave(self, participant: Participant) -> bool:
         """A client's session takes part no more, if it did. True where nobody is left."""
@@ -128,7 +181,8 @@ class Committee:
         return not self._participants
 
     def _end_lane(self, client: PeerId, error: GridError, *, tell: bool) -> None:
-        self._lanes[client].end(error)
+        if self._party is not None:
+            self._party.end_lane(self._place(client), error)
         if tell and self.error is None:
             for peer in self._peers:
                 self._send(peer, CommitteeOver(committee=self.terms.committee, error=_reason(error), client=client))
@@ -163,18 +217,22 @@ class Committee:
         common, clock = self._common, self._common.clock
         try:
             await participant.in_lane(self._prepare)
+            await common.parties.prepare(participant.in_lane)
         except GridError as error:
             self.end(error)
             return
         expiry = common.clock.wall() + self._deadline_s
-        mine = Statement(self.terms, common.me.id, expiry, secrets.token_bytes(16))
+        settings = common.settings
+        limits = tuple(getattr(settings, name) for name in LIMITS)
+        mine = Statement(self.terms, common.me.id, expiry, secrets.token_bytes(16), limits)
+        self._deadline = deadline
         self._envelope = seal(KIND, mine.encode(), common.me.key)
         self._agreement = Agreement(mine, deadline=deadline, names=common.names)
         self._apply(self._agreement.start())
         early, self._early = self._early, []
         for sender, message in early:
             self.received(sender, message)
-        while not self.opened.done():
+        while self._agreement.state == ANNOUNCING:
             await clock.sleep(max(deadline - clock.monotonic(), 0.01))
             self._apply(self._agreement.tick(clock.monotonic()))
 
@@ -198,19 +256,25 @@ class Committee:
             for peer in self._sessions:
                 self._send(peer, CommitteeOver(committee=self.terms.committee, error=_reason(error)))
         self.error = error
-        for lane in self._lanes.values():
-            lane.end(error)
+        if self._party is not None:
+            self._party.end(error)
+        for link in self._links.values():
+            link.close()
         if not self.opened.done():
             self.opened.set_exception(again(error))
             self.opened.exception()  # marks it as seen: who asked may be gone
         self._early.clear()
+        self._early_links.clear()
         self._over.set()
 
     # ------------------------------------------------------------ the other nodes
 
-    def received(self, sender: Neighbour, message: CommitteeStatement | CommitteeOver) -> None:
-        """A peer's statement, or its withdrawal. From anybody else it changes nothing."""
+    def received(self, sender: Neighbour, message: FromPeer) -> None:
+        """A peer's statement, its withdrawal, or what concerns the link to its party. From anybody else it changes nothing."""
         if self.error is not None or sender.id not in self._peers:
+            return
+        if isinstance(message, Linking):
+            self._linking(sender, message)
             return
         if isinstance(message, CommitteeOver) and message.client is not None:
             self._lane_over(sender, message)
@@ -241,9 +305,20 @@ class Committee:
         return agreement.announced(sender.id, statement, contribution, self._common.clock.wall())
 
     def _lane_over(self, sender: Neighbour, message: CommitteeOver) -> None:
-        lane = None if message.client is None else self._lanes.get(message.client)
-        if lane is not None:
-            lane.end(self._withdrew(sender, message.error.to_error()))
+        if message.client in self.terms.clients:
+            self._end_lane(message.client, self._withdrew(sender, message.error.to_error()), tell=False)
+
+    def _linking(self, sender: Neighbour, message: Linking) -> None:
+        link = self._links.get(sender.id)
+        if link is None:  # the peer has agreed a little earlier than this node
+            if len(self._early_links) < MAX_EARLY:
+                self._early_links.append((sender, message))
+            return
+        try:
+            link.received(message)
+        except WireError as error:
+            name = sender.card.name
+            self.end(WireError(f"{error.message} (from node {name})", node=name))
 
     def _withdrew(self, sender: Neighbour, error: GridError) -> QuorumLost:
         """What a peer's end means here. If it says that it lost a third one, that one is named."""
@@ -254,25 +329,23 @@ class Committee:
             return QuorumLost(f"node {culprit} {how}, as node {sender.card.name} says; the committee needs it", node=culprit)
         return QuorumLost(f"node {culprit} has ended its part of the work on shares ({error.code})", node=culprit)
 
-    def words(self, sender: Neighbour, message: CommitteeWords) -> None:
-        """One party's words to this one."""
-        if self.error is not None or sender.id not in self._peers:
-            return
-        lane = self._lanes.get(message.client)
-        data = memoryview(message.words)
-        if lane is None or data.nbytes % 8:
-            self.end(WireError(f"node {sender.card.name} sent what are no words of a client's work"))
-            return
-        lane.deliver(self.terms.roster.index(sender.id), message.label, np.frombuffer(data, "<u8").astype(np.uint64))
-
-    def deal(self, sender: PeerId, message: DealShare) -> None:
+    def deal(self, sender: PeerId, message: DealShare) -> Awaitable[Message]:
         """A node's value for a client, in shares; the node may be this one."""
         if self.error is not None:
             raise again(self.error)
-        lane = self._lanes.get(message.client)
-        if lane is None or message.client not in self._participants or not self.opened.done():
+        if self._party is None or message.client not in self._participants or not self.opened.done():
             raise InvalidRequest("the client of this value takes no part in the committee")
-        lane.deal(sender, message)
+        dealt = Dealt(
+            sender=sender,
+            object=message.object,
+            dtype=message.dtype,
+            shape=message.shape,
+            owners=message.owners,
+            first=message.first,
+            second=message.second,
+            error=message.error,
+        )
+        return self._party.deal(self._place(message.client), dealt)
 
     def lost(self, peer: PeerId) -> None:
         """There is no session with a node any more, or none could be made."""
@@ -294,25 +367,102 @@ class Committee:
                             common=contribution.common,
                         ),
                     )
-                case Agreed(keys):
-                    self._agreed(keys)
+                case Agreed(keys, limits):
+                    self._start(self._connect(keys, limits))
                 case Withdraw(to, error):
                     for peer in to:
                         self._send(peer, CommitteeOver(committee=self.terms.committee, error=_reason(error)))
                 case Fail(error):
                     self.end(error, tell=False)
 
-    def _agreed(self, keys: Keys) -> None:
-        if self.error is None:
-            self.opened.set_result(None)
-            for lane in self._lanes.values():
-                self._start(lane.run(keys))
+    # ------------------------------------------------------------ the party
 
-    def _send_words(self, client: PeerId, to: int, label: int, words: Words) -> None:
-        message = CommitteeWords(
-            committee=self.terms.committee, client=client, label=label, words=words.astype("<u8", copy=False).tobytes()
+    async def _connect(self, keys: Keys, limits: tuple[int, ...]) -> None:
+        """All three agree: connect the party to the others, and let it begin."""
+        common, terms = self._common, self.terms
+        for peer in self._peers:
+            send = functools.partial(self._send, peer)
+            ranks = (self._rank, terms.roster.index(peer))
+            self._links[peer] = PartyLink(terms.committee, ranks, keys, clock=common.clock, send=send)
+        links = list(self._links.values())
+        early, self._early_links = self._early_links, []
+        works = [
+            asyncio.create_task(link.dial(common.dial) if self._rank < link.rank else link.expect(common.doors, common.address()))
+            for link in links
+        ]
+        try:
+            for sender, message in early:
+                self._linking(sender, message)
+            left = max(self._deadline - common.clock.monotonic(), 0.01)
+            async with time_limit(common.clock, left, "connecting the parties"):
+                sockets = await asyncio.gather(*works)
+        except DeadlineExceeded:
+            missing = [link.rank for link, work in zip(links, works, strict=True) if not _did(work)]
+            late = " and ".join(self._name(terms.roster[rank]) for rank in missing)
+            self.end(QuorumLost(f"the party of node {late} was not connected in time; the committee needs it", node=late))
+        except GridError as error:
+            self.end(error)
+        else:
+            self._begin_party(keys, limits, links, sockets)
+            await self._ready()
+            return
+        finally:
+            for work in works:
+                work.cancel()
+        for work in works:
+            if _did(work):
+                work.result().close()
+
+    def _begin_party(self, keys: Keys, limits: tuple[int, ...], links: list[PartyLink], sockets: list[Any]) -> None:
+        begin = Begin(
+            rank=self._rank,
+            names=tuple(map(self._name, self.terms.roster)),
+            clients=len(self.terms.clients),
+            deadline_s=self._deadline_s,
+            own=keys.own,
+            following=keys.following,
+            common=keys.common,
+            links=tuple(link.keys() for link in links),
+            limits=limits,
         )
-        self._send(self.terms.roster[to], message)
+        try:
+            self._party = self._common.parties.open(self)
+            self._party.begin(begin, {link.rank: one for link, one in zip(links, sockets, strict=True)})
+        except GridError as error:
+            self.end(error)
+
+    async def _ready(self) -> None:
+        """The first party of a node may take a while to start."""
+        left = max(self._deadline - self._common.clock.monotonic(), 0.01)
+        try:
+            async with time_limit(self._common.clock, left, "the start of this node's party"):
+                await asyncio.shield(self.opened)
+        except GridError as error:
+            self.end(error)
+
+    def party_ready(self) -> None:
+        if not self.opened.done():
+            self.opened.set_result(None)
+
+    def lane_broken(self, place: int, error: GridError) -> None:
+        self._end_lane(self.terms.clients[place], error, tell=True)
+
+    def party_over(self, error: GridError) -> None:
+        """Where a peer's connection ended, its node is given time to say why."""
+        rank = error.details.get("party")
+        if not isinstance(rank, int):
+            self.end(error)
+            return
+        name = self._name(self.terms.roster[rank])
+        named = type(error)(f"{error.message} (party {rank} is node {name})", node=name)
+        if error.details.get("ended"):
+            self._start(self._explained(named))
+        else:
+            self.end(named)
+
+    async def _explained(self, error: GridError) -> None:
+        await self._common.clock.sleep(EXPLAIN_S)
+        self.end(error)
 
     def _send(self, peer: PeerId, message: Message) -> None:
         session = self._sessions.get(peer)
@@ -330,3 +480,8 @@ def _reason(error: GridError) -> ErrorInfo:
     """What other nodes are told: the kind of error, and which node was lost. Texts are for the client alone."""
     details = {key: value for key, value in error.details.items() if key == "node"}
     return ErrorInfo(code=error.code, message="this node ends its part of the work on shares", details=details)
+
+
+def _did(work: asyncio.Task[Any]) -> bool:
+    """Whether it has a result."""
+    return work.done() and not work.cancelled() and work.exception() is None

@@ -19,25 +19,27 @@ import numpy as np
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.prg import SEED_BYTES, ring_elements
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded, again
 from grid.ids import CommitteeId, PeerId
-from grid.node.committee import Committee, Common, Participant
+from grid.node.committee import Committee, Common, FromPeer, Participant
+from grid.node.desk import Dealing
 from grid.node.neighbours import Neighbour, Neighbours, Spawn
-from grid.node.share_lane import Request, again
+from grid.node.openings import Openings
+from grid.node.party import Parties
+from grid.node.party_links import DialParty, Doors
+from grid.node.party_messages import Request
+from grid.node.permits import Permits
 from grid.settings import NodeSettings
 from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
     CommitteeOver,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     ErrorInfo,
     Message,
     Ok,
     OpenCommittee,
-    OwnerRule,
     ShareObject,
-    TensorFrame,
 )
 
 MAX_DEADLINE_S = 3600.0
@@ -60,7 +62,8 @@ class _Early:
 
 
 class Committees:
-    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's."""
+    """The committees that this node is a party of; arguments as in `committee.Common`. `claim` is the store's, `permits` what
+    this node gives itself."""
 
     def __init__(
         self,
@@ -72,8 +75,15 @@ class Committees:
         spawn: Spawn,
         claim: Callable[[str, float, float], bool],
         names: Mapping[PeerId, str],
+        parties: Parties,
+        doors: Doors,
+        dial: DialParty | None,
+        address: Callable[[], str],
+        permits: Permits,
+        openings: Openings,
     ) -> None:
-        self._common = Common(me, clock, neighbours, settings, names)
+        self._common = Common(me, clock, neighbours, settings, names, parties, doors, dial, address, openings)
+        self._permits = permits
         self._spawn = spawn
         self._claim = claim
         self._running: dict[CommitteeId, Committee] = {}
@@ -123,13 +133,10 @@ class Committees:
         return committee
 
     def _prepare(self, terms: Terms) -> list[Any]:
-        """Note, for good, that this node takes part, and have the kernels compiled. For a thread: both take time."""
+        """Note, for good, that this node takes part. For a thread: it takes time."""
         wall = self._common.clock.wall()
         if not self._claim(f"committee {terms.committee}", wall + REMEMBERED_S, wall):
             raise InvalidRequest("this node was in a committee of this id before; each committee needs a fresh one")
-        from grid.smpc.replicated.compiling import warm_up  # loads a compiler, which a node without committees does not need
-
-        warm_up()
         return []
 
     async def _run(self, committee: Committee, participant: Participant) -> None:
@@ -142,9 +149,9 @@ class Committees:
             if len(self._over) > MAX_OVER:
                 del self._over[next(iter(self._over))]
 
-    def submit(self, participant: Participant, message: Request) -> asyncio.Future[Message]:
+    def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
         """A client's request to its committee."""
-        return self._find(message.committee).lane_of(participant).submit(message)
+        return self._find(message.committee).submit(participant, message)
 
     def close(self, participant: Participant, committee: CommitteeId) -> None:
         """A client is done with a committee."""
@@ -171,15 +178,17 @@ class Committees:
         self,
         participant: Participant,
         message: ShareObject,
-        allowed: Callable[[], Awaitable[tuple[TensorFrame, str, tuple[OwnerRule, ...]]]],
+        allowed: Callable[[Mapping[PeerId, str]], Awaitable[Dealing]],
     ) -> Message:
-        """Deal a value of this node's to the parties. `allowed`: ring elements, dtype and owners, once the rules let it go."""
+        """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
+        it gets the names on their cards."""
         try:
-            frame, dtype, owners = await allowed()
+            dealing = await allowed(await self._named(message.roster))
+            await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
-        words = np.frombuffer(frame.data, "<u8").astype(np.uint64)
+        words = np.frombuffer(dealing.frame.data, "<u8").astype(np.uint64)
         seeds, rest = deal(words)
         parts = ((seeds[0], seeds[1]), (seeds[1], rest), (rest, seeds[0]))
         dealt = [
@@ -187,9 +196,9 @@ class Committees:
                 committee=message.committee,
                 client=participant.client,
                 object=message.object,
-                dtype=dtype,
-                shape=frame.shape,
-                owners=owners,
+                dtype=dealing.dtype,
+                shape=dealing.frame.shape,
+                owners=dealing.rules,
                 first=first,
                 second=second,
             )
@@ -197,6 +206,12 @@ class Committees:
         ]
         await asyncio.gather(*(self._deal(node, one) for node, one in zip(message.roster, dealt, strict=True)))
         return Ok()
+
+    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
+        """The nodes of a roster beside this one, with the names that their cards prove."""
+        others = [node for node in roster if node != self._common.me.id]
+        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
+        return {session.id: session.card.name for session in sessions}
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""
@@ -215,19 +230,19 @@ class Committees:
 
     async def _deal(self, node: PeerId, message: DealShare) -> None:
         if node == self._common.me.id:
-            self._find(message.committee).deal(node, message)
+            await self._find(message.committee).deal(node, message)
             return
         session = await self._common.neighbours.session(node)
         await session.live.request(message)
 
     # ------------------------------------------------------------ the other nodes
 
-    def received(self, sender: Neighbour, message: CommitteeStatement | CommitteeOver) -> None:
-        """A node's statement, or its withdrawal."""
+    def received(self, sender: Neighbour, message: FromPeer) -> None:
+        """A node's statement, its withdrawal, or what concerns the links of parties."""
         running = self._running.get(message.committee)
         if running is not None:
             running.received(sender, message)
-        elif isinstance(message, CommitteeStatement) or message.client is None:
+        elif isinstance(message, CommitteeStatement) or (isinstance(message, CommitteeOver) and message.client is None):
             self._keep(sender, message)
 
     def _keep(self, sender: Neighbour, message: CommitteeStatement | CommitteeOver) -> None:
@@ -238,16 +253,9 @@ class Committees:
         if counts[sender.id] < MAX_EARLY_PER_NODE:
             self._early.setdefault(message.committee, []).append(_Early(sender, message, now))
 
-    def words(self, sender: Neighbour, message: CommitteeWords) -> None:
-        """Words of one party to this one; of a committee that is not here, they are nobody's."""
-        running = self._running.get(message.committee)
-        if running is not None:
-            running.words(sender, message)
-
-    def deal(self, sender: Neighbour, message: DealShare) -> Message:
+    def deal(self, sender: Neighbour, message: DealShare) -> Awaitable[Message]:
         """A node's value, in shares."""
-        self._find(message.committee).deal(sender.id, message)
-        return Ok()
+        return self._find(message.committee).deal(sender.id, message)
 
     def lost(self, node: PeerId) -> None:
         """The last session with a node has ended."""

@@ -57,7 +57,7 @@ class Custody:
         self.datasets: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for dataset, _ in met})
         self.sources: Mapping[str, DatasetView] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
         self.smallest_cohort = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
-        self._cards = tuple(dataset.card() for dataset, _ in met)
+        self._cards = tuple(dataset.card(dev=dev) for dataset, _ in met)
         self.approvals = Approvals(store, owner, clock)
         self.gate = Gate(
             [Guarded(dataset.name, dataset.rows, dataset.policy) for dataset, _ in met],
@@ -66,6 +66,7 @@ class Custody:
             limits=RateLimits(settings.max_releases_per_minute, settings.max_released_bytes_per_minute),
             max_errors=max(1, settings.max_private_errors),
             approvals=self.approvals,
+            dev=dev,
         )
 
     def cards(self) -> tuple[DatasetCard, ...]:

@@ -86,7 +86,7 @@ class Dataset:
             values={name: values[:rows] for name, values in self.values.items()},
         )
 
-    def card(self) -> DatasetCard:
+    def card(self, *, dev: bool = False) -> DatasetCard:
         """What everybody may know."""
         targets = self.targets
         return DatasetCard(
@@ -95,7 +95,7 @@ class Dataset:
             tags=self.tags,
             rows=self.rows,
             columns=self.columns,
-            policy=self.policy.card(self.rows),
+            policy=self.policy.card(self.rows, dev=dev),
             feature_names=self.feature_names,
             feature_shape=tuple(self.features.shape[1:]),
             feature_dtype=short_dtype(self.features.dtype),

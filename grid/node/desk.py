@@ -6,8 +6,9 @@ executor, and in the order in which the client asked.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
@@ -16,6 +17,7 @@ from grid.node.one_sum import Operand
 from grid.node.work import Account, Offer, SumOffer
 from grid.plans.ir import decode
 from grid.policy.approvals import Content
+from grid.policy.claims import RowsClaim
 from grid.policy.gate import Gate
 from grid.settings import NodeSettings
 from grid.smpc import ring
@@ -31,6 +33,16 @@ MESSAGE_ROOM = 4096
 MAX_SHOWN_PLAN = 1 << 20
 MAX_SHOWN_PLANS = 16
 """Bytes of a plan, and plans of one session, that are kept to be shown to an owner."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dealing:
+    """A value that goes to a committee: its ring elements, its own dtype, and whose rows are in it. The shares keep `rules`."""
+
+    frame: TensorFrame
+    dtype: str
+    rules: tuple[OwnerRule, ...]
+    rows: tuple[RowsClaim, ...]
 
 
 def check_size(nbytes: int, settings: NodeSettings) -> None:
@@ -110,22 +122,24 @@ class Desk:
             self._gate.check_move(offer.claim, to)
             self._tell(offer.failure)
 
-    def share(self, offer: Offer) -> tuple[TensorFrame, tuple[OwnerRule, ...]]:
-        """The value in ring elements for a committee, and whose rows are in it with their rule for releases. Raises
-        `ReleaseDenied` where an owner does not let it be shared. The shares keep these rules for ever."""
-        owners: tuple[OwnerRule, ...] = ()
+    def share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> Dealing:
+        """The value in ring elements for a committee. Raises `ReleaseDenied` where an owner does not let these nodes have shares
+        of it (`Gate.check_share`)."""
+        rules: tuple[OwnerRule, ...] = ()
         if offer.claim is not None:
             self._gate.check_errors(self._client)
-            owners = tuple(OwnerRule(dataset=name, release=release) for name, release in self._gate.check_share(offer.claim))
+            part = _part(offer.account)
+            shared = self._gate.check_share(offer.claim, nodes)
+            rules = tuple(OwnerRule(dataset=name, release=release, part=part) for name, release in shared)
             self._tell(offer.failure)
         value = from_frame(offer.tensor)
         try:
             encoded = fixed.encode(value, fraction_bits(value.dtype), 1)
         except ExecutionFailed as error:  # whether a value fits depends on the rows behind it
-            if owners:
+            if rules:
                 self._tell(ErrorInfo.of(error))
             raise
-        return to_frame(encoded, copy=False), owners
+        return Dealing(to_frame(encoded, copy=False), offer.tensor.dtype, rules, () if offer.claim is None else offer.claim.rows)
 
     def admit(self, offer: SumOffer, claim: Callable[[], None]) -> Operand:
         """The operand of a secure sum. Raises what the rules have against it; if nothing refuses it, `claim`s the sum."""
@@ -175,6 +189,12 @@ class Desk:
                     rule="private_errors",
                 )
             )
+
+
+def _part(account: Account | None) -> str:
+    """What of a dataset a value is, as it stands or whole blocks of it; "" for anything else."""
+    straight = account is not None and account.plan is None and account.plans == ()
+    return account.part if straight and account is not None else ""
 
 
 def _measure(frame: TensorFrame) -> tuple[int, int]:

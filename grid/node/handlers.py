@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
+from grid.node.committee import FromPeer
 from grid.node.neighbours import Neighbour
 from grid.node.services import Services
 from grid.node.session import ClientSession
 from grid.rpc.dispatch import Handler
 from grid.wire.messages import (
+    AskPermit,
     CloseCommittee,
     Commands,
+    CommitteeBytes,
+    CommitteeLink,
     CommitteeOver,
+    CommitteeReady,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     DeliverObject,
+    DeliverShare,
     DescribeObject,
     ExpectObject,
     ExpectShare,
@@ -31,6 +36,8 @@ from grid.wire.messages import (
     OpenCommittee,
     PutObject,
     PutPlan,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
     ShareInput,
     ShareObject,
@@ -53,6 +60,8 @@ CLIENT_HANDLERS: Mapping[type[Any], Handler] = {
     CloseCommittee: ClientSession.close_committee,
     ShareInput: ClientSession.on_shares,
     SecureCommands: ClientSession.on_shares,
+    PutSharedPlan: ClientSession.put_shared_plan,
+    RunShared: ClientSession.on_shares,
     ExpectShare: ClientSession.on_shares,
     GetShare: ClientSession.on_shares,
     FreeShares: ClientSession.free_shares,
@@ -79,16 +88,22 @@ def _sum(context: NodeContext, message: SumAnnouncement | SumShare) -> None:
     context.services.sums.received(context.neighbour, message)
 
 
-def _committee(context: NodeContext, message: CommitteeStatement | CommitteeOver) -> None:
+def _committee(context: NodeContext, message: FromPeer) -> None:
     context.services.committees.received(context.neighbour, message)
 
 
-def _words(context: NodeContext, message: CommitteeWords) -> None:
-    context.services.committees.words(context.neighbour, message)
-
-
-def _deal(context: NodeContext, message: DealShare) -> Message:
+def _deal(context: NodeContext, message: DealShare) -> Awaitable[Message]:
     return context.services.committees.deal(context.neighbour, message)
+
+
+async def _permit(context: NodeContext, message: AskPermit) -> Message:
+    return await context.services.permits.ask(context.neighbour.id, message)
+
+
+async def _opened(context: NodeContext, message: DeliverShare) -> Message:
+    services = context.services
+    await services.transfers.deliver_share(context.neighbour.id, message, services.names)
+    return Ok()
 
 
 NODE_HANDLERS: Mapping[type[Any], Handler] = {
@@ -97,7 +112,11 @@ NODE_HANDLERS: Mapping[type[Any], Handler] = {
     SumShare: _sum,
     CommitteeStatement: _committee,
     CommitteeOver: _committee,
-    CommitteeWords: _words,
+    CommitteeReady: _committee,
+    CommitteeLink: _committee,
+    CommitteeBytes: _committee,
     DealShare: _deal,
+    AskPermit: _permit,
+    DeliverShare: _opened,
 }
 """The context is a `NodeContext`."""

@@ -1,5 +1,6 @@
 """The process that workers are forked from: it has everything imported and the datasets mapped, and does nothing else.
 
+There is one for clients' sessions, and one for parties of committees, which has the kernels compiled and no datasets.
 A node starts it with `exec`, so it has none of the node's memory: no key ever lies in it. It runs one thread and no pool of
 threads, which is what makes `fork` safe; a worker costs a few milliseconds and shares the pages of all modules. It reports
 how each worker ends, and when the node is gone, it kills them all and ends.
@@ -8,6 +9,7 @@ how each worker ends, and when the node is gone, it kills them all and ends.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import logging
@@ -17,7 +19,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -30,6 +32,8 @@ from grid.node.nursery_messages import (
     CANNOT_FORK,
     MAX_BYTES,
     OUT_OF_MEMORY,
+    PARTIES,
+    SESSIONS,
     TABLE,
     Ended,
     Fork,
@@ -53,7 +57,7 @@ from grid.wire.messages import Command, Commands, Message, PutObject, Ref
 log = logging.getLogger(__name__)
 
 PIPE_FD = 3
-"""The one file that a worker has beside the standard ones."""
+"""A worker's pipe to the node; behind it come a party's sockets, and a session's worker has no other file."""
 
 ROOM = 1 << 20
 """Bytes of a frame beside the message that the session's limit bounds."""
@@ -68,6 +72,7 @@ class Nursery:
         self._sizes: list[int] = []
         self._sources: Mapping[str, DatasetView] = {}
         self._settings = NodeSettings()
+        self._kind = SESSIONS
         self._workers: dict[int, tuple[int, int]] = {}
         """Descriptor of a worker's process -> its number and pid."""
 
@@ -116,14 +121,20 @@ class Nursery:
         self._sources = mapped_sources(message.sources, self._files, self._sizes)
         while self._files:
             os.close(self._files.pop())
-        warm_up(self._settings)
+        self._kind = message.kind
+        if message.kind == PARTIES:
+            from grid.node.party_main import warm_up as warm_up_parties  # loads a compiler, for nothing where sessions are
+
+            warm_up_parties()
+        else:
+            warm_up(self._settings)
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError(f"the nursery has more than one thread: {threading.enumerate()}")
         gc.collect()
         gc.freeze()  # what is here now stays, and is not to be copied into each worker by collections
         self._say(Ready())
 
-    def _fork(self, message: Fork, pipe: int, page: int) -> int | None:
+    def _fork(self, message: Fork, pipe: int, page: int, *files: int) -> int | None:
         """Make a worker; a descriptor of its process, or None where the system has no room for it."""
         parent = os.getpid()
         try:
@@ -133,24 +144,32 @@ class Nursery:
             self._say(Ended(number=message.number, status=CANNOT_FORK))
             return None
         if not pid:
-            self._become_worker(message, pipe, page, parent)
+            self._become_worker(message, pipe, page, files, parent)
         process = os.pidfd_open(pid)
         self._workers[process] = (message.number, pid)
         self._say(Forked(number=message.number, pid=pid), process)
         return process
 
-    def _become_worker(self, message: Fork, pipe: int, page: int, parent: int) -> NoReturn:
+    def _become_worker(self, message: Fork, pipe: int, page: int, files: Sequence[int], parent: int) -> NoReturn:
         """The life of a worker."""
         status = 1
         tag_from_now(worker=message.number)
         try:
             pulse = Pulse(page)
-            os.dup2(pipe, PIPE_FD)
-            os.closerange(PIPE_FD + 1, os.sysconf("SC_OPEN_MAX"))  # mappings stay without their files
+            kept = [pipe, *files]
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, PIPE_FD + len(kept)) for fd in kept]  # out of the way of their places
+            for place, fd in enumerate(high, PIPE_FD):
+                os.dup2(fd, place)
+            os.closerange(PIPE_FD + len(kept), os.sysconf("SC_OPEN_MAX"))  # mappings stay without their files
             settle(self._settings, parent)
-            end = BlockingPipe(end_of(PIPE_FD), self._settings.session.max_message_bytes + ROOM)
+            most = self._settings.session.max_message_bytes + ROOM
+            if self._kind == PARTIES:
+                from grid.node.party_main import run_party
+
+                run_party(end_of(PIPE_FD), [end_of(PIPE_FD + 1 + at) for at in range(len(files))], self._settings, most)
+                raise EOFError("the node is gone")
             lost = None if message.lost is None else message.lost.to_error()
-            Worker(end, pulse, self._sources, self._settings, lost).run()
+            Worker(BlockingPipe(end_of(PIPE_FD), most), pulse, self._sources, self._settings, lost).run()
         except EOFError:
             status = 0
         except BaseException as error:

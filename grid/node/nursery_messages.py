@@ -1,4 +1,4 @@
-"""What a node and its nursery say to each other, over a pipe of their own, each message with open files beside it."""
+"""What a node and one of its nurseries say to each other, over a pipe of their own, each message with open files beside it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ OUT_OF_MEMORY = 3
 
 CANNOT_FORK = 4
 """In place of an exit code: the system gave no process."""
+
+SESSIONS, PARTIES = "sessions", "parties"
+"""What the processes of a nursery are for."""
 
 TELL: dict[str, type[Message]] = {}
 
@@ -39,8 +42,9 @@ class Prepare(Message):
 
 @message("household", TELL)
 class Household(Message):
-    """The datasets, and the node's settings as JSON."""
+    """What its processes are for, the datasets, and the node's settings as JSON."""
 
+    kind: str
     sources: tuple[SharedSource, ...]
     settings: str
 
@@ -52,7 +56,7 @@ class Ready(Message):
 
 @message("fork", TELL)
 class Fork(Message):
-    """Node -> nursery: make a worker. Its end of a pipe and the page of its `Pulse` come along.
+    """Node -> nursery: make a worker. Its end of a pipe, the page of its `Pulse`, and a party's sockets come along.
 
     `lost`: what ended the worker before, if there was one in this session.
     """

@@ -15,13 +15,13 @@ import dataclasses
 import logging
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
 from grid.errors import ExecutionFailed, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.ids import ObjectId, PeerId, PlanId
-from grid.node.desk import Desk
+from grid.node.desk import Dealing, Desk
 from grid.node.executor import Lane
 from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY
 from grid.node.one_sum import Operand
@@ -45,7 +45,6 @@ from grid.wire.messages import (
     ObjectValue,
     Ok,
     OpenDataset,
-    OwnerRule,
     PutPlan,
     RunPlan,
     StartSum,
@@ -155,8 +154,8 @@ class ProcessRuntime(Runtime, WorkerUser):
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
 
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        return self._lane.submit(partial(self._desk.share, offer))
+    def allow_share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> asyncio.Future[Dealing]:
+        return self._lane.submit(partial(self._desk.share, offer, nodes))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         result: asyncio.Future[Operand] = self._loop.create_future()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from grid.errors import GridError
-from grid.ids import ObjectId
+from grid.ids import ObjectId, PeerId
+from grid.node.desk import Dealing
 from grid.node.one_sum import Operand
 from grid.node.transfers import Delivery
 from grid.node.work import Offer
 from grid.smpc import ring
-from grid.wire.messages import Message, OwnerRule, StartSum, TensorFrame
+from grid.wire.messages import Message, StartSum
 
 PAUSE_BYTES = 64 << 10
 """After a released value of this size nothing more is offered until little is left to be sent, so that a client that does not
@@ -52,8 +53,10 @@ class Runtime(abc.ABC):
         """Whether the rules let a value go to the node of this name."""
 
     @abc.abstractmethod
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        """A value that `take` gave as ring elements for a committee, and whose rows are in it, if the rules let it be shared."""
+    def allow_share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> asyncio.Future[Dealing]:
+        """A value that `take` gave as it goes to a committee, if the rules let it be shared.
+
+        `nodes`: the others that get shares, with the names on their cards."""
 
     @abc.abstractmethod
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol
 
+from grid.ids import PeerId
 from grid.node.committees import Committees
 from grid.node.copies import Copies
 from grid.node.neighbours import Neighbours
+from grid.node.permits import Permits
+from grid.node.results import Results
 from grid.node.sums import Sums
 from grid.node.transfers import Transfers
 
@@ -29,6 +32,18 @@ class Services(Protocol):
 
     @property
     def copies(self) -> Copies: ...
+
+    @property
+    def id(self) -> PeerId: ...
+
+    @property
+    def permits(self) -> Permits: ...
+
+    @property
+    def results(self) -> Results: ...
+
+    @property
+    def names(self) -> Mapping[PeerId, str]: ...
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Start a task that ends with the node."""

@@ -10,15 +10,15 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 from grid.crypto.identity import Card
-from grid.errors import GridError, NodeUnavailable, NotFound, PlanRejected
+from grid.errors import GridError, NodeUnavailable, NotFound, PlanRejected, WireError
 from grid.ids import ObjectId, PeerId
 from grid.node.committees import check_roster
-from grid.node.desk import Desk
+from grid.node.desk import Dealing, Desk
 from grid.node.one_sum import Operand
 from grid.node.runtime import PAUSE_BYTES, Runtime
 from grid.node.services import Services
@@ -27,10 +27,12 @@ from grid.node.work import Offer
 from grid.rpc.peer import Peer
 from grid.smpc import ring
 from grid.wire.messages import (
+    Buffer,
     CloseCommittee,
     CommandFailed,
     Commands,
     DeliverObject,
+    DeliverShare,
     DescribeObject,
     ErrorInfo,
     ExpectObject,
@@ -44,14 +46,14 @@ from grid.wire.messages import (
     ObjectValue,
     Ok,
     OpenCommittee,
-    OwnerRule,
     PutObject,
     PutPlan,
+    PutSharedPlan,
+    RunShared,
     SecureCommands,
     ShareInput,
     ShareObject,
     StartSum,
-    TensorFrame,
 )
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class ClientSession:
 
     def __init__(self, *, card: Card, runtime: Runtime, desk: Desk, services: Services, max_plan_bytes: int) -> None:
         self.card = card
+        self.client = card.id
         self._max_plan_bytes = max_plan_bytes
         self._runtime = runtime
         self._services = services
@@ -73,11 +76,6 @@ class ClientSession:
         runtime.on_failed = self._report
         self._desk = desk
         desk.on_ended = lambda error: self._from_thread(self._end, error)
-
-    @property
-    def client(self) -> PeerId:
-        """The client's id."""
-        return self.card.id
 
     async def close(self) -> None:
         """The session is over: stop what runs for it and free everything."""
@@ -146,11 +144,14 @@ class ClientSession:
 
     def put_plan(self, message: PutPlan) -> Awaitable[Message]:
         """Take a plan, or note why it is refused. One that is too large is refused here, before anything keeps it."""
-        size = memoryview(message.encoding).nbytes
-        if size > self._max_plan_bytes:
-            raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
+        self._check_plan(message.encoding)
         self._desk.note_plan(message)
         return self._ok(message)
+
+    def _check_plan(self, encoding: Buffer) -> None:
+        size = memoryview(encoding).nbytes
+        if size > self._max_plan_bytes:
+            raise PlanRejected(f"the plan has {size} bytes, and {self._max_plan_bytes} are allowed (max_plan_bytes)")
 
     def _report(self, command: int, error: GridError) -> None:
         """Tell the client that a command failed."""
@@ -180,9 +181,16 @@ class ClientSession:
         return Ok()
 
     def expect(self, message: ExpectObject) -> Awaitable[Message]:
-        """Wait for an object from another node; what the client sends after this finds it, or why it is not there."""
+        """Wait for an object from another node; what the client sends after this finds it, or why it is not there.
+
+        What a committee opens holds nothing up: the client uses it once the parties have said that it is here.
+        """
+        if message.roster:
+            check_roster(message.roster)
         arrived, stored = self._services.transfers.expect(self, message)
-        begun = self._runtime.hold(stored)
+        begun = self._loop.create_future() if message.roster else self._runtime.hold(stored)
+        if message.roster:
+            begun.set_result(None)
         self._services.spawn(self._receive(message, arrived, stored), "a value that moves here")
         return self._done(begun)
 
@@ -193,6 +201,8 @@ class ClientSession:
                 found: Delivery | GridError
                 try:
                     found = await self._services.transfers.wait(message, arrived)
+                    if found.opened is not None:
+                        await self._file(found.opened, found)
                     nbytes = len(found.tensor.data)
                     counted.enter_context(self._services.copies.counted(self.client, nbytes))
                 except GridError as error:
@@ -209,6 +219,15 @@ class ClientSession:
                     stored.set_result(None)
             del found
             await asyncio.wait([kept])
+
+    async def _file(self, opened: DeliverShare, found: Delivery) -> None:
+        """Keep a copy of a result with rows of this node behind it for the node's owner."""
+        if opened.opening.client != self.client:
+            raise WireError("the committee opened another client's result under the transfer of this one")
+        behind = any(one.node == self._services.id for one in opened.behind)
+        if behind and not self._services.permits.gave(opened.opening):
+            raise WireError("a result opens here that is said to have rows of this node behind it, which never permitted it")
+        await self._services.results.keep(opened, found.tensor, self.card.name)
 
     # ------------------------------------------------------------ sums
 
@@ -234,14 +253,20 @@ class ClientSession:
         """The client is done with a committee."""
         self._services.committees.close(self, message.committee)
 
-    def on_shares(self, message: ShareInput | SecureCommands | ExpectShare | GetShare) -> Awaitable[Message]:
+    def on_shares(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> Awaitable[Message]:
         """A request to a committee, in order with the others to it."""
+        return self._services.committees.submit(self, message)
+
+    def put_shared_plan(self, message: PutSharedPlan) -> Awaitable[Message]:
+        """Take a plan to be run on shares, or note why it is refused. One that is too large is refused here."""
+        self._check_plan(message.encoding)
         return self._services.committees.submit(self, message)
 
     def free_shares(self, message: FreeShares) -> None:
         """Forget shares, once what was asked before is done."""
         with contextlib.suppress(GridError):  # the committee is over, and has forgotten them
-            self._services.committees.submit(self, message)
+            freed = self._services.committees.submit(self, message)
+            assert isinstance(freed, asyncio.Future)
 
     def share_object(self, message: ShareObject) -> Awaitable[Message]:
         """Deal a value to the parties of a committee, if the owners of the rows behind it let it be shared."""
@@ -249,7 +274,5 @@ class ClientSession:
         taken = self._runtime.take(message.source)  # here, as the value is what it is before the next command
         return self._services.committees.share(self, message, partial(self._allowed_to_share, taken))
 
-    async def _allowed_to_share(self, taken: asyncio.Future[Offer]) -> tuple[TensorFrame, str, tuple[OwnerRule, ...]]:
-        offer = await taken
-        tensor, owners = await self._runtime.allow_share(offer)
-        return tensor, offer.tensor.dtype, owners
+    async def _allowed_to_share(self, taken: asyncio.Future[Offer], nodes: Mapping[PeerId, str]) -> Dealing:
+        return await self._runtime.allow_share(await taken, nodes)

@@ -1,17 +1,21 @@
 """One client's work in a committee, at one party: its shares, and its requests in order.
 
-What is bounded: the elements of every operand and result, and the multiplications of a product (`max_secure_elements`), so that
-one operation holds the node's loop for a fraction of a second at most; the shares that are kept (`max_objects_per_client`,
-`max_bytes_per_client`); requests that wait (`max_queued_per_client`); words that come early; the time that an operation may wait
-for the other parties (`deadline_s` of the committee).
+A lane runs in a party (`party_work`), in the node or in a process of its own, and knows nothing of that. It is a program of
+`smpc.steps`: a message of another party, or a request, makes it go on within the call that brings it.
 
-Each request has keystreams of its own, derived from the committee's keys and from everything that the client has asked before, in
-order (the transcript). A client that asks the parties for different things thus gets noise: nothing that one of them hides can be
+What is bounded: the elements of every operand and result, and the multiplications of a product (`max_secure_elements`); the
+shares that are kept (`max_objects_per_client`, `max_bytes_per_client`); words that come early; the time that an operation may
+wait for the other parties (`deadline_s` of the committee). These limits are the lowest of the three nodes', so that all parties
+refuse the same. Requests that wait are counted by the node.
+
+Each request has keystreams of its own, derived from the committee's keys, from everything that the client has asked before, in
+order (the transcript), and from what each holder of a component was dealt of the inputs behind it. A client that asks the parties
+for different things, or deals them shares that do not fit together, thus gets noise: nothing that one of them hides can be
 compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
 two clients never meets.
 
-An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, after the
-rules of all owners behind it.
+An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, as an
+offer to the node, which asks the rules of all owners behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -27,203 +32,240 @@ import numpy as np
 
 from grid.clock import Clock
 from grid.crypto.prg import SEED_BYTES, ring_elements
-from grid.errors import (
-    DeadlineExceeded,
-    GridError,
-    InvalidRequest,
-    NotFound,
-    QuorumLost,
-    QuotaExceeded,
-    ReleaseDenied,
-    WireError,
-)
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, QuorumLost, QuotaExceeded, again
 from grid.ids import ObjectId, PeerId
-from grid.policy.rules import OPEN
-from grid.rpc.channel import time_limit
+from grid.node.party_messages import Dealt, Owner, Request, ShareOffer, request_weight
+from grid.node.shared_plans import SharedPlans, inline
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
-from grid.smpc.keystreams import Keys
-from grid.smpc.link import Mailbox, Words
-from grid.smpc.party import STEPS, Operations, Party
+from grid.smpc.keystreams import Keys, Seen
+from grid.smpc.link import Link, Mailbox, Words
+from grid.smpc.party import Operations, Party
 from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
 from grid.smpc.steps import Arrival, Task
-from grid.tensors.buffers import from_frame, torch_dtype
+from grid.tensors.buffers import from_frame, short_dtype, torch_dtype
+from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import elements
 from grid.wire.codec import encode
 from grid.wire.messages import (
     Buffer,
     Command,
-    DealShare,
     ExpectShare,
     FreeShares,
     GetShare,
     Inline,
     Message,
     Ok,
-    OwnerRule,
+    PutSharedPlan,
     Ref,
+    RunShared,
     SecureCommands,
+    SharedCall,
     ShareInput,
-    ShareValue,
 )
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NUMBER_BITS, OPERATION_BITS = 27, 28
 """Of a request's number, and of the operations of one request; the client's place has 3 bits above these."""
 
 WORD_BYTES = 8
 MAX_DIMS = 16
+EARLY_BYTES = 1 << 20
+"""What may come of another party before it is asked for, beside two whole values: it is a step ahead at most."""
+
 MAX_DEALT = 64
-"""Values of other nodes that may have come before the client's word that they would."""
+"""Values of one other node that may have come before the client's word that they would; a quarter of all memory at most."""
 
-T = TypeVar("T")
+TURN_S = 0.005
+"""How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
 
-Request = ShareInput | SecureCommands | ExpectShare | GetShare | FreeShares
-Send = Callable[[int, int, Words], None]
-"""To the party of this rank, under this label. Raises `GridError` where it cannot be reached."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Owner:
-    """Somebody whose rows are behind a value: the node, and what it said of its dataset."""
-
-    node: PeerId
-    rule: OwnerRule
+Answered = Callable[[Message | GridError], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """A value on shares, and whose rows are behind it."""
+    """A value on shares, and whose rows are behind it.
+
+    `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
+    values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
+    `seen`: what this party was dealt of the inputs behind it.
+    """
 
     value: Value
     owners: frozenset[Owner]
+    seen: Seen
+    dealt: bool = False
+    made: str = ""
 
 
 class ShareLane:
-    """See the module. `rank` is this party's; `place` the client's in the committee's list. `broken` is told what ends it."""
+    """See the module. `rank` is this party's; `place` the client's in the committee's list; `names` are the nodes', by rank.
+
+    `link` brings words of this lane's labels to `mailbox`. `broken` is told what ends the lane from inside.
+    """
 
     def __init__(
         self,
         *,
         rank: int,
         place: int,
-        send: Send,
+        link: Link,
+        keys: Keys,
         settings: NodeSettings,
         clock: Clock,
         deadline_s: float,
-        names: Callable[[int], str],
-        node_name: Callable[[PeerId], str],
+        names: tuple[str, ...],
         broken: Callable[[GridError], None],
     ) -> None:
-        self._rank, self._place, self._send = rank, place, send
-        self._keys = Keys(b"", b"", b"")
+        self._rank, self._place, self._link, self._keys = rank, place, link, keys
         self._settings, self._clock, self._deadline_s = settings, clock, deadline_s
-        self._names, self._node_name, self._broken = names, node_name, broken
-        self._mailbox = Mailbox(max_early_bytes=max(1 << 20, 4 * WORD_BYTES * settings.max_secure_elements))
+        self._names, self._tell_broken = names, broken
+        self.mailbox = Mailbox(max_early_bytes=EARLY_BYTES + 2 * WORD_BYTES * settings.max_secure_elements)
+        self._plans = SharedPlans(settings, EARLY_BYTES + 2 * WORD_BYTES * settings.max_secure_elements)
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
-        self._dealt: dict[tuple[PeerId, ObjectId], DealShare] = {}
-        self._dealt_bytes = 0
-        self._due: tuple[tuple[PeerId, ObjectId], asyncio.Future[DealShare]] | None = None
-        self._queue: asyncio.Queue[tuple[Request, asyncio.Future[Message]]] = asyncio.Queue()
-        self._queued = 0
+        self._dealt: dict[tuple[PeerId, ObjectId], Dealt] = {}
+        self._due: tuple[tuple[PeerId, ObjectId], Arrival[Dealt]] | None = None
+        self._queue: deque[tuple[Request, Answered]] = deque()
+        self._idle: Arrival[None] | None = None
+        self._current: Answered | None = None
         self._next = 1
         self._transcript = b""
-        self._error: GridError | None = None
-        self._task: Task[Any] | None = None
-        self._current: asyncio.Future[Message] | None = None
+        self._waits_since: float | None = None
+        self._turn_began = 0.0
+        self._loop = asyncio.get_running_loop()
+        self.error: GridError | None = None
+        self._work = Task(self._run())
 
-    # ------------------------------------------------------------ from the session and the other parties
+    # ------------------------------------------------------------ from the client and the other parties
 
-    def submit(self, message: Request) -> asyncio.Future[Message]:
-        """Do a request after all before it. Raises what ended the lane, `QuotaExceeded` where too many wait."""
-        if self._error is not None:
-            raise again(self._error)
-        weight = _weight(message)
-        if self._queued + weight > self._settings.max_queued_per_client:
-            raise QuotaExceeded("too many requests of this client to the committee wait here; wait for some first")
-        self._queued += weight
-        done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((message, done))
-        return done
+    def submit(self, message: Request, answered: Answered) -> None:
+        """Do a request after all before it; `answered` gets its answer, or the error."""
+        if self.error is not None:
+            answered(again(self.error))
+            return
+        self._queue.append((message, answered))
+        if self._idle is not None:
+            self._turn_began = self._loop.time()
+            self._idle.set(None)
 
     def deliver(self, sender: int, label: int, words: Words) -> None:
         """Another party's words. Whatever is wrong with them ends the lane, at all parties."""
-        if self._error is not None:
-            return
         try:
-            if label // STEPS >> (NUMBER_BITS + OPERATION_BITS) != self._place:
-                raise WireError(f"party {sender} sent words for no work of this client", party=sender)
-            self._mailbox.deliver(sender, label, words)
+            self.mailbox.deliver(sender, label, words)
         except GridError as error:
-            self._broken(self._named(error))
+            self.break_off(error)
 
-    def deal(self, sender: PeerId, message: DealShare) -> None:
+    def deal(self, message: Dealt) -> None:
         """Components of another node's value. Kept until the client's word is there that it should come."""
-        if self._error is not None:
-            raise again(self._error)
-        key = (sender, message.object)
-        if self._due is not None and self._due[0] == key:
-            if not self._due[1].done():
-                self._due[1].set_result(message)
+        if self.error is not None:
+            raise again(self.error)
+        key = (message.sender, message.object)
+        if self._due is not None and self._due[0] == key and not self._due[1].done:
+            self._due[1].set(message)
             return
-        size = _nbytes(message.first) + _nbytes(message.second)
         if key in self._dealt:
             raise InvalidRequest("a value was dealt twice")
-        if len(self._dealt) >= MAX_DEALT or self._dealt_bytes + size > self._settings.max_bytes_per_client:
+        own = [dealt for dealt in self._dealt.values() if dealt.sender == message.sender]
+        most = self._settings.max_bytes_per_client
+        sizes = [sum(map(_dealt_bytes, some)) + _dealt_bytes(message) for some in (own, self._dealt.values())]
+        if len(own) >= MAX_DEALT or len(self._dealt) >= 8 * MAX_DEALT or sizes[0] > most // 4 or sizes[1] > most:
             raise QuotaExceeded("too many values were dealt that nobody has asked for")
         self._dealt[key] = message
-        self._dealt_bytes += size
+
+    def break_off(self, error: GridError) -> None:
+        """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
+        if self.error is None:
+            named = self._named(error)
+            self._tell_broken(named)  # before what waits here gets it as an answer
+            self.end(named)
 
     def end(self, error: GridError) -> None:
         """Forget everything; whoever waits gets the error."""
-        if self._error is not None:
+        if self.error is not None:
             return
-        self._error = error
-        self._mailbox.fail(error)
-        task, self._task = self._task, None
-        if task is not None:
-            task.end()
-        if self._due is not None and not self._due[1].done():
-            self._due[1].set_exception(again(error))
-            self._due[1].exception()
-        if self._current is not None:
-            _settle(self._current, again(error))
-        while not self._queue.empty():
-            _settle(self._queue.get_nowait()[1], again(error))
+        self.error = error
+        self.mailbox.fail(error)
+        if self._due is not None:
+            self._due[1].fail(error)
+        current, self._current = self._current, None
+        if current is not None:
+            current(again(error))
+        while self._queue:
+            self._queue.popleft()[1](again(error))
+        if self._idle is not None:
+            self._idle.set(None)
         self._objects.clear()
         self._dealt.clear()
-        self._bytes = self._dealt_bytes = 0
+        self._bytes = 0
         self._keys = Keys(b"", b"", b"")
+
+    async def watch(self) -> None:
+        """End what waits too long for the other parties. A task of the party's own, beside the lane."""
+        while self.error is None:
+            since = self._waits_since
+            now = self._clock.monotonic()
+            if since is not None and now >= since + self._deadline_s:
+                self._late()
+            else:
+                await self._clock.sleep((now if since is None else since) + self._deadline_s - now)
+
+    def _late(self) -> None:
+        if self._due is not None:
+            self._waits_since = None
+            self._due[1].fail(DeadlineExceeded(f"the shares of a node's value took longer than {self._deadline_s:g} s"))
+            return
+        waits = " and ".join(self._names[rank] for rank in self.mailbox.waits) or "nobody"
+        late = f"an operation on shares waited longer than {self._deadline_s:g} s for node {waits}"
+        self.break_off(QuorumLost(late, node=waits))
 
     # ------------------------------------------------------------ the work
 
-    async def run(self, keys: Keys) -> None:
-        """Do requests until the lane ends; whoever cancels this ends the lane before."""
-        self._keys = keys
-        while self._error is None:
-            message, done = await self._queue.get()
-            self._current = done
+    async def _run(self) -> None:
+        """Do requests until the lane ends."""
+        while self.error is None:
+            if not self._queue:
+                self._idle = Arrival()
+                await self._idle
+                self._idle = None
+                continue
+            message, self._current = self._queue.popleft()
             try:
                 outcome: Message | GridError = await self._answer(message)
             except GridError as error:
                 outcome = error
-            except Exception:
+            except Exception as error:
                 log.exception("a request of a committee failed")
                 outcome = GridError("something went wrong inside the node; its log says what")
-                self._broken(outcome)
-            finally:
-                self._queued -= _weight(message)
-                self._current = None
-            _settle(done, outcome)
+                if is_exhausted(error):
+                    advice = "free values (del x), or give it smaller batches"
+                    outcome = QuotaExceeded(f"the party's process has no memory left (max_process_bytes); {advice}")
+                self.break_off(outcome)
+            current, self._current = self._current, None
+            if current is not None:
+                current(outcome)
+            await self._turn()
+
+    async def _turn(self) -> None:
+        """Let others of this loop go on, if this lane has worked for long."""
+        if self._loop.time() - self._turn_began > TURN_S:
+            turn: Arrival[None] = Arrival()
+            self._loop.call_soon(turn.set, None)
+            await turn
+            self._turn_began = self._loop.time()
 
     async def _answer(self, message: Request) -> Message:
         if isinstance(message, FreeShares):
             for object_id in message.objects:
                 self._forget(object_id)
+            return Ok()
+        if isinstance(message, PutSharedPlan):
+            self._plans.put(message)
             return Ok()
         self._begin(message)
         try:
@@ -234,20 +276,23 @@ class ShareLane:
                 await self._expect(message)
                 return Ok()
             if isinstance(message, GetShare):
-                return await self._opened(message)
+                return await self._offer(message)
+            if isinstance(message, RunShared):
+                return await self._run_plans(message)
             return await self._run_commands(message)
         except GridError as error:
-            if self._error is not None:
-                raise again(self._error) from None
+            if self.error is not None:
+                raise again(self.error) from None
             raise error
 
-    def _begin(self, message: ShareInput | SecureCommands | ExpectShare | GetShare) -> None:
+    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> None:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
-        count = len(message.commands) if isinstance(message, SecureCommands) else 1
-        if first != self._next or not count or self._next + count >= 1 << NUMBER_BITS:
+        count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
+        numbered = not isinstance(message, RunShared) or all(call.count > 0 for call in message.calls)
+        if first != self._next or count < 1 or not numbered or self._next + count >= 1 << NUMBER_BITS:
             error = InvalidRequest(f"request {first} of this client to the committee came where {self._next} was due")
-            self._broken(error)
+            self.break_off(error)
             raise error
         self._next += count
         public = dataclasses.replace(message, first=b"", second=b"") if isinstance(message, ShareInput) else message
@@ -257,36 +302,36 @@ class ShareLane:
             seen.update(part)
         self._transcript = seen.digest()
 
-    def _protocol(self, number: int) -> tuple[Party, Protocol]:
-        """The protocol for one request, with keys, operation numbers and labels that no other one has."""
-        from grid.smpc.replicated.protocol import Replicated  # loads a compiler; `Committees` has done so off the loop
+    def _protocol(self, number: int, seen: Seen, count: int = 1) -> tuple[Party, Protocol]:
+        """The protocol for one request of so many numbers, with keys, operation numbers and labels that no other one has.
+
+        `seen` is of its operands: a dealer that gave the parties what does not fit together gets noise."""
+        from grid.smpc.replicated.protocol import Replicated  # loads a compiler, which whoever makes a party has done before
 
         start = (self._place << NUMBER_BITS | number) << OPERATION_BITS
         digest = hashlib.sha256(self._transcript + number.to_bytes(4, "little")).digest()
-        party = Party(self._rank, _Link(self._send, self._mailbox), self._keys.of_program(digest))
-        return party, Replicated(party, Operations(start, start + (1 << OPERATION_BITS)))
+        party = Party(self._rank, self._link, self._keys.of_program(digest, seen))
+        return party, Replicated(party, Operations(start, start + (count << OPERATION_BITS)))
 
     # ------------------------------------------------------------ values that come in
 
     def _keep_input(self, message: ShareInput) -> None:
-        self._put(message.object, Held(_components(self._rank, message, self._settings), frozenset()))
+        value, seen = _components(self._rank, message, self._settings), Seen.dealt(message.first, message.second)
+        self._put(message.object, Held(value, frozenset(), seen, dealt=True))
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
         dealt = self._dealt.pop(key, None)
-        if dealt is not None:
-            self._dealt_bytes -= _nbytes(dealt.first) + _nbytes(dealt.second)
-        else:
-            due: asyncio.Future[DealShare] = asyncio.get_running_loop().create_future()
-            self._due = (key, due)
+        if dealt is None:
+            due: Arrival[Dealt] = Arrival()
+            self._due, self._waits_since = (key, due), self._clock.monotonic()
             try:
-                async with time_limit(self._clock, self._deadline_s, "the shares of a node's value"):
-                    dealt = await due
+                dealt = await due
             except DeadlineExceeded as error:
-                self._put(message.object, error)
+                self._put(message.object, again(error))
                 raise
             finally:
-                self._due = None
+                self._due = self._waits_since = None
         found = dealt
 
         def keep() -> None:
@@ -294,8 +339,9 @@ class ShareLane:
                 raise found.error.to_error()
             if (found.dtype, found.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
-            owners = frozenset(Owner(message.owner, rule) for rule in found.owners)
-            self._put(message.object, Held(_components(self._rank, found, self._settings), owners))
+            owners = frozenset(Owner(node=message.owner, rule=rule) for rule in found.owners)
+            value, seen = _components(self._rank, found, self._settings), Seen.dealt(found.first, found.second)
+            self._put(message.object, Held(value, owners, seen, dealt=True))
 
         self._attempt((message.object,), keep)
 
@@ -308,28 +354,24 @@ class ShareLane:
             try:
                 await self._run_command(number, command, tensors)
             except GridError as error:
-                if self._error is not None:
+                if self.error is not None:
                     raise
-                told = type(error)(error.message, **{"command": number, **error.details})
-                for object_id in command.outputs:
-                    self._put(object_id, told)
+                told = self._failed(number, command.outputs, error)
                 first_error = first_error or told
+            await self._turn()
         if first_error is not None:
             raise again(first_error)
         return Ok()
 
     async def _run_command(self, number: int, command: Command, tensors: list[Any]) -> None:
-        owners: set[Owner] = set()
+        operands: list[Held] = []
 
         def resolved(arg: Any) -> Any:
             if type(arg) is Ref:
-                held = self._get(ObjectId(int(arg)))
-                owners.update(held.owners)
-                return held.value
+                operands.append(self._get(ObjectId(int(arg))))
+                return operands[-1].value
             if type(arg) is Inline:
-                if int(arg) >= len(tensors):
-                    raise InvalidRequest(f"the message brings {len(tensors)} tensors, and number {int(arg)} was named")
-                return tensors[int(arg)]
+                return inline(arg, tensors)
             return [resolved(item) for item in arg] if type(arg) is list else arg
 
         args = [resolved(arg) for arg in command.args]
@@ -337,77 +379,102 @@ class ShareLane:
         call = Call(command.op, args, kwargs, most=self._settings.max_secure_elements)
         if len(command.outputs) != len(call.results):
             raise InvalidRequest(f"{command.op} gives {len(call.results)} tensors, and {len(command.outputs)} were named")
-        results = await self._finished(Task(call.run(self._protocol(number)[1])))
+        owners = frozenset(owner for held in operands for owner in held.owners)
+        seen = Seen.together(held.seen for held in operands)
+        results = await self._finished(Task(call.run(self._protocol(number, seen)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
             if result is not None:
-                self._put(object_id, Held(result, frozenset(owners)))
+                self._put(object_id, Held(result, owners, seen))
             elif object_id > 0:
                 self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
 
-    async def _finished(self, task: Task[T]) -> T:
-        """Wait for the other parties; one that does not say its part in time ends the lane."""
-        if not task.outcome.done:
-            arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            task.outcome.tell(lambda: None if arrived.done() else arrived.set_result(None))
-            self._task = task
+    async def _run_plans(self, message: RunShared) -> Message:
+        """Run plans one after the other. The first error is the answer; the others come with what depends on them."""
+        first_error: GridError | None = None
+        tensors = [from_frame(frame) for frame in message.tensors]
+        number = message.number
+        for call in message.calls:
             try:
-                async with time_limit(self._clock, self._deadline_s, "an operation on shares"):
-                    await arrived
-            except DeadlineExceeded:
-                waits = " and ".join(map(self._names, self._mailbox.waits)) or "nobody"
-                late = f"an operation on shares waited longer than {self._deadline_s:g} s for node {waits}"
-                error = QuorumLost(late, node=waits)
-                self._broken(error)
-                raise error from None
-            finally:
-                self._task = None
-                if not task.outcome.done:
-                    task.end()
+                await self._run_plan(number, call, tensors)
+            except GridError as error:
+                if self.error is not None:
+                    raise
+                first_error = first_error or self._failed(number, call.outputs, error)
+            for object_id in call.frees:
+                self._forget(object_id)
+            number += call.count
+            await self._turn()
+        if first_error is not None:
+            raise again(first_error)
+        return Ok()
+
+    async def _run_plan(self, number: int, asked: SharedCall, tensors: list[Any]) -> None:
+        """Run a plan; its results get their ids."""
+        call = self._plans.call(asked, tensors, self._get)
+        _, protocol = self._protocol(number, call.seen, asked.count)
+        results = await self._finished(Task(call.run(protocol, self._goes_on)))
+        for object_id, result in zip(asked.outputs, results, strict=True):
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
+
+    def _goes_on(self) -> None:
+        """The next operation of a plan begins: the deadline is for one."""
+        if self._waits_since is not None:
+            self._waits_since = self._clock.monotonic()
+
+    def _failed(self, number: int, outputs: Iterable[ObjectId], error: GridError) -> GridError:
+        """Leave the outputs of a command failed, and tell which one it was."""
+        told = type(error)(error.message, **{"command": number, **error.details})
+        for object_id in outputs:
+            self._put(object_id, told)
+        return told
+
+    async def _finished(self, task: Task[T]) -> T:
+        """Wait for the other parties. What goes wrong between them ends the lane; what all refuse alike fails the request."""
         try:
-            return task.outcome.result()
+            if not task.outcome.done:
+                self._waits_since = self._clock.monotonic()
+            return await task
         except InvalidRequest:
             raise  # decided on public facts, and alike at all parties
         except GridError as error:
-            told = self._named(error)
-            self._broken(told)
-            raise told from None
+            self.break_off(error)
+            raise again(self.error or error) from None
+        finally:
+            self._waits_since = None
 
     def _named(self, error: GridError) -> GridError:
         """The error with the name of the node that it calls a party."""
         party = error.details.get("party")
         if not isinstance(party, int) or "node" in error.details:
             return error
-        name = self._names(party)
+        name = self._names[party]
         return type(error)(f"{error.message} (party {party} is node {name})", **{**error.details, "node": name})
 
     # ------------------------------------------------------------ results
 
-    async def _opened(self, message: GetShare) -> ShareValue:
+    async def _offer(self, message: GetShare) -> ShareOffer:
+        """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
-        for owner in sorted(held.owners, key=lambda one: (one.node, one.rule.dataset)):
-            if owner.rule.release != OPEN:
-                name = self._node_name(owner.node)
-                raise ReleaseDenied(
-                    f"the result depends on rows of dataset {owner.rule.dataset!r} of node {name}, whose owner's rule for"
-                    f" releases is {owner.rule.release!r}; results on shares leave under \"open\" alone for now. Results of plans"
-                    " that the owner lists in `allow` come in a later version",
-                    rule="committee.release",
-                    dataset=owner.rule.dataset,
-                    node=name,
-                    instead="pointers, plans and grid.sum on that dataset, under its own rules",
-                )
-        party, protocol = self._protocol(message.number)
+        party, protocol = self._protocol(message.number, held.seen)
         value = held.value
         if value.is_bits:
             value = await self._finished(Task(value.numeric(protocol)))
         last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
         fresh = refreshed(party, Operations(last), value.shared.flat())
         first, second = fresh.parts
-        return ShareValue(words=np.ascontiguousarray(first).tobytes(), digest=digest(second))
+        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release, one.rule.part)))
+        return ShareOffer(
+            words=np.ascontiguousarray(first).tobytes(),
+            digest=digest(second),
+            dtype=short_dtype(held.value.dtype),
+            shape=held.value.shape,
+            owners=owners,
+            made=(held.made,),
+        )
 
     # ------------------------------------------------------------ objects
 
-    def _attempt(self, made: Iterable[ObjectId], work: Callable[[], None]) -> None:
+    def _attempt(self, made: Iterable[ObjectId], work: Callable[[], object]) -> None:
         try:
             work()
         except GridError as error:
@@ -443,26 +510,7 @@ class ShareLane:
             self._bytes -= _size(found)
 
 
-class _Link:
-    """The party's link: words go out by `send`, and come by the lane's mailbox."""
-
-    def __init__(self, send: Send, mailbox: Mailbox) -> None:
-        self._send = send
-        self._mailbox = mailbox
-
-    def send(self, to: int, label: int, words: Words) -> None:
-        self._send(to, label, words)
-
-    def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
-        return self._mailbox.receive(sender, label, count)
-
-
-def again(error: GridError) -> GridError:
-    """A fresh instance: one that is kept would collect the traceback of each raise."""
-    return type(error)(error.message, **error.details)
-
-
-def _components(rank: int, message: ShareInput | DealShare, settings: NodeSettings) -> Value:
+def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) -> Value:
     """What a dealer sent this party, checked: seeds where those are due, words elsewhere."""
     if len(message.shape) > MAX_DIMS or any(size < 0 for size in message.shape):
         raise InvalidRequest("the shape of shares is none")
@@ -477,7 +525,7 @@ def _components(rank: int, message: ShareInput | DealShare, settings: NodeSettin
         if _nbytes(data) != (SEED_BYTES if is_seed else WORD_BYTES * count):
             raise InvalidRequest("a component of shares has a wrong size")
         words = ring_elements(bytes(data), count).view(np.uint64) if is_seed else np.frombuffer(data, "<u8").astype(np.uint64)
-        parts.append(words.reshape(message.shape))
+        parts.append(np.require(words, requirements=("C", "W")).reshape(message.shape))  # kernels are compiled for these
     return Value(Shared(*parts), dtype)
 
 
@@ -485,19 +533,9 @@ def _size(held: Held) -> int:
     return held.value.nbytes
 
 
+def _dealt_bytes(dealt: Dealt) -> int:
+    return _nbytes(dealt.first) + _nbytes(dealt.second)
+
+
 def _nbytes(data: Buffer) -> int:
     return memoryview(data).nbytes
-
-
-def _weight(message: Request) -> int:
-    return max(1, len(message.commands)) if isinstance(message, SecureCommands) else 1
-
-
-def _settle(done: asyncio.Future[Message], outcome: Message | GridError) -> None:
-    if done.done():
-        return
-    if isinstance(outcome, GridError):
-        done.set_exception(outcome)
-        done.exception()  # marks it as seen: the client may be gone
-    else:
-        done.set_result(outcome)

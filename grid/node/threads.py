@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from grid.errors import GridError
-from grid.ids import ObjectId
+from grid.ids import ObjectId, PeerId
 from grid.node.dataset_views import DatasetView
-from grid.node.desk import Desk
+from grid.node.desk import Dealing, Desk
 from grid.node.executor import Lane
 from grid.node.one_sum import Operand
 from grid.node.pace import Pace
@@ -25,7 +25,7 @@ from grid.node.work import KeepDelivery, MarkFailed, Offer, TakeValue
 from grid.node.workspace import DONE, Workspace
 from grid.settings import NodeSettings
 from grid.smpc import ring
-from grid.wire.messages import ErrorInfo, Message, ObjectValue, Ok, OwnerRule, StartSum, TensorFrame
+from grid.wire.messages import ErrorInfo, Message, ObjectValue, Ok, StartSum, TensorFrame
 
 OK = Ok()
 
@@ -83,8 +83,8 @@ class ThreadRuntime(Runtime):
     def allow_move(self, offer: Offer, to: str) -> asyncio.Future[None]:
         return self._lane.submit(partial(self._desk.allow_move, offer, to))
 
-    def allow_share(self, offer: Offer) -> asyncio.Future[tuple[TensorFrame, tuple[OwnerRule, ...]]]:
-        return self._lane.submit(partial(self._desk.share, offer))
+    def allow_share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> asyncio.Future[Dealing]:
+        return self._lane.submit(partial(self._desk.share, offer, nodes))
 
     def take_operand(self, message: StartSum, claim: Callable[[], None]) -> asyncio.Future[Operand]:
         return self._lane.submit(lambda: self._desk.admit(self._workspace.offer_sum(message), claim))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from grid.clock import Clock
 from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
 from grid.ids import ObjectId, PeerId, TransferId
+from grid.node.opened import check_size, datasets_behind, put_together
+from grid.node.work import OPENED_FROM_SHARES
 from grid.rpc.channel import time_limit
-from grid.wire.messages import DeliverObject, ExpectObject, TensorFrame
+from grid.wire.messages import DeliverObject, DeliverShare, ExpectObject, TensorFrame
 
 MAX_EXPECTED = 1024
 """Deliveries that one client may wait for at once."""
@@ -23,11 +25,12 @@ MAX_EXPECTED = 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """What arrived, and the datasets of the sender behind it."""
+    """What arrived, and the datasets of the sender behind it. `opened`: how a committee opened it, if one did."""
 
     tensor: TensorFrame
     datasets: tuple[str, ...]
     sender: str
+    opened: DeliverShare | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +39,7 @@ class _Expected:
     owner: object
     arrived: asyncio.Future[Delivery]
     stored: asyncio.Future[None]
+    shares: dict[PeerId, DeliverShare] = dataclasses.field(default_factory=dict)
 
 
 class Transfers:
@@ -72,7 +76,7 @@ class Transfers:
     async def deliver(self, sender: PeerId, name: str, message: DeliverObject) -> None:
         """A neighbour brings a value; returns once it is kept. Raises `NotFound` where nobody waits for it from that node."""
         expected = self._expected.get(message.transfer)
-        if expected is None or expected.message.sender != sender or expected.arrived.done():
+        if expected is None or expected.message.sender != sender or expected.message.roster or expected.arrived.done():
             raise NotFound("nobody here waits for this delivery; the client may be gone")
         frame = message.tensor
         if frame.dtype != expected.message.dtype or frame.shape != expected.message.shape:
@@ -80,6 +84,27 @@ class Transfers:
             expected.arrived.set_exception(error)
             raise error
         expected.arrived.set_result(Delivery(frame, message.datasets, name))
+        await asyncio.shield(expected.stored)
+
+    async def deliver_share(self, sender: PeerId, message: DeliverShare, names: Mapping[PeerId, str]) -> None:
+        """A party brings its component of a result; returns once the result, of all three, is kept. Raises `NotFound` where
+        nobody waits for it from that node, `WireError` where the parties do not agree. `names` is what nodes are called."""
+        expected = self._expected.get(message.transfer)
+        if expected is None or expected.arrived.done() or sender not in expected.message.roster or sender in expected.shares:
+            raise NotFound("nobody here waits for this part of a result; the client may be gone")
+        check_size(message, expected.message)
+        expected.shares[sender] = message
+        if len(expected.shares) == len(expected.message.roster):
+            try:
+                shares = [expected.shares[party] for party in expected.message.roster]
+                value = put_together(shares, expected.message, names)
+                expected.arrived.set_result(Delivery(value, datasets_behind(message, names), OPENED_FROM_SHARES, message))
+            except GridError as error:
+                expected.arrived.set_exception(error)
+                expected.arrived.exception()  # marks it as seen: the client may be gone
+                raise
+            finally:
+                expected.shares.clear()
         await asyncio.shield(expected.stored)
 
     def forget(self, owner: object, which: Callable[[ObjectId], bool], why: GridError) -> None:

@@ -44,6 +44,10 @@ class TakeValue(Message):
     object: ObjectId
 
 
+OPENED_FROM_SHARES = "opened from shares"
+"""Stands for the sender of what a committee opened to this node; no node has such a name."""
+
+
 @message("keep-delivery", REQUESTS)
 class KeepDelivery(Message):
     """Keep what another node sent. `datasets` name those of the sender behind it; with any, the value is mixed for ever."""

@@ -28,7 +28,19 @@ import torch
 import grid.errors
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.dataset_views import DatasetView
-from grid.node.nursery_messages import MAX_BYTES, MAX_FILES, TABLE, Ended, Fork, Forked, Household, Prepare, Ready, Share
+from grid.node.nursery_messages import (
+    MAX_BYTES,
+    MAX_FILES,
+    SESSIONS,
+    TABLE,
+    Ended,
+    Fork,
+    Forked,
+    Household,
+    Prepare,
+    Ready,
+    Share,
+)
 from grid.node.pace import PULSE_BYTES, Pulse, Running
 from grid.node.sharing import SharedData
 from grid.settings import NodeSettings
@@ -55,7 +67,7 @@ SLACK_BYTES = 64 << 20
 """Memory over the limit after which a worker is ended: the limit itself makes single allocations fail before."""
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-KEPT_PREFIXES = ("LC_", "MALLOC_", "KMP_")
+KEPT_PREFIXES = ("LC_", "MALLOC_", "KMP_", "NUMBA_")
 """All that a nursery gets of the node's environment, which may hold tokens."""
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
@@ -137,9 +149,12 @@ class WorkerUser(Protocol):
 
 
 class Workers:
-    """All workers of one node. Use with `async with`: no process is left after."""
+    """All workers of one node, of one kind. Use with `async with`: no process is left after."""
 
-    def __init__(self, sources: Mapping[str, DatasetView], settings: NodeSettings, spawn: Spawn) -> None:
+    def __init__(
+        self, sources: Mapping[str, DatasetView], settings: NodeSettings, spawn: Spawn, kind: str = SESSIONS
+    ) -> None:
+        self._kind = kind
         self._sources = sources
         self._settings = settings
         self._spawn = spawn
@@ -151,7 +166,7 @@ class Workers:
     async def __aenter__(self) -> Self:
         try:
             self._data = await asyncio.to_thread(SharedData, self._sources)
-            self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+            self._nursery = Nursery(self._kind, self._data, self._settings, self._heard, self._lost)
         except OSError as error:
             raise DatasetError(f"the datasets cannot be shared with the processes of sessions: {error.strerror}") from error
         self._spawn(self._watch(), "watch over workers")
@@ -165,20 +180,22 @@ class Workers:
             self._forget(worker, None)
         if self._data is not None:
             self._data.close()
+            self._data = None
 
     def __len__(self) -> int:
         return len(self._workers)
 
-    def start(self, user: WorkerUser, lost: GridError | None) -> Worker:
-        """A new worker; what it is sent waits until it runs. Raises `QuotaExceeded` where too many run already."""
+    def start(self, user: WorkerUser, lost: GridError | None, files: Sequence[int] = ()) -> Worker:
+        """A new worker, given copies of these open files; what it is sent waits until it runs. Raises `QuotaExceeded` where too
+        many sessions have one already."""
         if self._data is None:
             raise NodeUnavailable("the node is closing")
-        if len(self._workers) >= self._settings.max_processes:
+        if self._kind == SESSIONS and len(self._workers) >= self._settings.max_processes:
             raise QuotaExceeded(
                 f"{len(self._workers)} sessions of clients work at this node already (max_processes); try again later"
             )
         if self._nursery is None:
-            self._nursery = Nursery(self._data, self._settings, self._heard, self._lost)
+            self._nursery = Nursery(self._kind, self._data, self._settings, self._heard, self._lost)
         page = os.memfd_create("grid-pulse", os.MFD_CLOEXEC)
         ours, theirs = pipe()
         try:
@@ -186,11 +203,11 @@ class Workers:
             pulse = Pulse(page)
             number = next(self._numbers)
             self._nursery.say(
-                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost)), theirs.fileno(), page
+                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost)), theirs.fileno(), page, *files
             )
         except OSError as error:
             ours.close()
-            raise NodeUnavailable("the node cannot start a process for this session") from error
+            raise NodeUnavailable("the node cannot start a process for this work") from error
         finally:
             os.close(page)
             theirs.close()
@@ -217,7 +234,7 @@ class Workers:
     def _lost(self) -> None:
         """The nursery is gone, and its workers with it."""
         if self._nursery is not None:
-            log.error("the process that workers are forked from has ended; sessions in progress lose their values")
+            log.error("the process that workers are forked from has ended; %s in progress lose their values", self._kind)
             self._spawn(self._nursery.close(), "clearing up a nursery")
             self._nursery = None
         for worker in list(self._workers.values()):
@@ -259,6 +276,7 @@ class Nursery:
 
     def __init__(
         self,
+        kind: str,
         data: SharedData,
         settings: NodeSettings,
         on_message: Callable[[Message, Sequence[int]], None],
@@ -289,7 +307,7 @@ class Nursery:
         for first in range(0, len(data.files), MAX_FILES):
             some = slice(first, first + MAX_FILES)
             self.say(Share(sizes=tuple(data.sizes[some])), *data.files[some])
-        household = b"".join(encode(Household(sources=data.sources, settings=_as_json(settings)), table=TABLE))
+        household = b"".join(encode(Household(kind=kind, sources=data.sources, settings=_as_json(settings)), table=TABLE))
         file = TensorFile.of(torch.frombuffer(bytearray(household), dtype=torch.uint8))
         try:
             self.say(Prepare(size=len(household)), file.fd)

@@ -26,7 +26,7 @@ from grid.node.dataset_views import DatasetView
 from grid.node.lineage import DERIVED, OWN, Lineage, dataset_part, digest, plan_results
 from grid.node.objects import ObjectStore, Stored
 from grid.node.pace import Pace
-from grid.node.work import Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
+from grid.node.work import OPENED_FROM_SHARES, Account, Done, KeepDelivery, MarkFailed, Offer, SumOffer, TakeValue
 from grid.plans.ir import Plan, decode
 from grid.plans.shapes import check_limits
 from grid.policy import blocks
@@ -372,7 +372,7 @@ class Workspace:
         try:
             value = from_frame(message.tensor)
             origins = [f"{message.sender}/{dataset[:100]}" for dataset in message.datasets]
-            self._labels.enter(value, self._labels.foreign(origins, value.shape))
+            self._labels.enter(value, self._labels.foreign(origins, value.shape, opened=message.sender == OPENED_FROM_SHARES))
             self._keep(message.object, value, DERIVED if origins else OWN)
         except GridError as error:
             self._objects.fail(message.object, error)

@@ -19,7 +19,7 @@ import torch
 from grid.errors import GridError, InvalidRequest, PlanRejected
 
 _NOT_THE_USERS = tuple(
-    str(path) for path in (Path(torch.__file__).parent, Path(__file__).parent, Path(sysconfig.get_paths()["stdlib"]))
+    str(path) for path in (Path(torch.__file__).parent, Path(__file__).parent.parent, Path(sysconfig.get_paths()["stdlib"]))
 )
 
 

@@ -69,6 +69,7 @@ class Lowering:
         self._constants: list[Constant] = []
         self._constant_refs: dict[int, Ref] = {}
         self._bytes = 0
+        self._line = ""
         self._symbol_inputs = {captured.simplify_symbol(index): index for index in reversed(captured.symbols)}
 
     def program(self, name: str, parameters: tuple[str, ...], takes: Tree) -> Program:
@@ -135,7 +136,8 @@ class Lowering:
 
     def _operation(self, node: fx.Node, target: Any) -> None:
         target, args, kwargs = _rewritten(target, node.args, dict(node.kwargs), self._captured.constants)
-        at = at_line(node.meta.get("line", ""))
+        self._line = node.meta.get("line", "")
+        at = at_line(self._line)
         _refuse_device(target, kwargs, at)
         try:
             op, plain_args, plain_kwargs = portable(target, args, kwargs)
@@ -155,7 +157,7 @@ class Lowering:
     def _emit(self, op: str, args: tuple[Arg, ...], kwargs: tuple[tuple[str, Arg], ...], count: int) -> list[Ref]:
         refs = [Ref(self._next + index) for index in range(count)]
         self._next += count
-        self._steps.append(Step(op, args, kwargs, tuple(int(ref) for ref in refs)))
+        self._steps.append(Step(op, args, kwargs, tuple(int(ref) for ref in refs), line=self._line))
         return refs
 
     def _arg(self, arg: Any) -> Any:
@@ -260,7 +262,8 @@ def _renumbered(step: Step, numbers: Mapping[int, int]) -> Step:
         return tuple(fix(item) for item in arg) if isinstance(arg, tuple) else arg
 
     kwargs = tuple((key, fix(value)) for key, value in step.kwargs)
-    return Step(step.op, fix(step.args), kwargs, tuple(numbers[output] for output in step.outputs))
+    outputs = tuple(numbers[output] for output in step.outputs)
+    return replace(step, args=fix(step.args), kwargs=kwargs, outputs=outputs)
 
 
 def _rewritten(

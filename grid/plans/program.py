@@ -10,7 +10,7 @@ equal in a call. `ranges` bound each name where the program is right for some si
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grid.plans.trees import Tree
@@ -56,6 +56,7 @@ class Step:
     """One operation. `outputs` are new value numbers; `frees` are values that nothing after this step needs.
 
     `op` is a name of the op table, or one of `SYM_OPS`. `kwargs` are sorted by name. Arguments hold `Ref(number)` for values.
+    `line` is the user's, where this process traced the function; it is for messages, and no part of the plan.
     """
 
     op: str
@@ -63,6 +64,7 @@ class Step:
     kwargs: tuple[tuple[str, Arg], ...]
     outputs: tuple[int, ...]
     frees: tuple[int, ...] = ()
+    line: str = field(default="", compare=False, repr=False)
 
     def refs(self) -> Iterator[int]:
         """The values that the step reads, as often as it does."""
@@ -110,5 +112,5 @@ def with_frees(steps: tuple[Step, ...], outputs: tuple[int, ...], constants: ran
     for step in reversed(steps):
         frees = tuple(sorted({value for value in (*step.refs(), *step.outputs) if value not in seen}))
         seen.update(frees)
-        done.append(Step(step.op, step.args, step.kwargs, step.outputs, frees))
+        done.append(replace(step, frees=frees))
     return tuple(reversed(done))

@@ -6,13 +6,14 @@ and the size of the smallest cell is counted here and never claimed. Arrays that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
 
 from grid.errors import WireError
-from grid.tensors.rows import Cells, Choice, Type
+from grid.tensors.rows import Cells, Choice, Type, refine_ids
 from grid.wire.messages import Buffer, record
 
 CHOICES: Mapping[str, Choice] = MappingProxyType(dict(Choice.__members__))
@@ -64,6 +65,18 @@ class Claim:
     def datasets(self) -> tuple[str, ...]:
         """The datasets whose rows went in, by name."""
         return tuple([one.dataset for one in self.rows])
+
+
+def merged(one: RowsClaim, other: RowsClaim) -> RowsClaim:
+    """Of two claims about one dataset without axes: the partition that both draw together. Raises `WireError` as `cells`."""
+    rows = max(memoryview(claim.ids).nbytes for claim in (one, other)) // 4
+    if not rows:
+        return one
+    first, second = one.cells(rows), other.cells(rows)
+    refined = refine_ids(first.ids, second.ids)
+    _, numbered = np.unique(refined, return_inverse=True)
+    ids = numbered.astype("<i4") + np.int32(0 if bool((refined == 0).any()) else 1)
+    return dataclasses.replace(one, every=False, choice=(first.choice | second.choice).name or "", ids=ids.data.cast("B"))
 
 
 NO_REASON = "its rows cannot be followed"

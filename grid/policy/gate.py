@@ -24,7 +24,7 @@ from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy.approvals import Approvals, Content
 from grid.policy.claims import Claim, RowsClaim
-from grid.policy.rules import ANY, APPROVE, DENY, OPEN, Policy
+from grid.policy.rules import ANY, ANYBODY, APPROVE, DENY, OPEN, Policy
 from grid.store.base import DatasetState, Store
 from grid.tensors.rows import Cells, Choice, refine_ids
 
@@ -101,7 +101,9 @@ class Gate:
         limits: RateLimits,
         max_errors: int = 5,
         approvals: Approvals | None = None,
+        dev: bool = False,
     ) -> None:
+        self._dev = dev
         self._datasets: Mapping[str, Guarded] = {dataset.name: dataset for dataset in datasets}
         self._store = store
         self._clock = clock
@@ -171,26 +173,49 @@ class Gate:
                         instead="a result that may be released, or ask the owner to list the node in `sinks`",
                     )
 
-    def check_share(self, claim: Claim) -> list[tuple[str, str]]:
-        """Whether a value with rows may be split among the nodes of a committee; each dataset behind it with its rule for
-        releases. Nothing leaves by that, so nothing is used up.
-
-        Any two of these nodes together can read what is shared, and it is the client who names the three. Until owners can say
-        which nodes they trust with that, only what everybody may see anyway is shared.
-        """
+    def check_share(self, claim: Claim, nodes: Mapping[PeerId, str]) -> list[tuple[str, str]]:
+        """Whether a value with rows may be split among these nodes of a committee, this one left out, with the names on their
+        cards; each dataset behind it with its rule for releases. Nothing leaves by that, so nothing is used up."""
         with self._lock:
             datasets = [value.dataset for value in self._guarded(claim)]
             for dataset in datasets:
                 self._check_share(dataset)
-                if dataset.policy.release != OPEN:
-                    raise _denied(
-                        "share.committee",
-                        dataset,
-                        "its rows would go in shares to three nodes that the client names, any two of which could read them"
-                        " together; owners cannot yet say whom they trust with that",
-                        instead="pointers, plans and grid.sum on that dataset, under its own rules",
-                    )
+                self._check_parties(dataset, nodes)
             return [(dataset.name, dataset.policy.release) for dataset in datasets]
+
+    def release_on_shares(
+        self,
+        behind: Mapping[str, RowsClaim | None],
+        plan: PlanId | None,
+        *,
+        elements: int,
+        nbytes: int,
+        client: PeerId,
+        own: bool,
+    ) -> None:
+        """Let a value that a committee computed of shares of these datasets be opened; raises as `release`.
+
+        By dataset: the rows that were shared, None where something else than parts of it as they stand went in. `plan` is the one
+        plan of which it is a direct result. No label follows rows on shares, so that plans are all there is to go by. `own`: it
+        opens to this node alone, where it is as private as the rows.
+        """
+        with self._lock:
+            for name in behind:
+                if name not in self._datasets:
+                    raise ReleaseDenied(f"this node has no dataset {name[:100]!r}", rule="owner")
+            datasets = [self._datasets[name] for name in behind]
+            ruled = [] if own else [dataset for dataset in datasets if dataset.policy.release != OPEN]
+            for dataset in ruled:
+                self._check_plan_on_shares(dataset, plan, behind[dataset.name])
+            self._charge_rate(client, nbytes)
+            origin = Origin(frozenset() if plan is None else frozenset([plan]), plan)
+            after = [
+                self._after(_Value(dataset, rows), elements, origin)
+                for dataset in ruled
+                if (rows := behind[dataset.name]) is not None  # it was checked
+            ]
+            for name, state in after:
+                self._store.save(name, state)
 
     def check_errors(self, client: PeerId) -> None:
         """Raise `ReleaseDenied` for a client that has been told as many private errors as it may within the last hour."""
@@ -316,8 +341,43 @@ class Gate:
             )
 
     def _check_share(self, dataset: Guarded) -> None:
-        if not dataset.policy.may_share:
-            raise _denied("share", dataset, "its owner does not let it be split into shares", instead="another dataset")
+        if dataset.policy.may_share:
+            return
+        why = "its owner does not let it be split into shares"
+        if isinstance(dataset.policy.share, tuple):
+            why += ' (under release = "deny" they are for plans that are listed in `allow`, and none is)'
+        raise _denied("share", dataset, why, instead="another dataset")
+
+    def _check_parties(self, dataset: Guarded, nodes: Mapping[PeerId, str]) -> None:
+        trusted = dataset.policy.parties(dev=self._dev)
+        others = [name for node, name in nodes.items() if node not in trusted and name not in trusted]
+        if trusted == ANYBODY or not others:
+            return
+        line = ", ".join(f'"{name}"' for name in nodes.values())
+        raise _denied(
+            "share.committee",
+            dataset,
+            f"its rows would go in shares to {_listed(nodes.values())}, any two of which could put them together and read them"
+            f" all if they joined forces; its owner has not said that {_listed(others)} may have shares",
+            instead=f"a committee of nodes that the owner trusts, or ask the owner to write share = [{line}] under [policy]",
+        )
+
+    def _check_plan_on_shares(self, dataset: Guarded, plan: PlanId | None, rows: RowsClaim | None) -> None:
+        if plan is None:
+            what = "this one is no direct result of a plan on values as they were shared"
+        elif plan not in dataset.policy.allow:
+            what = f"the plan {plan} is not listed"
+        elif rows is None:
+            what = "what was shared was no part of the dataset as it stands, but computed from it before"
+        else:
+            return
+        raise _denied(
+            "committee.release",
+            dataset,
+            f"of its rows on shares only results of plans that its owner lists in `allow` are opened to others, and {what}",
+            instead="a plan whose id the owner lists in `allow`, run by the committee on parts of the dataset (trio.run), or"
+            " reveal(to=) the owner's node; or pointers, plans and grid.sum at that node, under its own rules",
+        )
 
     def _check_single_plan(self, dataset: Guarded, origin: Origin) -> None:
         if dataset.policy.release != OPEN and origin.plan is None:
@@ -420,6 +480,11 @@ def _refined(state: DatasetState, cells: Cells) -> Cells:
     _, numbered = np.unique(merged, return_inverse=True)
     ids = numbered.astype(np.int32) + (0 if bool((merged == 0).any()) else 1)
     return Cells(cells.dataset, ids, cells.choice)
+
+
+def _listed(names: Iterable[str]) -> str:
+    *front, last = names
+    return f"{', '.join(front)} and {last}" if front else last
 
 
 def _denied(rule: str, dataset: Guarded, why: str, *, step: str = "", instead: str) -> ReleaseDenied:

@@ -46,6 +46,7 @@ MANY_BYTES = 1 << 20
 """Results of fewer are made before anybody asks whether there is room for them."""
 
 FROM_ELSEWHERE = Reason("the value was moved here from another owner's node")
+OPENED = Reason("a committee opened the value to this node, and rows cannot be followed through shares")
 OTHER_SHAPE = Reason("an operation returned another shape than it announced")
 PRIVATE_FAILURE = "the operation failed; what it works on is private, so nothing more can be said"
 
@@ -113,11 +114,13 @@ class Labels:
         blame = frozenset() if len(order) > 1 else frozenset([name])
         return Type(self.space.form([first, *plain_dims(shape[1:])], {name: self.space.cells_of(order)}, blame))
 
-    def foreign(self, origins: Sequence[str], shape: Sequence[int]) -> Type:
-        """The type of a value that another node sent: mixed for ever, and the names of its datasets stay on it."""
+    def foreign(self, origins: Sequence[str], shape: Sequence[int], *, opened: bool = False) -> Type:
+        """The type of a value that another node sent: mixed for ever, and the names of its datasets stay on it. `opened`: it came
+        in shares."""
         if not origins:
             return Type(self.space.plain(shape))
-        return Type(self.space.unknown(shape, origins, FROM_ELSEWHERE), Story("move"))
+        reason, step = (OPENED, "opened from shares") if opened else (FROM_ELSEWHERE, "move")
+        return Type(self.space.unknown(shape, origins, reason), Story(step))
 
     def enter(self, tensor: Tensor, own: Type | None = None, *, fixed: bool = False) -> Tensor:
         """Register a tensor that no operation made: by default the client's own. `fixed`: its memory is never to be written."""

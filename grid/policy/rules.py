@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from grid.crypto.cards import is_name
 from grid.errors import InvalidRequest
 from grid.ids import PlanId
 from grid.wire.messages import PolicyCard
@@ -22,6 +23,9 @@ DEFAULT_MIN_ROWS = 10
 DEFAULT_SHARE_OF_ROWS = 0.33
 """Elements released over a dataset's life, as a share of its rows, where the owner sets no `max_elements`."""
 
+ANYBODY = ("*",)
+"""In place of names: whatever three nodes a client names. No node has this name."""
+
 MAX_COUNT = 1 << 62
 PLAN_ID = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -33,7 +37,9 @@ class Policy:
     `release`: "deny", "aggregate", "approve" or "open". `plans`: whose results may leave under "aggregate": "builtin" (the
     built-in statistics and the plan ids in `allow`) or "any" (any plan and pointer result that the labels show to be an
     aggregate). `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
-    move to. `share` None is True except under "deny". `epsilon` and `delta` bound what differential privacy may spend.
+    move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
+    sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `epsilon` and
+    `delta` bound what differential privacy may spend.
     """
 
     release: str = DENY
@@ -42,7 +48,7 @@ class Policy:
     min_rows: int = DEFAULT_MIN_ROWS
     max_elements: int | None = None
     sinks: tuple[str, ...] = ()
-    share: bool | None = None
+    share: bool | tuple[str, ...] | None = None
     epsilon: float | None = None
     delta: float | None = None
 
@@ -56,8 +62,11 @@ class Policy:
             if not PLAN_ID.match(plan):
                 raise InvalidRequest(f"'allow' lists plan ids, which have 64 hexadecimal digits; {plan[:80]!r} is none")
         _texts("sinks", self.sinks)
-        if not (self.share is None or isinstance(self.share, bool)):
-            raise InvalidRequest("'share' is true or false")
+        if isinstance(self.share, tuple):
+            if not all(isinstance(one, str) and is_name(one) for one in self.share):
+                raise InvalidRequest("'share' lists names of nodes, or their ids")
+        elif not (self.share is None or isinstance(self.share, bool)):
+            raise InvalidRequest("'share' is true, false, or a list of nodes' names")
         _check_number("epsilon", self.epsilon, math.inf)
         _check_number("delta", self.delta, 1.0)
 
@@ -78,9 +87,23 @@ class Policy:
     @property
     def may_share(self) -> bool:
         """Whether values with rows may be split into secret shares at all."""
-        return self.release != DENY if self.share is None else self.share
+        if isinstance(self.share, bool):
+            return self.share
+        return self.release != DENY or bool(self.share and self.allow)
 
-    def card(self, rows: int) -> PolicyCard:
+    def parties(self, *, dev: bool = False) -> tuple[str, ...]:
+        """The nodes, by name or id, that may hold shares of rows in a committee, beside the owner's own; `ANYBODY` for all.
+
+        Where the owner has not said, these are nobody; all in `dev`, and for what everybody may fetch anyway. Under "deny" only
+        nodes that are named count, and only where plans are listed in `allow`, whose results are then all that can be opened.
+        """
+        if isinstance(self.share, tuple):
+            return self.share if self.release != DENY or self.allow else ()
+        if self.release == DENY or self.share is False:
+            return ()
+        return ANYBODY if self.share or dev or self.release == OPEN else ()
+
+    def card(self, rows: int, *, dev: bool = False) -> PolicyCard:
         """The rules as clients may read them."""
         return PolicyCard(
             release=self.release,
@@ -90,6 +113,7 @@ class Policy:
             allow=self.allow,
             sinks=self.sinks,
             share=self.may_share,
+            parties=self.parties(dev=dev),
         )
 
 

@@ -4,8 +4,8 @@
         └── refusal, loss of a node, deadline ──> failed
 
  1. A client asks each of the three to open the committee, under an id that no node uses twice.
- 2. Each sends both others its signed `Statement`: the terms (id, roster in the order of ranks, clients that may take part), and
-    over the sealed session, for that peer alone, its contributions to the keys (`Contribution`).
+ 2. Each sends both others its signed `Statement`: the terms (id, roster in the order of ranks, clients that may take part) and
+    its limits, and over the sealed session, for that peer alone, its contributions to the keys (`Contribution`).
  3. Who has both statements, with terms equal to its own, derives its keys: key j from what P_j and P_(j-1) gave, the common one
     from what all three gave. All terms go into each key, so parties that agreed on other terms would have other keys.
 
@@ -28,12 +28,21 @@ from grid.ids import CommitteeId, PeerId
 from grid.smpc.keystreams import CONTRIBUTION_BYTES, Keys, derive_key
 
 PARTIES = 3
-VERSION = 1
+VERSION = 2
 MAX_CLIENTS = 8
 MAX_ENCODED_BYTES = 4096
 ID_LETTERS = 32
 _NONCE_BYTES = 16
 _COMMON = 3
+
+LIMITS = (
+    "max_secure_elements",
+    "max_bytes_per_client",
+    "max_objects_per_client",
+    "max_plan_bytes",
+    "max_plan_flops",
+    "max_plan_steps",
+)
 
 ANNOUNCING, AGREED, FAILED = "announcing", "agreed", "failed"
 
@@ -69,18 +78,32 @@ class Terms:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statement:
-    """What one node signs. `expiry` is wall time in seconds; `nonce` is fresh."""
+    """What one node signs. `expiry` is wall time in seconds; `nonce` is fresh.
+
+    `limits`: what one client may have at this node's party, by the settings `LIMITS`. All parties keep to the lowest, so that
+    they refuse the same requests, and none waits for one that has refused.
+    """
 
     terms: Terms
     node: PeerId
     expiry: float
     nonce: bytes
+    limits: tuple[int, ...]
 
     def encode(self) -> bytes:
         """The bytes that are signed."""
         terms = self.terms
         packed: bytes = msgpack.packb(
-            [VERSION, terms.committee, terms.roster, terms.clients, self.node, self.expiry, self.nonce]
+            [
+                VERSION,
+                terms.committee,
+                terms.roster,
+                terms.clients,
+                self.node,
+                self.expiry,
+                self.nonce,
+                self.limits,
+            ]
         )
         return packed
 
@@ -93,14 +116,14 @@ def decode(data: bytes) -> Statement:
         fields = msgpack.unpackb(data, use_list=False, max_array_len=64, max_map_len=0, max_ext_len=0)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
         raise WireError("a statement about a committee is not readable") from error
-    if not isinstance(fields, tuple) or len(fields) != 7 or fields[0] != VERSION or not _well_typed(fields[1:]):
+    if not isinstance(fields, tuple) or len(fields) != 8 or fields[0] != VERSION or not _well_typed(fields[1:]):
         raise WireError("a statement about a committee has a wrong form")
-    _, committee, roster, clients, node, expiry, nonce = fields
-    return Statement(Terms(committee, roster, clients), node, expiry, nonce)
+    _, committee, roster, clients, node, expiry, nonce, limits = fields
+    return Statement(Terms(committee, roster, clients), node, expiry, nonce, limits)
 
 
 def _well_typed(fields: Sequence[Any]) -> bool:
-    committee, roster, clients, node, expiry, nonce = fields
+    committee, roster, clients, node, expiry, nonce, limits = fields
     return (
         isinstance(committee, str)
         and all(isinstance(peers, tuple) and all(isinstance(peer, str) for peer in peers) for peers in (roster, clients))
@@ -108,6 +131,9 @@ def _well_typed(fields: Sequence[Any]) -> bool:
         and isinstance(expiry, float)
         and isinstance(nonce, bytes)
         and len(nonce) == _NONCE_BYTES
+        and isinstance(limits, tuple)
+        and len(limits) == len(LIMITS)
+        and all(type(limit) is int and limit > 0 for limit in limits)
     )
 
 
@@ -129,9 +155,10 @@ class Announce:
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Agreed:
-    """All three agree. These are this party's keys."""
+    """All three agree. These are this party's keys, and the limits that all three keep to."""
 
     keys: Keys
+    limits: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,6 +200,7 @@ class Agreement:
         common = random_bytes(CONTRIBUTION_BYTES)
         self._given = {peer: Contribution(random_bytes(CONTRIBUTION_BYTES), common) for peer in self._peers}
         self._got: dict[PeerId, Contribution] = {}
+        self._limits = [mine.limits]
 
     def start(self) -> list[Effect]:
         """Begin."""
@@ -196,11 +224,12 @@ class Agreement:
         if any(len(part) != CONTRIBUTION_BYTES for part in (contribution.pair, contribution.common)):
             return self._fail(WireError(f"node {name} contributed nothing of use to the keys"))
         self._got[sender] = contribution
+        self._limits.append(statement.limits)
         if len(self._got) < len(self._peers):
             return []
         keys = Keys(self._pair_key(self._rank), self._pair_key((self._rank + 1) % PARTIES), self._common_key())
         self._forget(AGREED)
-        return [Agreed(keys)]
+        return [Agreed(keys, tuple(map(min, *self._limits)))]
 
     def _pair_key(self, place: int) -> bytes:
         """The key of component `place`, which P_place and the party before it hold."""

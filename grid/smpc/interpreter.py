@@ -56,6 +56,16 @@ class Call:
         self._check_work(name, most)
         self._check_positions(bound)
 
+    def on(self, operands: Sequence[Value | Tensor]) -> Call:
+        """The same call on other operands of the same geometries, in the order in which these were given. Only public positions
+        are looked at again."""
+        made = object.__new__(type(self))
+        made._form, made.results = self._form, self.results
+        made._values = dict(zip(self._values, operands, strict=True))
+        made._arguments = Arguments(self._arguments.bound, self.results, made._values)
+        made._check_positions(self._arguments.bound)
+        return made
+
     def _meta(self, arg: Any) -> Any:
         """The argument with geometries in place of tensors, each of which stands for one operand."""
         if isinstance(arg, Value | Tensor):
@@ -82,7 +92,8 @@ class Call:
         if not examines(bound.op):
             return
         given = [self._arguments.get(name) for name in _POSITIONS]
-        if any(isinstance(one, Value) for item in given for one in (item if isinstance(item, list) else [item])):
+        flat = [one for item in given for one in (item if isinstance(item, list) else [item])]
+        if any(isinstance(one, Value) or _is_unknown(one) for one in flat):
             return
         public = {name: self._arguments[name] for name in _POSITIONS if name in bound.op.index}
         values = [public.get(p.name, value) for p, value in zip(bound.op.parameters, bound.values, strict=True)]
@@ -107,6 +118,11 @@ class Call:
         if value.shape != tuple(meta.shape):
             raise AssertionError(f"{self._form} gave the shape {value.shape}, not {tuple(meta.shape)}")
         return value
+
+
+def _is_unknown(value: Any) -> bool:
+    """Whether it stands for a public tensor that comes with a run: `on` looks at it."""
+    return isinstance(value, Tensor) and value.is_meta
 
 
 def _check_elements(name: str, shape: Sequence[int], most: int) -> None:

@@ -11,9 +11,11 @@ One (key, operation, purpose) hides one value only; `Reuse` looks for a second o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import hmac
 import struct
-from typing import Protocol
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,6 +23,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from grid.smpc.link import Words
+
+Buffer = bytes | bytearray | memoryview
 
 KEY_BYTES = 16
 CONTRIBUTION_BYTES = 32
@@ -54,6 +58,31 @@ class Keystreams:
         return words[:count]
 
 
+class Seen(NamedTuple):
+    """What a party was dealt of the inputs behind a computation: digests of components, at the places of the keys of the same
+    number. Both holders of a component have seen the same, unless its dealer told them different things."""
+
+    own: bytes = b""
+    following: bytes = b""
+
+    @classmethod
+    def dealt(cls, first: Buffer, second: Buffer) -> Seen:
+        """Of one input, by the bytes that came for its components."""
+        return cls(hashlib.sha256(first).digest(), hashlib.sha256(second).digest())
+
+    @classmethod
+    def together(cls, parts: Iterable[Seen]) -> Seen:
+        """Of several values, in order."""
+        own, following = hashlib.sha256(), hashlib.sha256()
+        for part in parts:
+            own.update(part.own)
+            following.update(part.following)
+        return cls(own.digest(), following.digest())
+
+
+NOTHING = Seen()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class Keys:
     """What a party has agreed on with the others; never used itself: every program has keystreams of its own."""
@@ -62,10 +91,19 @@ class Keys:
     following: bytes
     common: bytes
 
-    def of_program(self, digest: bytes) -> Keystreams:
-        """The keystreams for what `digest` stands for. Parties that were told to do different things draw unrelated words, so
-        that nothing which one of them hides can be compared with what another hides."""
-        return Keystreams(*(hmac.digest(key, digest, "sha256")[:KEY_BYTES] for key in (self.own, self.following, self.common)))
+    def of_program(self, digest: bytes, seen: Seen = NOTHING) -> Keystreams:
+        """The keystreams for what `digest` stands for. Parties that were told to do different things, or were dealt shares that
+        do not fit together, draw unrelated words: nothing that one of them hides can be compared with what another hides."""
+        programs = ((self.own, digest + seen.own), (self.following, digest + seen.following), (self.common, digest))
+        return Keystreams(
+            *(hmac.digest(key, hashlib.sha256(program).digest(), "sha256")[:KEY_BYTES] for key, program in programs)
+        )
+
+    def of_pair(self, place: int, purpose: bytes) -> bytes:
+        """32 bytes that the two holders of the key at `place` (OWN, NEXT) have and nobody else, for their link. What is hashed is
+        longer than any program's digest, so it is no key of a program."""
+        text = b"grid: the link of two parties in a committee: " + purpose
+        return hmac.digest((self.own, self.following)[place], text, "sha256")
 
 
 class Reuse:

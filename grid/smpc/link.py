@@ -31,6 +31,26 @@ class Link(Protocol):
         """The message of this label, which must have `count` words. It belongs to the caller alone."""
 
 
+class Inbox(Protocol):
+    """Where a link puts what comes; `Mailbox` is one."""
+
+    def admit(self, sender: int, label: int, count: int) -> None:
+        """A message of `count` words is on its way. Raises what ends the link, before memory is set aside for it."""
+
+    def deliver(self, sender: int, label: int, words: Words) -> None:
+        """A message has come. Raises what ends the link."""
+
+    def receive(self, sender: int, label: int, count: int) -> Arrival[Words]:
+        """As `Link.receive`."""
+
+    def fail(self, error: GridError) -> None:
+        """Nothing comes any more."""
+
+    @property
+    def waits(self) -> list[int]:
+        """The ranks of the peers whose messages are waited for."""
+
+
 class Mailbox:
     """Messages by sender and label, each delivered once and taken once. `max_early_bytes` in place of MAX_EARLY_BYTES."""
 

@@ -50,10 +50,14 @@ class Number:
 
     def with_fraction(self, fraction: int) -> Number:
         """The same value with at least as many fraction bits. No message; fewer bits would be a truncation."""
+        if fraction == self.fraction:
+            return self
         if fraction < self.fraction:
             raise InvalidRequest(
                 f"a value with {self.fraction} fraction bits is used where {fraction} are; share it with {fraction} or fewer"
             )
+        if fraction == self.fraction:
+            return self
         return Number(self.raw.times(1 << (fraction - self.fraction)), fraction)
 
 

@@ -43,7 +43,8 @@ class Shared:
         return Shared(*map(rearrange, self.parts))
 
     def flat(self) -> Shared:
-        return self.each(lambda part: part.reshape(-1))
+        """One-dimensional, as kernels take it: with one kind of array they are compiled once."""
+        return self.each(_flat)
 
     def reshape(self, shape: Sequence[int]) -> Shared:
         return self.each(lambda part: part.reshape(tuple(shape)))
@@ -122,3 +123,20 @@ def stacked(values: Sequence[Shared], axis: int = 0) -> Shared:
 def joined_planes(values: Sequence[Bits]) -> Bits:
     """The planes of all of them, one after the other."""
     return Bits(*(np.concatenate(parts) for parts in zip(*(value.parts for value in values), strict=True)))
+
+
+def _flat(part: Words) -> Words:
+    flat = part.reshape(-1)
+    if not flat.flags.carray:
+        flat = np.ascontiguousarray(flat)
+        if not flat.flags.writeable:  # as `numpy.broadcast_to` leaves it; kernels write no operand
+            flat = flat.copy() if flat.base is None else _writable(flat)
+    return flat
+
+
+def _writable(flat: Words) -> Words:
+    try:
+        flat.flags.writeable = True
+    except ValueError:
+        return flat.copy()
+    return flat

@@ -5,7 +5,7 @@ under the key of its direction, with the header as associated data and the direc
 that is changed, left out, repeated, sent back or moved does not open. Frames are sealed into a buffer and sent from it at once
 where nothing is queued, and opened straight into the array that the waiting coroutine gets, which goes on within the callback.
 
-Whatever a peer does, `Mailbox.fail` ends the computation with an error that names its rank, and both sockets are closed:
+Whatever a peer does, `Inbox.fail` ends the computation with an error that names its rank, and both sockets are closed:
  - A frame that does not open, of other than the awaited length, or with more than may come unasked, is a fault. The length is
    judged before any memory is set aside.
  - The socket ends, or breaks, before the peer has said that it is done (`close`).
@@ -29,7 +29,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from grid.errors import GridError, LocalProtocolError, QuorumLost, QuotaExceeded, WireError
-from grid.smpc.link import Mailbox, Words
+from grid.smpc.link import Inbox, Mailbox, Words
 from grid.smpc.steps import Arrival
 
 KEY_BYTES = 32
@@ -66,7 +66,7 @@ class Channel(NamedTuple):
 class SocketLink:
     """The link of party `rank` to its peers, by rank. Made and used on one thread, that of the running loop.
 
-    `failed` is told the error that ends the link early.
+    `failed` is told the error that ends the link early. `inbox` takes what comes, in place of a `Mailbox`.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class SocketLink:
         *,
         patience: float = PATIENCE,
         failed: Callable[[GridError], None] | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox() if inbox is None else inbox
         self._failed = failed
         self._patience = patience
         self._closed = self.loop.create_future()
@@ -361,9 +362,9 @@ class _Peer:
         self._silent = 0 if self._bytes_in != self._seen_in or self.has_ended else self._silent + 1
         self._stuck = 0 if self._bytes_out != self._seen_out or not self._queue else self._stuck + 1
         if self._silent >= _TICKS:
-            self._link.fail(self._lost(f"nothing has come from it for {patience:g} s"))
+            self._link.fail(self._lost(f"nothing has come from it for {patience:g} s", ended=False))
         elif self._stuck >= _TICKS:
-            self._link.fail(self._lost(f"it has read nothing for {patience:g} s"))
+            self._link.fail(self._lost(f"it has read nothing for {patience:g} s", ended=False))
         elif self._sent == self._seen_sent and not self._queue and not self._said_end:
             self.send(_PING, _NO_WORDS)
         self._seen_in, self._seen_out, self._seen_sent = self._bytes_in, self._bytes_out, self._sent
@@ -375,8 +376,9 @@ class _Peer:
         self._queue.clear()
         self._large = None
 
-    def _lost(self, how: str) -> QuorumLost:
-        return QuorumLost(f"party {self._rank} is lost: {how}", party=self._rank)
+    def _lost(self, how: str, *, ended: bool = True) -> QuorumLost:
+        """`ended`: it may have lost the third party before, and ended its connection for that."""
+        return QuorumLost(f"party {self._rank} is lost: {how}", party=self._rank, ended=ended)
 
 
 def _fresh_bytes(size: int) -> memoryview:

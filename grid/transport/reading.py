@@ -34,6 +34,11 @@ class Reader:
         self._pieces: list[Buffer] | None = None
         self._size = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of something has come that is not in `messages` yet."""
+        return bool(self._part) or self._pieces is not None or self.broken
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take bytes. Gives back those that are not data frames."""
         given: list[bytes] = []

@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
@@ -126,6 +128,10 @@ class _Messages(Connection):
             self._go_on()
         return messages.popleft()
 
+    def has_unread(self) -> bool:
+        """Whether anything has come that `message` has not returned."""
+        return self._reader.has_begun or bool(self._reader.messages) or self._lost
+
     def drop_messages(self) -> None:
         """Keep reading, for the end of the connection, and drop what comes."""
         self._dropping = True
@@ -199,6 +205,28 @@ class WebSocketTransport(Transport):
             await self.close("only binary messages make sense here")
             raise WireError("a text message came over a connection that carries binary frames")
         return frame
+
+    async def take_socket(self) -> socket.socket:
+        """The TCP socket from under the connection, which is over with that: the far end must do the same.
+
+        Everything sent has left, and nothing that has come is lost. Raises `NodeUnavailable` over TLS, or where more has come
+        than was received.
+        """
+        network = self._network
+        if network.get_extra_info("ssl_object") is not None:
+            raise NodeUnavailable("a connection in TLS has no socket of its own")
+        if network.is_closing():
+            raise NodeUnavailable("the connection is closed")
+        network.pause_reading()
+        while network.get_write_buffer_size() and not network.is_closing():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        if network.is_closing() or self._connection.has_unread():
+            raise NodeUnavailable("the connection is closed, or has more to be received")
+        raw = socket.socket(fileno=os.dup(network.get_extra_info("socket").fileno()))
+        raw.setblocking(False)
+        network.abort()  # closes its descriptor alone; nothing is sent
+        await self._connection.wait_closed()
+        return raw
 
     async def close(self, reason: str = "") -> None:
         self._connection.drop_messages()
@@ -307,8 +335,10 @@ async def serve_websocket(
     *,
     ssl: SSLContext | None = None,
     max_connections: int = 1024,
+    at: Mapping[str, Callable[[Transport], Awaitable[None]]] | None = None,
 ) -> AsyncIterator[WebSocketServer]:
-    """Listen while the context lasts; `port` 0 takes a free one. Each connection lives as long as `on_transport` runs.
+    """Listen while the context lasts; `port` 0 takes a free one. Each connection lives as long as `on_transport` runs, or
+    what `at` has for its path.
 
     At the end connections are closed, and `on_transport` sees `NodeUnavailable`. Raises `OSError` for an address in use.
     """
@@ -320,7 +350,8 @@ async def serve_websocket(
         transport = WebSocketTransport(connection)
         count += 1
         try:
-            await on_transport(transport)
+            path = connection.request.path if connection.request is not None else ""
+            await (at or {}).get(path, on_transport)(transport)
         except GridError as error:
             log.info("a connection ended: %s", error)
         finally:

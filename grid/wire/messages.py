@@ -294,7 +294,11 @@ class ColumnCard:
 
 @record
 class PolicyCard:
-    """An owner's rules for one dataset, as clients may read them."""
+    """An owner's rules for one dataset, as clients may read them.
+
+    `share`: whether it may be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in
+    a committee beside its own, ("*",) for whichever a client names.
+    """
 
     release: str
     plans: str
@@ -303,6 +307,7 @@ class PolicyCard:
     allow: tuple[PlanId, ...] = ()
     sinks: tuple[str, ...] = ()
     share: bool = True
+    parties: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -313,6 +318,7 @@ class PolicyCard:
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         facts |= {"max_elements": "no limit" if self.max_elements >= NO_LIMIT else self.max_elements}
         facts |= {"allow": ", ".join(self.allow), "sinks": ", ".join(self.sinks)}
+        facts |= {"parties": ", ".join(self.parties)}
         return html("policy", self.summary, facts=list(facts.items()))
 
 
@@ -582,13 +588,17 @@ class MoveObject(Message):
 
 @message("expect-object")
 class ExpectObject(Message):
-    """Client -> node: the node `sender` may deliver one object under this transfer; keep it as `object`. Reply: Ok."""
+    """Client -> node: the node `sender` may deliver one object under this transfer; keep it as `object`. Reply: Ok.
+
+    With a `roster` it comes in shares, one from each of these nodes, and `sender` is the first of them.
+    """
 
     transfer: TransferId
     sender: PeerId
     object: ObjectId
     shape: tuple[int, ...]
     dtype: str
+    roster: tuple[PeerId, ...] = ()
 
 
 @message("deliver-object")
@@ -671,8 +681,8 @@ class CloseCommittee(Message):
 
 @message("committee-statement")
 class CommitteeStatement(Message):
-    """Node -> node, one way: a signed statement {committee, roster, clients, node, expiry, nonce}, and for the receiver alone the
-    sender's contributions to keys, 32 random bytes each: to the key of these two nodes, and to that of all three."""
+    """Node -> node, one way: a signed statement {committee, roster, clients, node, expiry, nonce, limits}, and for the receiver
+    alone the sender's contributions to keys, 32 random bytes each: to the key of these two nodes, and to that of all three."""
 
     committee: CommitteeId
     envelope: bytes
@@ -680,17 +690,37 @@ class CommitteeStatement(Message):
     common: bytes
 
 
-@message("committee-words")
-class CommitteeWords(Message):
-    """Node -> node, one way: what one party says to another in the work of `client`. `words` is 64-bit words.
+@message("committee-ready")
+class CommitteeReady(Message):
+    """Node -> the node of a lower rank, one way: the sender agrees, and expects the receiver's party at `address`, HOST:PORT.
 
-    `label` is (place of the client, number of its request, operation, step) in 3, 27, 28 and 5 bits.
+    Without an address, or where it does not answer, `CommitteeLink` says that all goes over this session."""
+
+    committee: CommitteeId
+    address: str
+
+
+@message("committee-link")
+class CommitteeLink(Message):
+    """Node -> the node of a higher rank, one way: how the parties of the two are connected: by a socket of their own (`direct`),
+    or by `CommitteeBytes` over this session."""
+
+    committee: CommitteeId
+    direct: bool
+
+
+@message("committee-bytes")
+class CommitteeBytes(Message):
+    """Node -> node, one way: bytes of the sender's party for the receiver's, which are sealed between these two.
+
+    `taken`: how many bytes the sender's party has taken from the other direction; at most 1 MiB is under way or not taken.
+    `over`: nothing more comes.
     """
 
     committee: CommitteeId
-    client: PeerId
-    label: int
-    words: Buffer
+    data: Buffer
+    taken: int
+    over: bool = False
 
 
 @message("committee-over")
@@ -724,13 +754,55 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, ShareInput, ExpectShare, GetShare) are numbered on from 1 without gaps, and are
-    the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the reply.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, GetShare) are numbered on from 1 without
+    gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the
+    reply.
     """
 
     committee: CommitteeId
     first: int
     commands: tuple[Command, ...]
+    tensors: tuple[TensorFrame, ...] = ()
+
+
+@message("put-shared-plan")
+class PutSharedPlan(Message):
+    """Client -> each node of the roster: a plan in its canonical encoding, for RunShared. Reply: Ok, as SecureCommands.
+
+    One that is refused makes its calls fail with PlanRejected.
+    """
+
+    committee: CommitteeId
+    plan: PlanId
+    encoding: Buffer
+
+
+@record
+class SharedCall:
+    """One call of a plan on shares.
+
+    `inputs` are Refs to shares of this client and Inlines, which are public, in the plan's order; `outputs` name its results, and
+    `frees` shares that are not needed after it. It takes `count` numbers: one for every 16 steps of the plan, rounded up, at
+    least one.
+    """
+
+    plan: PlanId
+    count: int
+    inputs: list[Arg]
+    outputs: tuple[ObjectId, ...]
+    frees: tuple[ObjectId, ...] = ()
+
+
+@message("run-shared")
+class RunShared(Message):
+    """Client -> each node of the roster: run plans on shares, one after the other. Reply: Ok, as SecureCommands.
+
+    The numbers of the calls follow each other, the first one's from `number` on.
+    """
+
+    committee: CommitteeId
+    number: int
+    calls: tuple[SharedCall, ...]
     tensors: tuple[TensorFrame, ...] = ()
 
 
@@ -744,13 +816,18 @@ class FreeShares(Message):
 
 @message("get-share")
 class GetShare(Message):
-    """Client -> each node of the roster: open a result to this client. Reply: ShareValue. Errors: NotFound, ReleaseDenied, ...
+    """Client -> each node of the roster: open a result. Reply: ShareValue, or Ok where it opens to a node. Errors: NotFound,
+    ReleaseDenied, ...
 
-    Every owner's rule must allow it, at each node."""
+    Every owner of rows behind it must permit it, to each of the three. It opens to this client; with a `recipient`, to that node
+    alone, which this client has told to expect it (ExpectObject) under `transfer`.
+    """
 
     committee: CommitteeId
     number: int
     object: ObjectId
+    recipient: PeerId | None = None
+    transfer: TransferId | None = None
 
 
 @message("share-value")
@@ -763,10 +840,72 @@ class ShareValue(Message):
 
 @record
 class OwnerRule:
-    """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy)."""
+    """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy).
+
+    `part`: what of the dataset was shared, as it stands or whole blocks of it ("features", "targets", "column:age"); "" for
+    anything that was computed before.
+    """
 
     dataset: str
     release: str
+    part: str = ""
+
+
+@record
+class Opening:
+    """A result that a client asks the parties of a committee to open, as each of them has it in its own record.
+
+    `plan` is the id of the plan that it is a direct result of, where nothing but that plan made it of values as they were shared;
+    else "". `recipient` is the client itself, or a node.
+    """
+
+    committee: CommitteeId
+    client: PeerId
+    number: int
+    object: ObjectId
+    recipient: PeerId
+    plan: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@message("ask-permit")
+class AskPermit(Message):
+    """Party -> a node whose rows are behind a result: may it be opened? Reply: Permit, once all three parties have asked for the
+    same. Errors: ReleaseDenied, BudgetExhausted, QuotaExceeded, ...
+
+    `rules`: what that node said of its values when it dealt them."""
+
+    opening: Opening
+    rules: tuple[OwnerRule, ...]
+
+
+@message("permit")
+class Permit(Message):
+    """Answer to AskPermit: an envelope that the owner's node has signed, {the fields of both, expiry, nonce}."""
+
+    envelope: bytes
+
+
+@record
+class RowsBehind:
+    """A dataset of a node, by its id, whose rows are behind a value."""
+
+    node: PeerId
+    dataset: str
+
+
+@message("deliver-share")
+class DeliverShare(Message):
+    """Party -> the node that a result opens to: `words` and `digest` as in ShareValue. Reply: Ok once the value is kept there.
+
+    `behind` are the datasets whose rows are in it; all fields but words and digest are the same from all three parties."""
+
+    transfer: TransferId
+    opening: Opening
+    behind: tuple[RowsBehind, ...]
+    words: Buffer
+    digest: bytes
 
 
 @message("share-object")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from click.testing import CliRunner
 
 import grid
+from grid.cli import grid as command
 from grid.demo_processes import processes
+from grid.settings import NodeSettings
 from grid.testing import LocalGrid
 
 NAMES = ("alice", "bob", "carol")
@@ -32,8 +37,8 @@ def data_folder(path: Path) -> Path:
 @contextlib.contextmanager
 def in_one_process(folder: Path) -> Iterator[Any]:
     nodes: dict[str, Any] = {"alice": {}, "bob": {}, "carol": {}, "dave": data_folder(folder / "data")}
-    with LocalGrid(nodes=nodes) as local:
-        yield local.client
+    with LocalGrid(nodes=nodes, node=NodeSettings(state=folder / "state")) as local:
+        yield lambda: local.client()
 
 
 @contextlib.contextmanager
@@ -43,16 +48,24 @@ def in_processes(folder: Path) -> Iterator[Any]:
         running.start("gateway", ["gateway", "--dev", "--listen", "127.0.0.1:0"])
         url = running.ready("gateway")["url"]
         for name in (*NAMES, "dave"):
-            own = ["--data", str(data)] if name == "dave" else []
+            own = ["--data", str(data), "--state", str(folder / "state")] if name == "dave" else []
             running.start(name, ["node", name, "--gateway", url, "--dev", *own])
         for name in (*NAMES, "dave"):
             running.ready(name)
         yield lambda: stack.enter_context(grid.connect(url))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("grid")
+
+
 @pytest.fixture(scope="module", params=[in_one_process, pytest.param(in_processes, marks=pytest.mark.process)])
-def connect(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with request.param(tmp_path_factory.mktemp("grid")) as made:
+def connect(request: pytest.FixtureRequest, folder: Path) -> Iterator[Any]:
+    inside = folder / request.param.__name__
+    inside.mkdir()
+    with request.param(inside) as made:
+        made.state = inside / "state"
         yield made
 
 
@@ -102,13 +115,12 @@ def test_a_node_outside_the_committee_shares_its_rows(client: Any, trio: Any) ->
     assert near(pointer.share(trio).reveal(), torch.ones(2))
 
 
-def test_rows_that_are_not_public_are_not_shared(client: Any, trio: Any) -> None:
+def test_what_is_computed_of_rows_under_a_rule_does_not_open(client: Any, trio: Any) -> None:
     (private,) = client.search("#private")
     shared = private.features.share(trio)
     for value in (shared, shared.sum(), shared * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), shared])):
-        with pytest.raises(grid.ReleaseDenied, match="private") as denied:
+        with pytest.raises(grid.ReleaseDenied, match="private"):
             value.reveal()
-        assert denied.value.details["rule"] == "share.committee"
     with pytest.raises(grid.ReleaseDenied, match="private"):
         private.features.sum(0).share(trio).reveal()
     (kept,) = client.search("#kept")
@@ -116,6 +128,42 @@ def test_rows_that_are_not_public_are_not_shared(client: Any, trio: Any) -> None
         (kept.features.share(trio) + 1).reveal()
     assert denied.value.details["rule"] == "share"
     assert near(trio.share(torch.ones(2)).reveal(), torch.ones(2))
+
+
+def test_a_result_opens_to_the_owner_of_its_rows_alone(connect: Any, client: Any, trio: Any) -> None:
+    (private,) = client.search("#private")
+    w = torch.randn(2, 1) / 10
+    scores = private.features.share(trio) @ trio.share(w)
+    with pytest.raises(grid.ReleaseDenied, match=r"dave.*private.*allow"):
+        scores.reveal()
+    for other in ("alice", client.nodes["bob"]):
+        with pytest.raises(grid.ReleaseDenied, match="private"):
+            scores.reveal(to=other)
+    there = scores.reveal(to=client.nodes["dave"])
+    assert (there.location.name, there.shape, there.dtype) == ("dave", (ROWS, 1), torch.float32)
+    for value in (there, there.sum(), there * 0, there.clone().zero_()):
+        with pytest.raises(grid.ReleaseDenied):
+            value.get()
+    with pytest.raises(grid.ReleaseDenied):
+        there.share(trio).reveal(to="dave")
+    rows = torch.tensor([[float(row), float(row * row)] for row in range(ROWS)])
+    (kept,) = json.loads(CliRunner().invoke(command, ["results", "--state", str(connect.state), "--json"]).stdout)
+    assert near(torch.from_numpy(numpy.load(kept["file"])), rows @ w)
+    assert [kept[name] for name in ("datasets", "client", "plan", "shape")] == [["private"], client.me.id, "", [ROWS, 1]]
+    assert Path(kept["file"]).stat().st_mode & 0o777 == 0o600
+    shown = CliRunner().invoke(command, ["results", "--state", str(connect.state)]).stdout
+    assert "private" in shown and "f4[12, 1]" in shown
+
+
+def test_a_clients_own_value_opens_to_a_node_and_stays_its_own(client: Any, trio: Any) -> None:
+    x = torch.tensor([[1.5, -2.0], [0.0, 4.0]])
+    for name in ("alice", "dave"):
+        there = (trio.share(x) + 1).reveal(to=name)
+        assert there.location.name == name and near((there * 2).get(), (x + 1) * 2)
+    with pytest.raises(grid.InvalidRequest, match="takes a node"):
+        trio.share(x).reveal(to=3)
+    with pytest.raises(grid.NotFound):
+        trio.share(x).reveal(to="nobody")
 
 
 def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any) -> None:
@@ -187,3 +235,48 @@ def test_a_node_that_ends_is_named_and_the_others_go_on() -> None:
             client.committee(*NAMES, timeout=5)
         rest.close()
         trio.close()
+
+
+def test_results_of_listed_plans_open_and_nothing_else_does() -> None:
+    """Even under "deny": the owner has read the plan, and named the nodes."""
+    rows = torch.tensor([[float(row), float(row * row)] for row in range(ROWS)])
+    plan = grid.trace(lambda x, w: (x @ w).mean(0), rows, torch.zeros(2, 1))
+    other = grid.trace(lambda x: x.sum(0), rows)
+    policy = {"release": "deny", "allow": [plan.id], "share": list(NAMES)}
+    data = {"d": {"features": rows, "tags": ["#d"], "policy": policy}}
+    nodes: dict[str, Any] = {name: {} for name in (*NAMES, "erin")}
+    with LocalGrid(nodes={**nodes, "dave": data}) as local:
+        client = local.client()
+        (d,) = client.search("#d")
+        assert d.policy.parties == NAMES
+        with client.committee(*NAMES) as trio, client.committee("alice", "bob", "erin") as strangers:
+            w = torch.tensor([[1.0], [0.5]])
+            x, shared = d.features.share(trio), trio.share(w)
+            assert near(trio.run(plan, x, shared).reveal(), (rows @ w).mean(0))
+            closed = {
+                "no direct result": trio.run(plan, x, shared) + 0,
+                "is not listed": trio.run(other, x),
+                "as they were shared": trio.run(plan, x * 1, shared),
+                "computed from it before": trio.run(plan, d.features[:3].share(trio), shared),
+            }
+            for why, value in closed.items():
+                with pytest.raises(grid.ReleaseDenied, match=why):
+                    value.reveal()
+            with pytest.raises(grid.ReleaseDenied, match=r'erin may have shares.*share = \["alice", "bob", "erin"\]'):
+                d.features.share(strangers).reveal()
+            with pytest.raises(grid.ReleaseDenied):
+                plan(d.features, w).get()
+
+
+def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:
+    with LocalGrid(nodes=3) as local:
+        client = local.client()
+        with client.committee(*NAMES) as trio:
+            assert near((trio.share(torch.ones(2)) + 1).reveal(), torch.full((2,), 2.0))
+        local.stop_node("bob")
+        local.start_node("bob")
+        for order in (NAMES, NAMES[::-1]):
+            with pytest.raises(grid.InvalidRequest, match="fresh one"):
+                client.committee(*order, id=trio.id)
+        with client.committee(*NAMES) as another:
+            assert near((another.share(torch.ones(2)) * 2).reveal(), torch.full((2,), 2.0))

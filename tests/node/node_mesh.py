@@ -18,6 +18,7 @@ from grid.errors import GridError, NodeUnavailable
 from grid.ids import GridId, ObjectId, PeerId, PlanId, SumId, random_id
 from grid.node.app import Node
 from grid.node.datasets import Dataset
+from grid.node.party_links import PARTY_PATH
 from grid.plans.ir import Plan
 from grid.rpc.channel import open_channel
 from grid.rpc.dispatch import Handlers
@@ -31,6 +32,7 @@ from grid.tensors.buffers import from_frame, short_dtype, to_frame, torch_dtype
 from grid.tensors.ops import portable, shapes
 from grid.transport.base import Transport
 from grid.transport.memory import memory_pair
+from grid.transport.websocket import dial_websocket, serve_websocket
 from grid.wire.messages import (
     Command,
     CommandFailed,
@@ -90,15 +92,19 @@ async def mesh(
     datasets: Mapping[str, Sequence[Dataset]],
     *,
     settings: Mapping[str, Any] | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
     stores: Mapping[str, Store] | None = None,
     trust: Callable[[], Trust] = Trust.dev,
+    listen: bool = False,
 ) -> AsyncIterator[Mesh]:
-    """Nodes with these datasets, in dev mode, with memory transports between them."""
+    """Nodes with these datasets, in dev mode, with memory transports between them. `own` are settings of one by name. With
+    `listen`, their parties connect over loopback."""
     made = Mesh(GridId(LocalIdentity.create(name="gateway", role="gateway", clock=CLOCK).id))
     async with contextlib.AsyncExitStack() as stack:
         for name, owned in datasets.items():
+            changed = {**(settings or {}), **(own or {}).get(name, {})}
             node = Node(
-                NodeSettings(**{"name": name, "dev": True, "processes": False, "session": LIMITS, **(settings or {})}),
+                NodeSettings(**{"name": name, "dev": True, "processes": False, "session": LIMITS, **changed}),
                 me=LocalIdentity.create(name=name, role="node", clock=CLOCK),
                 trust=trust(),
                 datasets=owned,
@@ -106,9 +112,18 @@ async def mesh(
                 clock=CLOCK,
                 dial_node=made.dialler(name),
                 grid=made.grid,
+                dial_party=dial_party if listen else None,
             )
             made.nodes[name] = await stack.enter_async_context(node)
+            if listen:
+                at = {PARTY_PATH: node.serve_party}
+                server = await stack.enter_async_context(serve_websocket("127.0.0.1", 0, node.serve, at=at))
+                await node.announce_at(f"127.0.0.1:{server.port}")
         yield made
+
+
+async def dial_party(address: str) -> Transport:
+    return await dial_websocket(f"ws://{address}{PARTY_PATH}")
 
 
 class RawClient:
@@ -284,9 +299,7 @@ async def client(
     near, far = memory_pair()
     raw.node.accept(far)
     expect = Expected(id=raw.node.id, name=node, role="node")
-    channel = await open_channel(
-        wrap(near), me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK
-    )
+    channel = await open_channel(wrap(near), me=me, trust=Trust.dev(), expect=expect, grid=made.grid, limits=LIMITS, clock=CLOCK)
     handlers = Handlers({CommandFailed: raw._failed})
     async with Peer(channel, initiator=True, handlers=handlers, context=None, limits=LIMITS, clock=CLOCK, name=node) as raw.peer:
         yield raw

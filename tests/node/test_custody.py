@@ -122,3 +122,11 @@ async def test_rows_added_after_a_release_cannot_be_singled_out(tmp_path: Path) 
         async with mesh({"alice": [owned]}, stores={"alice": store}) as made, client(made, "alice") as raw:
             (total,) = await raw.remote(lambda x: x.sum(0), await raw.open())
             torch.testing.assert_close(await raw.get(total), features[:40].sum(0))
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_without_a_word_of_the_owner_nobody_is_trusted_with_shares_in_a_grid_with_a_root(dev: bool) -> None:
+    custody = Custody([dataset(40)], store=MemoryStore(), settings=NodeSettings(), dev=dev, clock=CLOCK)
+    (card,) = custody.cards()
+    assert card.policy.parties == (("*",) if dev else ())
+    assert custody.gate._dev is dev

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from node_mesh import CLOCK, Mesh, RawClient, client, dataset, mesh
+from node_mesh import CLOCK, Mesh, RawClient, client, dataset, dial_party, mesh
 
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
@@ -21,6 +23,7 @@ from grid.errors import (
     AuthenticationFailed,
     GridError,
     InvalidRequest,
+    NodeUnavailable,
     NotFound,
     OpNotSupported,
     QuorumLost,
@@ -29,19 +32,23 @@ from grid.errors import (
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, random_id
+from grid.node import party_links
 from grid.node.committee import KIND
 from grid.node.committees import deal
-from grid.policy.gate import Gate
 from grid.smpc.agreement import Statement, Terms
 from grid.smpc.party import STEPS
 from grid.store.memory import MemoryStore
+from grid.transport.base import Transport
+from grid.transport.websocket import serve_websocket
 from grid.wire.messages import (
     CloseCommittee,
     Command,
     Commands,
+    CommitteeBytes,
+    CommitteeLink,
     CommitteeOver,
+    CommitteeReady,
     CommitteeStatement,
-    CommitteeWords,
     DealShare,
     DescribeObject,
     ErrorInfo,
@@ -49,6 +56,7 @@ from grid.wire.messages import (
     GetObject,
     GetShare,
     MoveObject,
+    Ok,
     OpenCommittee,
     Ref,
     SecureCommands,
@@ -59,6 +67,7 @@ from grid.wire.messages import (
 )
 
 NAMES = ("alice", "bob", "carol")
+LIMITS = (1 << 20, 1 << 30, 1000, 1 << 20, 1 << 40, 1000)
 
 
 @dataclasses.dataclass
@@ -238,10 +247,7 @@ async def test_a_client_that_is_not_in_the_list_takes_no_part(made: Mesh, raw: d
     assert await works(trio)
 
 
-async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(
-    made: Mesh, trio: Trio, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are not shared in the first place; what a node shares all the same does not open at the others."""
+async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(made: Mesh, trio: Trio) -> None:
     dave = trio.raw["dave"]
     rows = await dave.open("d")
     expect = lambda rank, number: ExpectShare(  # noqa: E731
@@ -250,9 +256,6 @@ async def test_rows_under_a_rule_do_not_open_whatever_is_computed_of_them(
     deal = ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(int(rows)), object=ObjectId(1))
     with pytest.raises(InvalidRequest, match="3 different nodes"):
         await dave.request(dataclasses.replace(deal, roster=deal.roster[:2]))
-    with pytest.raises(ReleaseDenied, match="whom they trust"):
-        await dave.request(dataclasses.replace(deal, object=ObjectId(5)))
-    monkeypatch.setattr(Gate, "check_share", lambda gate, claim: [("d", "aggregate")])
     await asyncio.gather(trio.ask(expect), dave.request(deal))
     async with client(made, "dave") as stranger:  # who may share rows, but not into the committee of others
         theirs = await stranger.open("d")
@@ -313,6 +316,18 @@ async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> No
     assert await works(trio)
 
 
+async def test_nodes_with_other_limits_refuse_alike_and_nobody_waits() -> None:
+    own = {"alice": {"max_secure_elements": 100}, "bob": {"max_bytes_per_client": 3000}, "carol": {"max_objects_per_client": 5}}
+    async with mesh({name: [] for name in NAMES}, own=own) as made, sessions(made) as raw:
+        trio = await opened(raw, (me_of(raw),))
+        assert kinds(await trio.share(1, np.arange(101, dtype=np.uint64))) == {QuotaExceeded}
+        assert kinds(await trio.share(2, np.arange(100, dtype=np.uint64))) == {Ok}
+        assert kinds(await trio.run("aten.mul.Tensor", Ref(2), Ref(2), output=3)) == {QuotaExceeded}  # bytes
+        assert await works(trio, 900)
+        assert kinds(await trio.share(5, X)) == {QuotaExceeded}  # objects, failed ones included
+        assert (await trio.reveal(901) == X * X).all()
+
+
 async def test_a_client_that_asks_only_two_parties_gets_an_error_in_time(raw: dict[str, RawClient]) -> None:
     trio = await opened(raw, (me_of(raw),), deadline_s=0.3)
     await trio.share(1, X)
@@ -334,13 +349,19 @@ async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(
         assert torch.equal(await raw[name].get(await raw[name].put(torch.ones(2))), torch.ones(2))
 
 
+def is_bytes(trio: Trio, message: Any) -> bool:
+    return isinstance(message, CommitteeBytes) and message.committee == trio.committee
+
+
 async def test_a_party_that_stalls_is_named_within_the_deadline(
     made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trio, other = await opened(raw, (me_of(raw),), deadline_s=0.5), await opened(raw, (me_of(raw),))
     await trio.share(1, X)
+    hears = made.nodes["carol"].committees.received
     with monkeypatch.context() as patch:
-        patch.setattr(made.nodes["carol"].committees, "words", lambda sender, message: None)
+        deaf = lambda sender, message: None if is_bytes(trio, message) else hears(sender, message)  # noqa: E731
+        patch.setattr(made.nodes["carol"].committees, "received", deaf)
         replies = await trio.run("aten.relu.default", Ref(1), output=2)
     assert kinds(replies) == {QuorumLost}
     assert kinds(await trio.reveal(1)) == {QuorumLost}  # nothing more comes out of this work
@@ -365,41 +386,59 @@ async def hostile(made: Mesh, sender: str, to: str) -> Any:
     return (await made.nodes[sender].neighbours.session(made.nodes[to].id)).live
 
 
-async def test_words_of_a_node_outside_the_roster_change_nothing(made: Mesh, trio: Trio) -> None:
+async def test_a_node_outside_the_roster_changes_nothing(made: Mesh, trio: Trio) -> None:
     peer = await hostile(made, "dave", "alice")
     who = me_of(trio.raw)
     await trio.share(1, X)
-    peer.notify(CommitteeWords(committee=trio.committee, client=who, label=(2 << 28) * STEPS, words=bytes(24)))
+    peer.notify(CommitteeBytes(committee=trio.committee, data=bytes(24), taken=0))
+    peer.notify(CommitteeReady(committee=trio.committee, address="127.0.0.1:1"))
+    peer.notify(CommitteeLink(committee=trio.committee, direct=True))
     peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message="")))
     peer.notify(CommitteeOver(committee=trio.committee, error=ErrorInfo(code="quorum-lost", message=""), client=who))
-    statement = Statement(Terms(trio.committee, trio.roster, (who,)), made.nodes["dave"].id, CLOCK.wall() + 60, bytes(16))
+    statement = Statement(Terms(trio.committee, trio.roster, (who,)), made.nodes["dave"].id, CLOCK.wall() + 60, bytes(16), LIMITS)
     envelope = seal(KIND, statement.encode(), made.nodes["dave"].me.key)
     peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
     with pytest.raises(GridError):
-        await peer.request(CommitteeWords(committee=trio.committee, client=who, label=0, words=b""))
+        await peer.request(CommitteeBytes(committee=trio.committee, data=b"", taken=0))
     assert await works(trio)
 
 
-@pytest.mark.parametrize("garbage", ["size", "label", "client", "bytes", "flood"])
-async def test_garbage_of_a_party_is_an_error_that_names_it_at_once(
-    made: Mesh, raw: dict[str, RawClient], garbage: str
-) -> None:
+@pytest.mark.parametrize("garbage", ["bytes", "taken", "flood", "link", "ready", "end"])
+async def test_garbage_of_a_node_is_an_error_that_names_it(made: Mesh, raw: dict[str, RawClient], garbage: str) -> None:
     trio = await opened(raw, (me_of(raw),))
     await trio.share(1, X)
-    peer, who = await hostile(made, "bob", "alice"), me_of(raw)
-    label = (2 << 28) * STEPS  # of the first message of request 2
-    words = {
-        "size": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(8 * 7)),
-        "label": CommitteeWords(committee=trio.committee, client=who, label=-1, words=bytes(8)),
-        "client": CommitteeWords(committee=trio.committee, client=PeerId("nobody"), label=label, words=bytes(8)),
-        "bytes": CommitteeWords(committee=trio.committee, client=who, label=label, words=bytes(7)),
-        "flood": CommitteeWords(committee=trio.committee, client=who, label=label + 5, words=bytes(1 << 27)),
+    peer, name = await hostile(made, "bob", "alice"), trio.committee
+    message = {
+        "bytes": CommitteeBytes(committee=name, data=bytes(100), taken=0),
+        "taken": CommitteeBytes(committee=name, data=b"", taken=1 << 40),
+        "flood": CommitteeBytes(committee=name, data=bytes(2 << 20), taken=0),
+        "link": CommitteeLink(committee=name, direct=True),
+        "ready": CommitteeReady(committee=name, address=""),
+        "end": CommitteeBytes(committee=name, data=b"", taken=0, over=True),
     }[garbage]
-    peer.notify(words)
-    if garbage == "flood":
-        peer.notify(dataclasses.replace(words, label=label + 6))
-    with contextlib.suppress(GridError):
-        await peer.request(DescribeObject(object=ObjectId(1)))  # an answer comes once the words have been looked at
+    peer.notify(message)
+    await until(lambda: not made.nodes["alice"].committees.count)
+    replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
+    assert kinds(replies) <= {WireError, QuorumLost} and "bob" in str(replies[0])
+    assert await works(await opened(raw, (me_of(raw),)))
+
+
+@pytest.mark.parametrize("garbage", ["size", "early", "place", "huge"])
+async def test_garbage_of_a_party_is_an_error_that_names_it_at_once(made: Mesh, raw: dict[str, RawClient], garbage: str) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    link = made.nodes["bob"].committees._running[trio.committee]._party._work._link  # type: ignore[union-attr]
+    label = (2 << 28) * STEPS  # of the first message of request 2
+    most = made.nodes["alice"].settings.max_secure_elements
+    if garbage == "early":
+        for number in range(4):
+            link.send(0, label + 10 + number, np.zeros(most, np.uint64))
+    else:
+        place, count = {"size": (0, 7), "place": (1, 1), "huge": (0, 3 * most)}[garbage]
+        link.send(0, (place << 60) + label, np.zeros(count, np.uint64))
+    victim = made.nodes["alice"].committees._running[trio.committee]
+    if garbage != "size":  # which shows once the words are due
+        await until(lambda: victim.error is not None or victim._party._lanes[0].error is not None)  # type: ignore[union-attr]
     replies = await trio.run("aten.mul.Tensor", Ref(1), Ref(1), output=2)
     assert kinds(replies) <= {WireError, QuorumLost, QuotaExceeded} and "bob" in str(replies[0])
     assert await works(await opened(raw, (me_of(raw),)))
@@ -413,7 +452,7 @@ async def test_a_statement_that_does_not_hold_ends_the_agreement(made: Mesh, raw
     roster = opening(raw, who).roster
 
     def said(terms: Terms, node: PeerId = bob.id, key: Any = bob.me.key, expiry_s: float = 60.0) -> bytes:
-        return seal(KIND, Statement(terms, node, CLOCK.wall() + expiry_s, secrets.token_bytes(16)).encode(), key)
+        return seal(KIND, Statement(terms, node, CLOCK.wall() + expiry_s, secrets.token_bytes(16), LIMITS).encode(), key)
 
     wrong: list[tuple[Callable[[Terms], bytes], type[GridError]]] = [
         (lambda good: said(dataclasses.replace(good, roster=good.roster[::-1])), InvalidRequest),
@@ -439,7 +478,7 @@ async def test_a_statement_that_is_said_again_ends_the_committee(made: Mesh, raw
     who = (me_of(raw),)
     trio = await opened(raw, who)
     bob = made.nodes["bob"]
-    statement = Statement(Terms(trio.committee, trio.roster, who), bob.id, CLOCK.wall() + 60, bytes(16))
+    statement = Statement(Terms(trio.committee, trio.roster, who), bob.id, CLOCK.wall() + 60, bytes(16), LIMITS)
     envelope = seal(KIND, statement.encode(), bob.me.key)
     peer = await hostile(made, "bob", "alice")
     peer.notify(CommitteeStatement(committee=trio.committee, envelope=envelope, pair=bytes(32), common=bytes(32)))
@@ -472,3 +511,109 @@ async def test_a_node_that_deals_what_nobody_expects_is_refused(made: Mesh, trio
             await peer.request(dataclasses.replace(message, object=ObjectId(number)))
     assert kinds(await trio.reveal(1)) == {NotFound}  # what was dealt is no object before the client asks for it
     assert await works(trio)
+
+
+# ---------------------------------------------------------------- parties that connect directly
+
+
+@pytest.fixture
+async def near() -> AsyncIterator[Mesh]:
+    async with mesh({name: [] for name in NAMES}, listen=True) as nodes:
+        yield nodes
+        await until(lambda: not any(node.committees.count for node in nodes.nodes.values()))
+
+
+def relayed(made: Mesh, trio: Trio) -> list[bool]:
+    """Of each node's links, whether it is relayed."""
+    committees = [made.nodes[name].committees._running[trio.committee] for name in NAMES]
+    return [link._relay is not None for committee in committees for link in committee._links.values()]
+
+
+async def test_parties_connect_directly_where_their_nodes_listen(near: Mesh) -> None:
+    async with sessions(near) as raw:
+        trio = await opened(raw, (me_of(raw),))
+        assert relayed(near, trio) == [False] * 6
+        assert await works(trio)
+        party = near.nodes["bob"].committees._running[trio.committee]._party
+        party._work._link._peers[0]._socket.send(bytes(100))  # type: ignore[union-attr]
+        await until(lambda: not near.nodes["alice"].committees.count)
+        replies = await trio.share(1, X)
+        assert kinds(replies) <= {WireError, QuorumLost} and "bob" in str(replies[0])
+        assert await works(await opened(raw, (me_of(raw),)))
+
+
+@pytest.mark.parametrize("address", ["nobody", "silent", "http://127.0.0.1/x", "127.0.0.1:99999", "wrong"])
+async def test_parties_are_relayed_where_the_address_is_not_theirs(
+    near: Mesh, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(party_links, "DIRECT_S", 0.5)
+    over = asyncio.Event()
+
+    async def silent(transport: Transport) -> None:
+        await over.wait()
+
+    async def wrong(transport: Transport) -> None:
+        await transport.receive()
+        await transport.send(bytes(32))
+
+    async with serve_websocket("127.0.0.1", 0, silent if address == "silent" else wrong) as server, sessions(near) as raw:
+        there = {"silent": server.port, "wrong": server.port, "nobody": 1}.get(address)
+        await near.nodes["carol"].announce_at(address if there is None else f"127.0.0.1:{there}")
+        trio = await opened(raw, (me_of(raw),))
+        assert sum(relayed(near, trio)) == 4  # both ends of carol's links to the two of lower ranks
+        assert await works(trio)
+        over.set()
+
+
+async def test_strangers_at_the_door_of_parties_keep_nobody_out(near: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = near.nodes["carol"]
+    monkeypatch.setattr(node._strangers, "_most", 8)
+    async with contextlib.AsyncExitStack() as stack, sessions(near) as raw:
+        for number in range(30):  # some never speak, others show what no party has
+            stranger = await stack.enter_async_context(await dial_party(node._address))
+            if number % 2:
+                await stranger.send(bytes(32))
+        await until(lambda: len(node._strangers) <= 8)
+        trio = await opened(raw, (me_of(raw),))
+        assert await works(trio) and relayed(near, trio) == [False] * 6
+
+
+@pytest.mark.process
+async def test_nodes_explain_how_the_processes_of_their_parties_end_and_serve_on() -> None:
+    """Killed, stopped, and grown too large: real processes, one after another, each under a committee of its own."""
+    changed = {"processes": True, "max_process_bytes": 128 << 20}
+    async with mesh({name: [] for name in NAMES}, settings=changed, listen=True) as made, sessions(made) as raw:
+
+        def process(trio: Trio) -> int:
+            party = made.nodes["bob"].committees._running[trio.committee]._party
+            return party._worker.pid  # type: ignore[union-attr, no-any-return]
+
+        trio, other = await opened(raw, (me_of(raw),)), await opened(raw, (me_of(raw),))
+        assert await works(trio) and await works(other) and relayed(made, trio) == [False] * 6
+        os.kill(process(trio), signal.SIGKILL)
+        replies = await trio.run("aten.relu.default", Ref(900), output=2)
+        await until(lambda: all(node.committees.count == 1 for node in made.nodes.values()))
+        replies += await trio.reveal(2)  # type: ignore[operator]
+        assert kinds(replies[3:]) == {QuorumLost, NodeUnavailable} and "killed" in str(replies[4])
+        assert all("bob" in str(reply) for reply in (replies[3], replies[5]))
+        assert await works(other, 910)
+
+        trio = await opened(raw, (me_of(raw),), deadline_s=2.0)
+        await trio.share(1, X)
+        stopped = process(trio)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            replies = await trio.run("aten.relu.default", Ref(1), output=2)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stopped, signal.SIGCONT)
+        assert kinds(replies) == {QuorumLost} and "bob" in str(replies[0]) and "bob" in str(replies[2])
+
+        trio = await opened(raw, (me_of(raw),))
+        large = np.zeros(1 << 20, np.uint64)
+        for number in range(1, 30):
+            replies = await trio.share(number, large)
+            if kinds(replies) != {Ok}:
+                break
+        assert kinds(replies) <= {Ok, QuotaExceeded, QuorumLost} and QuotaExceeded in kinds(replies)
+        assert await works(other, 920)

@@ -15,7 +15,7 @@ from grid.errors import BudgetExhausted, InvalidRequest, QuotaExceeded, ReleaseD
 from grid.ids import PeerId, PlanId
 from grid.policy import blocks
 from grid.policy.approvals import Approvals, Content
-from grid.policy.claims import claim_of
+from grid.policy.claims import RowsClaim, claim_of, merged
 from grid.policy.gate import POINTERS, Gate, Guarded, Origin, RateLimits
 from grid.policy.labels import Labels
 from grid.policy.rules import Policy
@@ -33,7 +33,8 @@ OTHER = PlanId("2" * 64)
 class Bench:
     """A dataset of 60 rows and 4 columns behind a gate, and one client's labelled memory."""
 
-    def __init__(self, *, limits: RateLimits | None = None, **policy: object) -> None:
+    def __init__(self, *, limits: RateLimits | None = None, dev: bool = False, **policy: object) -> None:
+        self.dev = dev
         self.policy = Policy.from_table({"release": "aggregate", "plans": "any", "max_elements": 1000, **policy})
         self.store = MemoryStore()
         cut = blocks.cut(ROWS, self.policy.min_rows)
@@ -47,7 +48,9 @@ class Bench:
 
     def open_gate(self) -> None:
         """A new gate over the same store, as after a restart."""
-        self.gate = Gate([Guarded("d", ROWS, self.policy)], store=self.store, clock=self.clock, limits=self.limits)
+        self.gate = Gate(
+            [Guarded("d", ROWS, self.policy)], store=self.store, clock=self.clock, limits=self.limits, dev=self.dev
+        )
 
     def op(self, name: str, *args: object, **kwargs: object) -> Tensor:
         return self.labels.run(lookup(f"aten.{name}"), list(args), dict(kwargs))[0]
@@ -374,3 +377,114 @@ def test_a_dataset_released_by_hand_takes_no_part_in_sums() -> None:
     with pytest.raises(ReleaseDenied, match="by hand") as caught:
         bench.gate.check_sum(claim_of(bench.labels.type_of(bench.total())), Origin(plan=PLAN))
     assert caught.value.details["rule"] == "release"
+
+
+# ---------------------------------------------------------------- committees
+
+BOB, CAROL = PeerId("b" * 26), PeerId("c" * 26)
+NAMES = {BOB: "bob", CAROL: "carol"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "dev", "refused_by"),
+    [
+        ({}, False, "share.committee"),
+        ({}, True, ""),
+        ({"release": "open"}, False, ""),
+        ({"release": "approve"}, False, "share.committee"),
+        ({"release": "approve"}, True, ""),
+        ({"release": "deny"}, True, "share"),
+        ({"release": "deny", "allow": [PLAN], "share": ["bob", "carol"]}, False, ""),
+        ({"release": "deny", "allow": [PLAN], "share": True}, True, "share.committee"),
+        ({"release": "deny", "allow": [PLAN]}, True, "share"),
+        ({"release": "deny", "share": ["bob", "carol"]}, True, "share"),
+        ({"share": True}, False, ""),
+        ({"share": False}, True, "share"),
+        ({"share": []}, True, "share.committee"),
+        ({"share": ["bob"]}, True, "share.committee"),
+        ({"share": ["bob", "carol"]}, False, ""),
+        ({"share": ["carol", "bob", "dave"]}, False, ""),
+        ({"share": [BOB, "carol"]}, False, ""),
+        ({"release": "open", "share": ["bob"]}, True, "share.committee"),
+    ],
+)
+def test_rows_go_in_shares_to_nodes_that_the_owner_trusts(policy: dict[str, object], dev: bool, refused_by: str) -> None:
+    bench = Bench(dev=dev, **policy)
+    claim = claim_of(bench.labels.type_of(bench.x))
+    if not refused_by:
+        assert bench.gate.check_share(claim, NAMES) == [("d", bench.policy.release)]
+        return
+    with pytest.raises(ReleaseDenied) as denied:
+        bench.gate.check_share(claim, NAMES)
+    assert denied.value.details["rule"] == refused_by
+    if refused_by == "share.committee":
+        assert 'share = ["bob", "carol"]' in denied.value.message and "joined forces" in denied.value.message
+
+
+def test_the_card_says_who_may_have_shares() -> None:
+    policies: list[tuple[dict[str, object], tuple[str, ...]]] = [
+        ({"release": "aggregate"}, ()),
+        ({"release": "aggregate", "share": ["bob"]}, ("bob",)),
+        ({"release": "deny", "share": ["bob"]}, ()),
+        ({"release": "aggregate", "share": True}, ("*",)),
+    ]
+    for table, parties in policies:
+        assert Policy.from_table(table).card(ROWS).parties == parties
+    assert Policy.from_table({"release": "aggregate"}).card(ROWS, dev=True).parties == ("*",)
+    for wrong in ("bob", ["*"], [1], ["a b"], 1):
+        with pytest.raises(InvalidRequest, match="share"):
+            Policy.from_table({"share": wrong})
+
+
+# ---------------------------------------------------------------- results of committees
+
+
+def rows_of(bench: Bench, value: Tensor) -> RowsClaim:
+    (rows,) = claim_of(bench.labels.type_of(value)).rows
+    return rows
+
+
+def opens(bench: Bench, plan: PlanId | None, rows: RowsClaim | None, *, elements: int = 4, own: bool = False) -> str:
+    """The rule by which a result on shares stays closed, "" where it opens."""
+    try:
+        bench.gate.release_on_shares({"d": rows}, plan, elements=elements, nbytes=4 * elements, client=CLIENT, own=own)
+    except ReleaseDenied as denied:
+        return str(denied.details["rule"])
+    return ""
+
+
+@pytest.mark.parametrize("release", ["aggregate", "approve", "deny"])
+def test_a_result_on_shares_opens_where_its_plan_is_listed(release: str) -> None:
+    bench = Bench(release=release, plans="builtin", allow=[PLAN], share=["bob"])
+    rows = rows_of(bench, bench.x)
+    assert opens(bench, PLAN, rows, elements=100_000) == ""  # whatever its size
+    assert opens(bench, OTHER, rows) == opens(bench, None, rows) == opens(bench, PLAN, None) == "committee.release"
+    assert opens(bench, None, None, own=True) == ""
+    state = bench.store.load("d")
+    assert state is not None and state.elements == 100_000
+
+
+def test_public_rows_on_shares_open_and_other_nodes_rows_do_not() -> None:
+    assert opens(Bench(release="open"), None, None) == ""
+    with pytest.raises(ReleaseDenied):
+        Bench(release="open").gate.release_on_shares({"e": None}, None, elements=1, nbytes=4, client=CLIENT, own=True)
+
+
+def test_results_on_shares_count_in_what_a_client_is_given() -> None:
+    bench = Bench(limits=RateLimits(2, 1 << 20), allow=[PLAN])
+    rows = rows_of(bench, bench.x)
+    assert opens(bench, PLAN, rows) == opens(bench, None, None, own=True) == ""
+    for own in (False, True):
+        with pytest.raises(QuotaExceeded):
+            opens(bench, PLAN, rows, own=own)
+
+
+def test_results_of_blocks_on_shares_draw_the_partition_of_later_releases() -> None:
+    bench = Bench(allow=[PLAN])
+    blocks_of = [rows_of(bench, bench.batch(number)) for number in (0, 1)]
+    both = merged(*blocks_of)
+    assert both.cells(ROWS).count == 2 and both.cells(ROWS).smallest == 10
+    assert merged(rows_of(bench, bench.x), both).cells(ROWS).count == 3
+    assert opens(bench, PLAN, both) == ""
+    assert bench.refused(bench.total(0, 30)).details["rule"] == "drawn"
+    assert opens(bench, PLAN, rows_of(bench, bench.x)) == ""

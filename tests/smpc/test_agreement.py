@@ -31,7 +31,8 @@ NOW, WALL = 10.0, 1000.0
 
 
 def statement(node: str, terms: Terms = TERMS, expiry: float = WALL + 60) -> Statement:
-    return Statement(terms, PeerId(node), expiry, bytes(16))
+    own = {"a": (5, 600, 70, 1, 1, 1), "b": (50, 60, 700, 1, 1, 1), "c": (500, 6000, 7, 1, 1, 1)}
+    return Statement(terms, PeerId(node), expiry, bytes(16), own.get(node, (1,) * 6))
 
 
 def agreement(node: str, terms: Terms = TERMS, **more: Any) -> Agreement:
@@ -65,6 +66,7 @@ def test_in_any_order_of_messages_all_three_get_the_keys_of_their_places(order: 
         for effect in sides[to].announced(PeerId(sender), statement(sender), contribution, WALL):
             assert isinstance(effect, Agreed)
             keys[to] = effect.keys
+            assert effect.limits == (5, 60, 7, 1, 1, 1)
     assert {side.state for side in sides.values()} == {AGREED}
     a, b, c = (keys[node] for node in ROSTER)
     assert (a.following, b.following, c.following) == (b.own, c.own, a.own)
@@ -72,6 +74,16 @@ def test_in_any_order_of_messages_all_three_get_the_keys_of_their_places(order: 
     assert len({a.own, b.own, c.own, a.common}) == 4
     one, other = a.of_program(b"x").draw(1, 5, 0, 8), b.of_program(b"x").draw(0, 5, 0, 8)
     assert (one == other).all() and (b.of_program(b"y").draw(0, 5, 0, 8) != other).all()
+
+
+def test_only_the_two_of_a_pair_have_the_secrets_of_their_link() -> None:
+    own, following, third = (bytes([n]) * 16 for n in range(3))
+    first, second = Keys(own, following, bytes(16)), Keys(following, third, bytes(16))
+    secrets = {first.of_pair(1, purpose) for purpose in (b"token", b"answer", b"key of what is sent by \0")}
+    assert first.of_pair(1, b"token") == second.of_pair(0, b"token") and len(secrets) == 3
+    assert first.of_pair(0, b"token") not in secrets and second.of_pair(1, b"token") not in secrets
+    with pytest.raises(IndexError):
+        first.of_pair(2, b"token")
 
 
 def test_every_contribution_and_every_term_counts() -> None:

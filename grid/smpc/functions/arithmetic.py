@@ -201,6 +201,8 @@ def aligned(x: Number, y: Number) -> tuple[Number, Number]:
 
 
 def _together(x: Number, y: Number) -> tuple[Number, Number]:
+    if x.shape == y.shape:
+        return x, y
     try:
         shape = np.broadcast_shapes(x.shape, y.shape)
     except ValueError:
@@ -223,4 +225,4 @@ def _axes(axis: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
 
 def broadcast(x: Shared, shape: tuple[int, ...]) -> Shared:
     """Repeated along axes of length 1. No message."""
-    return x.each(lambda part: np.broadcast_to(part, shape))
+    return x if x.shape == shape else x.each(lambda part: np.broadcast_to(part, shape))

@@ -109,6 +109,8 @@ class Arguments:
     async def converted(self, protocol: Protocol, form: Form) -> Arguments:
         """The same arguments with truth values as the form wants them: bits, as they are, or else 0 and 1. 1 round from numbers
         to bits, 2 from bits to numbers, and all at the same time."""
+        if not any(one.dtype is torch.bool for one in self._values.values()):
+            return self
         wanted: dict[int, Callable[[Protocol], Work[Value]]] = {}
         for parameter, value in zip(self.op.parameters, self.bound.values, strict=True):
             for meta in value if isinstance(value, list) else [value]:

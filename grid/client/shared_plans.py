@@ -1,0 +1,114 @@
+"""Plans and modules that run on shares: what a committee does for `trio.run`, before anything is sent.
+
+A plan is prepared here as the parties prepare it, so what they would refuse is refused at the line that asks for it. What a run
+would do to values can be tried on made-up ones (`check`): real values of the client's own where they are still at hand, the mock
+of a dataset, else standard normal numbers.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grid.client.shared import SharedTensor
+from grid.errors import InvalidRequest
+from grid.plans.ir import Plan
+from grid.plans.trace import TracedFunction
+from grid.smpc import rehearsal
+from grid.smpc.programs import UNLIMITED, Given, Preparations, Prepared
+
+MAX_NAMED = 20
+"""Operations that one error names."""
+
+Example = Callable[[], Tensor | None]
+"""A value like the one on shares: the client's own, or made up by its owner's card. None where there is none any more."""
+
+
+class Runs:
+    """The plans that one committee has been asked to run."""
+
+    def __init__(self) -> None:
+        self._preparations = Preparations(UNLIMITED)
+        self._modules: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, ...], TracedFunction]]
+        self._modules = weakref.WeakKeyDictionary()
+        self.examples: dict[int, Example] = {}
+        """For `check`, by the id of the object on shares."""
+
+    def plan_of(self, what: Any, args: tuple[Any, ...]) -> tuple[Plan, list[Any]]:
+        """The plan that runs `what`, a plan, a traced function or a module, on these arguments; and its leaves."""
+        if isinstance(what, torch.nn.Module):
+            args = (tensors_of(what), *args)
+            what = self._traced(what)
+        if isinstance(what, TracedFunction):
+            what = what.trace_for(*args)
+        if not isinstance(what, Plan):
+            raise InvalidRequest(f"run takes a plan (grid.trace, @grid.plan) or a module, not {type(what).__name__}")
+        return what, what.leaves_of(args)
+
+    def _traced(self, module: torch.nn.Module) -> TracedFunction:
+        """A module as a function of its parameters and buffers, traced once for each geometry of its inputs."""
+        modes = tuple(part.training for part in module.modules())
+        known = self._modules.setdefault(module, {})
+        if modes not in known:
+            known[modes] = _function_of(weakref.ref(module))
+        return known[modes]
+
+    def prepared(self, plan: Plan, leaves: Sequence[Any]) -> Prepared:
+        """The plan for these leaves. Raises what the parties would refuse it by, with the user's line."""
+        return self._preparations.of(plan, [Given(tuple(leaf.shape), leaf.dtype, is_shared(leaf)) for leaf in leaves])
+
+    def check(self, plan: Plan, leaves: Sequence[Any]) -> None:
+        """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares."""
+        values = [self._example(leaf) for leaf in leaves]
+        inputs = [
+            rehearsal.in_the_clear(value) if is_shared(leaf) else value for leaf, value in zip(leaves, values, strict=True)
+        ]
+        found = rehearsal.doubtful(self.prepared(plan, leaves), inputs)
+        if found:
+            shown = "\n".join(f"  {one}" for one in found[:MAX_NAMED])
+            more = f"\n  and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+            raise InvalidRequest(
+                f"on values like these, operations of the plan {plan.name} could overflow on shares (products must stay below"
+                " 2**25 in size) or get arguments outside of what they are right for (docs/reference/secure-ops.md):\n"
+                f"{shown}{more}\nScale the data or the weights down, or divide by a size before a sum",
+                operations=len(found),
+            )
+
+    def _example(self, leaf: Any) -> Tensor:
+        """A local value in place of an input: itself, if it is public."""
+        if not is_shared(leaf):
+            return leaf.detach()  # type: ignore[no-any-return]
+        made = self.examples.get(leaf._handle.object_id)
+        known = None if made is None else made()
+        if known is not None and known.dtype == leaf.dtype:
+            if known.shape == leaf.shape:
+                return known.detach()
+            if known.dim() and len(known) and known.shape[1:] == leaf.shape[1:]:  # a mock has fewer rows than a large dataset
+                return known.detach()[torch.arange(len(leaf)) % len(known)]
+        if leaf.dtype.is_floating_point:
+            return torch.randn(leaf.shape, dtype=torch.float64).to(leaf.dtype)
+        return torch.randint(0, 2, leaf.shape).to(leaf.dtype)
+
+
+def is_shared(leaf: Any) -> bool:
+    return isinstance(leaf, SharedTensor)
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers by name, each once."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def _function_of(module: weakref.ref[torch.nn.Module]) -> TracedFunction:
+    def function(tensors: dict[str, Tensor], *args: Any) -> Any:
+        found = module()
+        assert found is not None  # whoever calls has it
+        return torch.func.functional_call(found, tensors, args)
+
+    found = module()
+    function.__name__ = type(found).__name__
+    return TracedFunction(function)
