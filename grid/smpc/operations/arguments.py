@@ -184,7 +184,8 @@ class Form:
 
 def _check_axes(arguments: Arguments) -> None:
     """The meta device does not look at all of them."""
-    count, dim = len(arguments.shape_of("self")) if "self" in arguments.op.index else 0, arguments.get("dim")
+    of = "self" if "self" in arguments.op.index else "output"
+    count, dim = len(arguments.shape_of(of)) if of in arguments.op.index else 0, arguments.get("dim")
     if arguments.op.base in ("unsqueeze", "stack", "cat", "diag_embed"):
         return
     axes = [axis for axis in (dim if isinstance(dim, list) else [dim]) if axis is not None]
