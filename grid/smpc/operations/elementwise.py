@@ -50,9 +50,11 @@ def times_size(factor: int) -> Callable[[Arguments], int]:
 
 async def scaled(p: Protocol, x: Any, factor: Any) -> Number:
     """An operand times a public number."""
+    if factor == 1:
+        return as_number(p, x)
     if not isinstance(x, Value):
         return as_number(p, as_public(x) * factor)
-    return await arithmetic.multiply_public(p, as_number(p, x), as_public(factor)) if factor != 1 else as_number(p, x)
+    return await arithmetic.multiply_public(p, as_number(p, x), as_public(factor))
 
 
 def _sum(function: One, *, swapped: bool = False) -> Kernel:
