@@ -27,6 +27,7 @@ from grid.client.sums import sum as sum_over_nodes
 from grid.demo_data import OWNERS, Split, split, write_folders
 from grid.demo_learning import Model, Total, accuracy, fresh_model, moments, pooled_total, train
 from grid.demo_processes import Processes, processes
+from grid.demo_scoring import Scoring, score_privately
 from grid.errors import ReleaseDenied
 
 WIDTH = 110
@@ -34,14 +35,17 @@ WIDTH = 110
 
 MOCK_ROWS = 3
 POINT = 0.01
-"""The accuracy may differ from that on pooled data by one percentage point."""
+"""The accuracy may differ from that on pooled data by one percentage point, and a score from the same in the clear."""
+
+SCORED = OWNERS[-1]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What the demo found; `--json` prints it. Accuracies are shares of the test rows, times in seconds.
 
-    `client_bytes` is what the client sent and received, sealed; the nodes' shares went between the nodes.
+    `scores_off` is the largest distance of a score computed on shares from the same in the clear. `client_bytes` is what the
+    client sent and received, sealed; the nodes' shares went between the nodes.
     """
 
     owners: int
@@ -53,14 +57,20 @@ class Summary:
     accuracy: float
     pooled_accuracy: float
     refused: str
+    scored_rows: int
+    scores_refused: str
+    scores_off: float
     training_s: float
+    scoring_s: float
     total_s: float
     client_bytes: int
 
     @property
     def sound(self) -> bool:
-        """Whether the rows were refused, and the accuracy is within a point of that of the model trained on pooled data."""
-        return bool(self.refused) and abs(self.accuracy - self.pooled_accuracy) <= POINT + 1e-9
+        """Whether rows and scores were refused, the accuracy is within a point of that of the model trained on pooled data, and
+        the scores are those that the model gives in the clear."""
+        near = abs(self.accuracy - self.pooled_accuracy) <= POINT + 1e-9
+        return near and bool(self.refused) and bool(self.scores_refused) and self.scores_off <= POINT
 
 
 def run(*, as_json: bool, steps: int, started: float, folder: Path | None = None) -> Summary:
@@ -82,7 +92,7 @@ def run(*, as_json: bool, steps: int, started: float, folder: Path | None = None
         gateway = start(running, folders)
         say(console, 2, f"A gateway and three nodes run on this machine. Dashboard: {gateway['dashboard']}")
         client = stack.enter_context(connect(gateway["url"]))
-        summary = learn(client, data, console, steps, started)
+        summary = learn(client, data, console, steps, started, folder)
     show(console, summary)
     if as_json:
         Console().print_json(json.dumps(dataclasses.asdict(summary)))
@@ -112,11 +122,12 @@ def show(console: Console, summary: Summary) -> None:
         ("loss", f"{summary.first_loss:.4f} -> {summary.loss:.4f}"),
         ("accuracy on the owners' test rows", f"{summary.accuracy:.1%} of {summary.test_rows}"),
         ("the same, trained on pooled rows", f"{summary.pooled_accuracy:.1%}"),
+        ("scores on shares", f"{summary.scored_rows}, each within {summary.scores_off:.4f} of the same in the clear"),
         ("training", f"{summary.training_s:.1f} s for {summary.steps} steps; {summary.total_s:.1f} s for everything"),
         ("to and from the client", f"{summary.client_bytes / 1e6:.2f} MB, sealed"),
     ):
         table.add_row(f"     {name}", f"[bold]{value}[/]")
-    say(console, 7, "The result:")
+    say(console, 8, "The result:")
     console.print(table, highlight=False)
     if summary.sound:
         console.print("\nNo row, no share and no single node's gradient left its node in the clear.", highlight=False)
@@ -129,13 +140,20 @@ def start(running: Processes, folders: dict[str, Path]) -> dict[str, Any]:
     running.start("gateway", ["gateway", "--dev", "--listen", "127.0.0.1:0"])
     gateway = running.ready("gateway")
     for owner, folder in folders.items():
-        running.start(owner, ["node", owner, "--gateway", gateway["url"], "--data", str(folder), "--dev"])
+        state = state_of(folder.parent, owner)
+        arguments = ["--gateway", gateway["url"], "--data", str(folder), "--state", str(state), "--dev"]
+        running.start(owner, ["node", owner, *arguments, "--listen", "127.0.0.1:0"])
     for owner in folders:
         running.ready(owner)
     return gateway
 
 
-def learn(client: Any, data: Split, console: Console, steps: int, started: float) -> Summary:
+def state_of(folder: Path, owner: str) -> Path:
+    """Where an owner's node keeps its keys, its ledger and what opened to the owner."""
+    return folder / f"{owner}-state"
+
+
+def learn(client: Any, data: Split, console: Console, steps: int, started: float, folder: Path) -> Summary:
     """The data scientist's side, from looking around to the comparison."""
     train_sets = client.search("#breast-cancer", "#train")
     test_sets = client.search("#breast-cancer", "#test")
@@ -155,6 +173,7 @@ def learn(client: Any, data: Split, console: Console, steps: int, started: float
 
     test_rows = sum(one.rows for one in test_sets)
     found = accuracy(node_total(test_sets), model, test_rows)
+    scoring = score_in_secret(client, data, test_sets, model, console, folder)
     return Summary(
         owners=len(train_sets),
         training_rows=rows,
@@ -165,10 +184,27 @@ def learn(client: Any, data: Split, console: Console, steps: int, started: float
         accuracy=found,
         pooled_accuracy=pooled_accuracy(data, steps),
         refused=refused,
+        scored_rows=scoring.rows,
+        scores_refused=scoring.refused,
+        scores_off=scoring.off,
         training_s=round(training_s, 3),
+        scoring_s=round(scoring.seconds, 3),
         total_s=round(time.monotonic() - started, 3),
         client_bytes=client.bytes_sent + client.bytes_received,
     )
+
+
+def score_in_secret(
+    client: Any, data: Split, test_sets: Sequence[Any], model: Model, console: Console, folder: Path
+) -> Scoring:
+    """The last part: the client keeps the model to itself and scores one owner's rows with it."""
+    dataset = next(one for one in test_sets if one.node.name == SCORED)
+    rows = f"{SCORED}'s {dataset.rows} test rows"
+    say(console, 7, f"The client keeps its model to itself and scores {rows}, both on shares between the three nodes.")
+    scoring = score_privately(client, OWNERS, dataset, model, data.test[SCORED].features, state_of(folder, SCORED))
+    add(console, f"Asking for the scores is refused: {scoring.refused}")
+    add(console, f"They opened to {SCORED} alone, whose node keeps them in its state folder, where `grid results` lists them.")
+    return scoring
 
 
 def train_with_progress(total: Total, model: Model, rows: int, steps: int, console: Console) -> tuple[list[float], Model]:

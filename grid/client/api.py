@@ -266,6 +266,7 @@ class Client:
             wait=self._wait,
             deadline_s=self.settings.timeout_s if timeout is None else timeout,
             find=lambda name: self._connection(self._roster.find(name)),
+            me=self.me.id,
         )
 
     # ------------------------------------------------------------ facts

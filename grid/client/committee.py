@@ -23,6 +23,7 @@ from grid.client.connection import MAX_VALUE_BYTES, NodeConnection, Site
 from grid.client.dispatch import Handle, Place
 from grid.client.flow import COMMAND_TIMEOUT_S, Home
 from grid.client.modules import SharedModule, send_module
+from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
 from grid.client.shared import SharedTensor, wrap
@@ -60,6 +61,7 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    OfferShares,
     Ok,
     OpenCommittee,
     PutSharedPlan,
@@ -144,8 +146,9 @@ class Committee:
         wait: Callable[[Any], Any],
         deadline_s: float,
         find: Callable[[str], NodeConnection],
+        me: PeerId,
     ) -> None:
-        self._find = find
+        self._find, self._me = find, me
         self.id = committee
         self.clients = clients
         self.shapes = shapes
@@ -258,6 +261,55 @@ class Committee:
         self._add(_Request(messages, what, origin(3), source=(connection, deal, value._handle)))
         return made
 
+    def offer(self, value: SharedTensor, *, to: str, plans: Sequence[Plan] = (), freely: bool = False) -> Any:
+        """Let another client of the committee, by its id, compute with a value of this one's; the text that it gives to `take`.
+
+        It cannot read the value. What depends on it opens to that client where it is a direct result of one of `plans` on values
+        as they were shared; with `freely`, whatever it is, the value itself included. In an asynchronous client, an awaitable.
+        """
+        if value._handle.outbox is not self:
+            raise InvalidRequest("a committee offers values that are on its own shares")
+        if to not in self.clients or PeerId(to) == self._me:
+            raise InvalidRequest("`to` is the id of another client of this committee (g.committee(..., clients=...))")
+        if bool(plans) == freely:
+            raise InvalidRequest("say which plans may open what depends on the value, plans=[...], or freely=True")
+        return self.wait(self._offer(value, self.clients.index(PeerId(to)), tuple(plan.id for plan in plans), freely))
+
+    async def _offer(self, value: SharedTensor, to: int, plans: tuple[PlanId, ...], freely: bool) -> str:
+        offer = Offer.fresh(self._me, short_dtype(value.dtype), tuple(value.shape))
+        object_id = value._handle.object_id
+
+        def messages(number: int) -> Sequence[Message]:
+            message = OfferShares(
+                committee=self.id,
+                number=number,
+                object=object_id,
+                client=self._me,
+                to=to,
+                name=offer.name,
+                plans=plans,
+                freely=freely,
+            )
+            return [message] * len(self._connections)
+
+        await self._asked(messages, "offering a value", None, Ok)
+        return str(offer)
+
+    def take(self, offer: str) -> SharedTensor:
+        """A value that another client of the committee has offered to this one. Returns at once."""
+        self._check_open()
+        found = Offer.parse(offer)
+        made = wrap(self.shapes.meta(found.shape, torch_dtype(found.dtype)), Handle(self, found.name))
+
+        def messages(number: int) -> Sequence[Message]:
+            expect = ExpectShare(
+                committee=self.id, number=number, owner=found.client, object=found.name, dtype=found.dtype, shape=found.shape
+            )
+            return [expect] * len(self._connections)
+
+        self._add(_Request(messages, "taking what another client offers", origin(2)))
+        return made
+
     def close(self) -> None:
         """Be done with the committee: the nodes forget this client's shares. Returns at once; may be called twice."""
         if not self._closed:
@@ -342,11 +394,18 @@ class Committee:
             message = GetShare(committee=self.id, number=number, object=object_id, recipient=recipient, transfer=transfer)
             return [message] * len(self._connections)
 
+        return await self._asked(messages, "revealing a value", timeout_s, kind)
+
+    async def _asked(
+        self, messages: Callable[[int], Sequence[Message]], what: str, timeout_s: float | None, kind: type[Reply]
+    ) -> list[Reply]:
+        """Ask something of all three after all before it; their answers."""
+        self._check_open()
         timeout_s = self._deadline_s + GRACE_S if timeout_s is None else timeout_s
         if not timeout_s > 0:
             raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds above 0")
         answers: asyncio.Future[list[asyncio.Future[Message]]] = self._home.loop.create_future()
-        self._entries.append(_Request(messages, "revealing a value", answers=answers, timeout_s=timeout_s))
+        self._entries.append(_Request(messages, what, answers=answers, timeout_s=timeout_s))
         self._flush()
         return await self._replies(await answers, kind)
 
@@ -592,6 +651,7 @@ async def open_committee(
     wait: Callable[[Any], Any],
     deadline_s: float,
     find: Callable[[str], NodeConnection],
+    me: PeerId,
 ) -> Committee:
     """Have three nodes agree. Raises `QuorumLost` naming one that is gone, and what a node refuses by."""
     made = Committee(
@@ -603,6 +663,7 @@ async def open_committee(
         wait=wait,
         deadline_s=deadline_s,
         find=find,
+        me=me,
     )
     message = OpenCommittee(committee=committee, roster=made._roster, clients=clients, deadline_s=deadline_s)
     asks = [one.flow.ask(message, "opening a committee", deadline_s + GRACE_S) for one in connections]

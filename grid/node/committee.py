@@ -59,6 +59,7 @@ from grid.wire.messages import (
     ErrorInfo,
     GetShare,
     Message,
+    OfferShares,
 )
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class Committee(PartyUser):
             raise again(self.error)
         if self._party is None or not self.opened.done():
             raise InvalidRequest("the committee is not agreed on yet; wait for the answer to its opening")
+        if isinstance(message, OfferShares) and message.client != participant.client:
+            raise InvalidRequest("a client offers shares in its own name")
         answer = self._party.submit(self._place(participant.client), message)
         return self._opened(participant, message, answer) if isinstance(message, GetShare) else answer
 

@@ -29,9 +29,10 @@ from grid.errors import (
 from grid.ids import PeerId, TransferId
 from grid.node.copies import Copies
 from grid.node.neighbours import Neighbours
-from grid.node.party_messages import Owner, ShareOffer
+from grid.node.party_messages import CLIENT, Owner, ShareOffer
 from grid.node.permits import PERMIT_S, Permits, verify
 from grid.node.transfers import Transfers
+from grid.policy.rules import OPEN
 from grid.rpc.channel import time_limit
 from grid.wire.messages import (
     AskPermit,
@@ -125,6 +126,9 @@ class Openings:
 
     async def _permitted(self, opening: Opening, owners: Sequence[Owner], deadline_s: float) -> None:
         """Raise unless every owner permits it."""
+        for one in owners:
+            if one.node.startswith(CLIENT):
+                _check_offered(opening, one)
         asks = [self._permit(node, AskPermit(opening=opening, rules=rules), deadline_s) for node, rules in _rules(owners).items()]
         errors: list[GridError] = []
         for answer in await asyncio.gather(*asks, return_exceptions=True):
@@ -171,7 +175,8 @@ class Openings:
 
 def _rules(owners: Sequence[Owner]) -> dict[PeerId, tuple[OwnerRule, ...]]:
     """By owner, what it said of its values: in the same order at all parties."""
-    ordered = sorted(owners, key=lambda one: (one.node, *dataclasses.astuple(one.rule)))
+    nodes = [one for one in owners if not one.node.startswith(CLIENT)]
+    ordered = sorted(nodes, key=lambda one: (one.node, *dataclasses.astuple(one.rule)))
     found: dict[PeerId, tuple[OwnerRule, ...]] = {}
     for one in ordered:
         found[one.node] = (*found.get(one.node, ()), one.rule)
@@ -179,4 +184,18 @@ def _rules(owners: Sequence[Owner]) -> dict[PeerId, tuple[OwnerRule, ...]]:
 
 
 def _datasets(owners: Sequence[Owner]) -> Sequence[tuple[PeerId, str]]:
-    return sorted({(one.node, one.rule.dataset) for one in owners})
+    return sorted({(one.node, one.rule.dataset) for one in owners if not one.node.startswith(CLIENT)})
+
+
+def _check_offered(opening: Opening, owner: Owner) -> None:
+    """What a client said when it offered its value to this one: alike at all parties, so that nobody need be asked."""
+    client, rule = owner.node.removeprefix(CLIENT), owner.rule
+    if opening.recipient == client or rule.release == OPEN or opening.plan in rule.allow:
+        return
+    raise ReleaseDenied(
+        f"the result depends on a value that client {client} has offered for some plans alone, and it is no direct result of one"
+        " of them on values as they were shared",
+        rule="offer",
+        client=client,
+        instead="run a plan that the other client has named in its offer, on what it offered",
+    )

@@ -16,6 +16,7 @@ from grid.wire.messages import (
     FreeShares,
     GetShare,
     Message,
+    OfferShares,
     Ok,
     OwnerRule,
     PutSharedPlan,
@@ -26,13 +27,14 @@ from grid.wire.messages import (
     record,
 )
 
-Request = ShareInput | SecureCommands | PutSharedPlan | RunShared | ExpectShare | GetShare | FreeShares
+Request = ShareInput | SecureCommands | PutSharedPlan | RunShared | ExpectShare | OfferShares | GetShare | FreeShares
 """What a client asks of its lane."""
 
 PLACE_BITS = 4
 
 TO_PARTY: dict[str, type[Message]] = {
-    cls.tag: cls for cls in (ShareInput, SecureCommands, PutSharedPlan, RunShared, ExpectShare, GetShare, FreeShares)
+    cls.tag: cls
+    for cls in (ShareInput, SecureCommands, PutSharedPlan, RunShared, ExpectShare, OfferShares, GetShare, FreeShares)
 }
 FROM_PARTY: dict[str, type[Message]] = {cls.tag: cls for cls in (Ok, Failure)}
 
@@ -92,9 +94,13 @@ class Ready(Message):
     """Party -> node, once: it takes requests."""
 
 
+CLIENT = "client "
+"""Before the id of a client that has offered a value, where else the id of a node stands; no node's id has a space."""
+
+
 @record
 class Owner:
-    """Somebody whose rows are behind a value: the node, and what it said of its dataset."""
+    """Somebody whose rows are behind a value: the node, and what it said of its dataset. Or a client that offered it."""
 
     node: PeerId
     rule: OwnerRule

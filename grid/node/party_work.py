@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from grid.clock import Clock
-from grid.errors import GridError, WireError
+from grid.errors import GridError, InvalidRequest, WireError
 from grid.node.party_messages import Begin, Dealt, EndLane, LaneBroken, LinkLost, Ready, place_of
-from grid.node.share_lane import EARLY_BYTES, NUMBER_BITS, OPERATION_BITS, WORD_BYTES, ShareLane
+from grid.node.share_lane import EARLY_BYTES, NUMBER_BITS, OPERATION_BITS, WORD_BYTES, Held, Name, ShareLane
 from grid.settings import NodeSettings
 from grid.smpc.agreement import LIMITS
 from grid.smpc.keystreams import Keys
@@ -57,6 +57,7 @@ class PartyWork:
                     deadline_s=begin.deadline_s,
                     names=begin.names,
                     broken=partial(self._broken, place),
+                    hand=partial(self._hand, place),
                 )
             )
         loop = asyncio.get_running_loop()
@@ -81,6 +82,12 @@ class PartyWork:
                 self._answer(request_id, Ok())
         else:
             lane.submit(message, partial(self._answer, request_id))  # type: ignore[arg-type]
+
+    def _hand(self, giver: int, place: int, name: Name, held: Held) -> None:
+        """One client's value for another one. Raises what that one's lane has against it."""
+        if not 0 <= place < len(self._lanes) or place == giver:
+            raise InvalidRequest("a value is offered to another client of the committee, by its place in their list")
+        self._lanes[place].take(name, held)
 
     def _answer(self, request_id: int, outcome: Message | GridError) -> None:
         answer = Failure(error=ErrorInfo.of(outcome)) if isinstance(outcome, GridError) else outcome

@@ -20,6 +20,7 @@ from grid.ids import ObjectId, PeerId
 from grid.node.committees import check_roster
 from grid.node.desk import Dealing, Desk
 from grid.node.one_sum import Operand
+from grid.node.party_messages import Request
 from grid.node.runtime import PAUSE_BYTES, Runtime
 from grid.node.services import Services
 from grid.node.transfers import Delivery
@@ -36,11 +37,9 @@ from grid.wire.messages import (
     DescribeObject,
     ErrorInfo,
     ExpectObject,
-    ExpectShare,
     FreeObjects,
     FreeShares,
     GetObject,
-    GetShare,
     Message,
     MoveObject,
     ObjectValue,
@@ -49,9 +48,6 @@ from grid.wire.messages import (
     PutObject,
     PutPlan,
     PutSharedPlan,
-    RunShared,
-    SecureCommands,
-    ShareInput,
     ShareObject,
     StartSum,
 )
@@ -253,7 +249,7 @@ class ClientSession:
         """The client is done with a committee."""
         self._services.committees.close(self, message.committee)
 
-    def on_shares(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> Awaitable[Message]:
+    def on_shares(self, message: Request) -> Awaitable[Message]:
         """A request to a committee, in order with the others to it."""
         return self._services.committees.submit(self, message)
 

@@ -34,8 +34,9 @@ from grid.clock import Clock
 from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, QuorumLost, QuotaExceeded, again
 from grid.ids import ObjectId, PeerId
-from grid.node.party_messages import Dealt, Owner, Request, ShareOffer, request_weight
+from grid.node.party_messages import CLIENT, Dealt, Owner, Request, ShareOffer, request_weight
 from grid.node.shared_plans import SharedPlans, inline
+from grid.policy.rules import OPEN
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.keystreams import Keys, Seen
@@ -57,7 +58,9 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    OfferShares,
     Ok,
+    OwnerRule,
     PutSharedPlan,
     Ref,
     RunShared,
@@ -103,10 +106,17 @@ class Held:
     made: str = ""
 
 
+Name = tuple[PeerId, ObjectId]
+"""What is dealt or offered to a lane: by whom, and as which object of its own."""
+
+Hand = Callable[[int, Name, Held], None]
+
+
 class ShareLane:
     """See the module. `rank` is this party's; `place` the client's in the committee's list; `names` are the nodes', by rank.
 
-    `link` brings words of this lane's labels to `mailbox`. `broken` is told what ends the lane from inside.
+    `link` brings words of this lane's labels to `mailbox`. `broken` is told what ends the lane from inside. `hand` gives a value
+    to the lane of another place, under a name.
     """
 
     def __init__(
@@ -121,7 +131,9 @@ class ShareLane:
         deadline_s: float,
         names: tuple[str, ...],
         broken: Callable[[GridError], None],
+        hand: Hand,
     ) -> None:
+        self._hand = hand
         self._rank, self._place, self._link, self._keys = rank, place, link, keys
         self._settings, self._clock, self._deadline_s = settings, clock, deadline_s
         self._names, self._tell_broken = names, broken
@@ -129,8 +141,8 @@ class ShareLane:
         self._plans = SharedPlans(settings, EARLY_BYTES + 2 * WORD_BYTES * settings.max_secure_elements)
         self._objects: dict[ObjectId, Held | GridError] = {}
         self._bytes = 0
-        self._dealt: dict[tuple[PeerId, ObjectId], Dealt] = {}
-        self._due: tuple[tuple[PeerId, ObjectId], Arrival[Dealt]] | None = None
+        self._dealt: dict[Name, Dealt | Held] = {}
+        self._due: tuple[Name, Arrival[Dealt | Held]] | None = None
         self._queue: deque[tuple[Request, Answered]] = deque()
         self._idle: Arrival[None] | None = None
         self._current: Answered | None = None
@@ -163,20 +175,23 @@ class ShareLane:
 
     def deal(self, message: Dealt) -> None:
         """Components of another node's value. Kept until the client's word is there that it should come."""
+        self.take((message.sender, message.object), message)
+
+    def take(self, key: Name, found: Dealt | Held) -> None:
+        """The same for whatever is dealt, or offered by another client."""
         if self.error is not None:
             raise again(self.error)
-        key = (message.sender, message.object)
         if self._due is not None and self._due[0] == key and not self._due[1].done:
-            self._due[1].set(message)
+            self._due[1].set(found)
             return
         if key in self._dealt:
             raise InvalidRequest("a value was dealt twice")
-        own = [dealt for dealt in self._dealt.values() if dealt.sender == message.sender]
+        own = [other for name, other in self._dealt.items() if name[0] == key[0]]
         most = self._settings.max_bytes_per_client
-        sizes = [sum(map(_dealt_bytes, some)) + _dealt_bytes(message) for some in (own, self._dealt.values())]
+        sizes = [sum(map(_waiting, some)) + _waiting(found) for some in (own, self._dealt.values())]
         if len(own) >= MAX_DEALT or len(self._dealt) >= 8 * MAX_DEALT or sizes[0] > most // 4 or sizes[1] > most:
             raise QuotaExceeded("too many values were dealt that nobody has asked for")
-        self._dealt[key] = message
+        self._dealt[key] = found
 
     def break_off(self, error: GridError) -> None:
         """End from inside: tell whoever has the lane, too. Parties in the error get the names of their nodes."""
@@ -275,6 +290,8 @@ class ShareLane:
             if isinstance(message, ExpectShare):
                 await self._expect(message)
                 return Ok()
+            if isinstance(message, OfferShares):
+                return self._offer_to_client(message)
             if isinstance(message, GetShare):
                 return await self._offer(message)
             if isinstance(message, RunShared):
@@ -285,7 +302,7 @@ class ShareLane:
                 raise again(self.error) from None
             raise error
 
-    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | GetShare) -> None:
+    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare) -> None:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
         count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
@@ -323,7 +340,7 @@ class ShareLane:
         key = (message.owner, message.object)
         dealt = self._dealt.pop(key, None)
         if dealt is None:
-            due: Arrival[Dealt] = Arrival()
+            due: Arrival[Dealt | Held] = Arrival()
             self._due, self._waits_since = (key, due), self._clock.monotonic()
             try:
                 dealt = await due
@@ -335,15 +352,29 @@ class ShareLane:
         found = dealt
 
         def keep() -> None:
-            if found.error is not None:
-                raise found.error.to_error()
-            if (found.dtype, found.shape) != (message.dtype, message.shape):
+            held = found if isinstance(found, Held) else self._dealt_value(message.owner, found)
+            if (short_dtype(held.value.dtype), held.value.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
-            owners = frozenset(Owner(node=message.owner, rule=rule) for rule in found.owners)
-            value, seen = _components(self._rank, found, self._settings), Seen.dealt(found.first, found.second)
-            self._put(message.object, Held(value, owners, seen, dealt=True))
+            self._put(message.object, held)
 
         self._attempt((message.object,), keep)
+
+    def _dealt_value(self, owner: PeerId, found: Dealt) -> Held:
+        """What a node has dealt, or its refusal raised."""
+        if found.error is not None:
+            raise found.error.to_error()
+        owners = frozenset(Owner(node=owner, rule=rule) for rule in found.owners)
+        value, seen = _components(self._rank, found, self._settings), Seen.dealt(found.first, found.second)
+        return Held(value, owners, seen, dealt=True)
+
+    def _offer_to_client(self, message: OfferShares) -> Message:
+        """Hand shares to another client's lane. Of its own value a client says what may be opened; that never counts for rows."""
+        held = self._get(message.object)
+        rule = OwnerRule(dataset="", release=OPEN if message.freely else "plans", allow=message.plans)
+        owners = held.owners | {Owner(node=PeerId(CLIENT + message.client), rule=rule)}
+        offered = Held(held.value, owners, held.seen, dealt=held.dealt or not held.owners)
+        self._hand(message.to, (message.client, message.name), offered)
+        return Ok()
 
     # ------------------------------------------------------------ commands
 
@@ -399,7 +430,8 @@ class ShareLane:
             except GridError as error:
                 if self.error is not None:
                     raise
-                first_error = first_error or self._failed(number, call.outputs, error)
+                told = self._failed(number, call.outputs, error)
+                first_error = first_error or told
             for object_id in call.frees:
                 self._forget(object_id)
             number += call.count
@@ -462,7 +494,7 @@ class ShareLane:
         last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
         fresh = refreshed(party, Operations(last), value.shared.flat())
         first, second = fresh.parts
-        owners = tuple(sorted(held.owners, key=lambda one: (one.node, one.rule.dataset, one.rule.release, one.rule.part)))
+        owners = tuple(sorted(held.owners, key=lambda one: (one.node, *dataclasses.astuple(one.rule))))
         return ShareOffer(
             words=np.ascontiguousarray(first).tobytes(),
             digest=digest(second),
@@ -533,8 +565,9 @@ def _size(held: Held) -> int:
     return held.value.nbytes
 
 
-def _dealt_bytes(dealt: Dealt) -> int:
-    return _nbytes(dealt.first) + _nbytes(dealt.second)
+def _waiting(found: Dealt | Held) -> int:
+    """Bytes of what waits to be asked for."""
+    return _size(found) if isinstance(found, Held) else _nbytes(found.first) + _nbytes(found.second)
 
 
 def _nbytes(data: Buffer) -> int:

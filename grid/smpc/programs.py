@@ -34,6 +34,7 @@ from grid.plans.program import SYM_OPS, Program, Step
 from grid.smpc import dataflow
 from grid.smpc.dataflow import Operation, Order, computed, located
 from grid.smpc.interpreter import Call, Value, fraction_bits
+from grid.smpc.operations.arguments import keep_encodings
 from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.chunks import CHUNK, DEPTH
 from grid.smpc.shares import Shared
@@ -41,6 +42,7 @@ from grid.smpc.steps import Work
 from grid.tensors.bounds import measure
 from grid.tensors.ops import Bound, bind, lookup
 
+WORD_BYTES = 8
 SHARE_BYTES = 16
 """Of one element at one party."""
 
@@ -106,9 +108,7 @@ class Prepared:
     `QuotaExceeded`, `PlanRejected`), naming step, operation and, where the plan was traced, the user's line.
     """
 
-    def __init__(
-        self, program: Program, inputs: Sequence[Given], limits: Limits, constants: Sequence[Tensor] | None = None
-    ) -> None:
+    def __init__(self, program: Program, inputs: Sequence[Given], limits: Limits) -> None:
         check_inputs(program, inputs)
         if len(program.steps) > limits.max_steps:
             raise QuotaExceeded(f"the plan has {len(program.steps)} steps, and {limits.max_steps} are allowed (max_plan_steps)")
@@ -116,14 +116,17 @@ class Prepared:
         self._limits = limits
         self._work = 0
         self.nbytes = 0
-        """Of what it keeps for runs: results of steps on constants."""
+        """Of what it keeps for runs: constants, and results of steps on constants."""
         self._env: list[Any] = []
         for number, one in enumerate(inputs):
             if math.prod(one.shape) > limits.most:
                 raise QuotaExceeded(f"input {number} has {math.prod(one.shape)} elements, and {limits.most} are allowed here")
             fraction_bits(one.dtype)
             self._env.append(one.stand_in())
-        self._env += constants_of(program) if constants is None else constants
+        for constant in constants_of(program):
+            self._keep(constant)
+            keep_encodings(constant)
+            self._env.append(constant)
         needed = _needed(program)
         operations: list[Operation] = []
         for index, step in enumerate(program.steps):
@@ -168,10 +171,12 @@ class Prepared:
         results = measure(bound, self._limits.most)
         self._count(step, bound, results, 1)
         if all(_is_known(env[ref]) for ref in read):
-            self.nbytes += sum(one.numel() * one.element_size() for one in results)
-            if self.nbytes > self._limits.max_bytes:
-                raise QuotaExceeded(f"constants of the plan take more than {self._limits.max_bytes} bytes here")
-            env += computed(step, args, kwargs)
+            for one in results:
+                self._keep(one)
+            made = computed(step, args, kwargs)
+            for one in made:
+                keep_encodings(one)
+            env += made
             return None
         env += [torch.empty(one.shape, dtype=one.dtype, device="meta") for one in results]
         return Operation(index, step, None, read)
@@ -183,6 +188,12 @@ class Prepared:
             self._work += flops(bound, results) + (weight - 1) * touched(bound, results)
         if self._work > self._limits.max_flops:
             raise QuotaExceeded(f"the plan takes more than {self._limits.max_flops} operations up to here (max_plan_flops)")
+
+    def _keep(self, constant: Tensor) -> None:
+        """Count a tensor that is kept for runs, with its ring elements."""
+        self.nbytes += constant.numel() * (constant.element_size() + WORD_BYTES)
+        if self.nbytes > self._limits.max_bytes:
+            raise QuotaExceeded(f"constants of the plan take more than {self._limits.max_bytes} bytes here")
 
     def _is_parameter(self, value: int) -> bool:
         """Whether a value is an input of a fixed size, which may come again and again."""

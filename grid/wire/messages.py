@@ -814,6 +814,25 @@ class FreeShares(Message):
     objects: tuple[ObjectId, ...]
 
 
+@message("offer-shares")
+class OfferShares(Message):
+    """Client -> each node of the roster: another client of the committee may compute with these shares. Reply: Ok.
+
+    `client` is who offers, `to` the other one's place in the list of clients, which asks for them by `name`, a random number
+    (ExpectShare, with `client` as owner). What depends on them opens where it is a direct result of one of `plans`; whatever it
+    is where `freely`.
+    """
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+    client: PeerId
+    to: int
+    name: ObjectId
+    plans: tuple[PlanId, ...] = ()
+    freely: bool = False
+
+
 @message("get-share")
 class GetShare(Message):
     """Client -> each node of the roster: open a result. Reply: ShareValue, or Ok where it opens to a node. Errors: NotFound,
@@ -843,12 +862,13 @@ class OwnerRule:
     """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy).
 
     `part`: what of the dataset was shared, as it stands or whole blocks of it ("features", "targets", "column:age"); "" for
-    anything that was computed before.
+    anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
     """
 
     dataset: str
     release: str
     part: str = ""
+    allow: tuple[PlanId, ...] = ()
 
 
 @record
@@ -922,7 +942,8 @@ class ShareObject(Message):
 
 @message("expect-share")
 class ExpectShare(Message):
-    """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`. Reply: Ok, as SecureCommands."""
+    """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`, or the client `owner` offers one
+    under that name (OfferShares). Reply: Ok, as SecureCommands."""
 
     committee: CommitteeId
     number: int

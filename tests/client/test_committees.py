@@ -204,6 +204,33 @@ def test_two_clients_take_part_and_neither_has_the_others_objects(connect: Any, 
         other.committee(*NAMES, clients=(client.me.id,))
 
 
+def test_two_clients_compute_on_what_neither_reads(connect: Any, client: Any) -> None:
+    other = connect()
+    who = (client.me.id, other.me.id)
+    x, w = torch.randn(4, 2), torch.randn(2, 1)
+    plan = grid.trace(lambda x, w: (x @ w).sum(0), x, w)
+    with client.committee(*NAMES, clients=who) as ours, other.committee(*NAMES, clients=who, id=ours.id) as theirs:
+        offer = ours.offer(ours.share(w), to=other.me.id, plans=[plan])
+        taken = theirs.take(offer)
+        result = theirs.run(plan, theirs.share(x), taken)
+        assert near(result.reveal(), (x @ w).sum(0))
+        for closed in (taken, taken * 0, result + 0, theirs.run(plan, theirs.share(x), taken * 1)):
+            with pytest.raises(grid.ReleaseDenied, match="offered for some plans"):
+                closed.reveal()
+            with pytest.raises(grid.ReleaseDenied, match="offered for some plans"):
+                closed.reveal(to="alice")
+        back = ours.take(theirs.offer(result * 2, to=client.me.id, freely=True))
+        assert near((back + 1).reveal(), 2 * (x @ w).sum(0) + 1)
+        for wrong in (
+            lambda: ours.offer(ours.share(w), to=client.me.id, freely=True),
+            lambda: ours.offer(ours.share(w), to=other.me.id),
+            lambda: theirs.offer(back, to=client.me.id, freely=True),
+            lambda: ours.take("nonsense"),
+        ):
+            with pytest.raises(grid.InvalidRequest):
+                wrong()
+
+
 def test_many_committees_at_once_do_not_mix(client: Any) -> None:
     with contextlib.ExitStack() as stack:
         orders = [("alice", "bob", "carol"), ("carol", "alice", "bob"), ("bob", "carol", "dave"), ("dave", "bob", "alice")]

@@ -20,6 +20,7 @@ from grid.node.shared_plans import SharedPlans
 from grid.plans.ir import Plan
 from grid.settings import NodeSettings
 from grid.smpc.interpreter import Value
+from grid.smpc.keystreams import NOTHING, Seen
 from grid.smpc.programs import request_numbers
 from grid.smpc.shares import Shared
 from grid.tensors.buffers import to_frame
@@ -136,12 +137,13 @@ class Rows:
 
     value: Value
     owners: frozenset[Owner]
+    seen: Seen
     dealt: bool
 
 
 def rows(owner: str = "", dealt: bool = True) -> Rows:
     named = {Owner(node=PeerId(owner), rule=OwnerRule(dataset="d", release="aggregate"))} if owner else set()
-    return Rows(Value(Shared(np.zeros(3, np.uint64), np.zeros(3, np.uint64)), torch.int64), frozenset(named), dealt)
+    return Rows(Value(Shared(np.zeros(3, np.uint64), np.zeros(3, np.uint64)), torch.int64), frozenset(named), NOTHING, dealt)
 
 
 @pytest.mark.parametrize(

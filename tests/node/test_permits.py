@@ -41,6 +41,7 @@ from grid.wire.messages import (
     ExpectShare,
     GetObject,
     GetShare,
+    OfferShares,
     Ok,
     Opening,
     OwnerRule,
@@ -267,6 +268,22 @@ async def test_another_client_cannot_have_a_result_opened_into_its_session(made:
             )
         )
         assert kinds(replies) == {WireError}
+
+
+async def test_shares_are_offered_in_the_clients_own_name_to_another_of_the_list(made: Mesh, trio: Trio) -> None:
+    await trio.share(1, np.array([3, 5, 8], np.uint64))
+    for change, error in (
+        ({"client": PeerId("somebody")}, InvalidRequest),
+        ({"to": 0}, InvalidRequest),  # itself
+        ({"to": 1}, InvalidRequest),
+        ({"to": -1}, InvalidRequest),
+        ({"object": ObjectId(9)}, NotFound),
+    ):
+        fields: dict[str, Any] = {"object": ObjectId(1), "client": me_of(trio.raw), "to": 0, "name": ObjectId(1 << 61), **change}
+        message = lambda rank, number, fields=fields: OfferShares(committee=trio.committee, number=number, **fields)  # noqa: E731
+        assert kinds(await trio.ask(message)) == {error}
+        trio.number -= "client" in change  # which is refused before it reaches the party
+    assert await works(trio)
 
 
 async def test_no_session_of_a_client_asks_for_permits_or_delivers_shares(trio: Trio) -> None:

@@ -64,7 +64,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> str:
 
 def test_the_demo_learns_what_pooled_data_would_teach(mark: str) -> None:
     process = start(mark, "--json")
-    out, story = process.communicate(timeout=60)
+    out, story = process.communicate(timeout=120)
     assert process.returncode == 0, story
     summary = json.loads(out)
     assert summary["owners"] == 3 and summary["training_rows"] == 455 and summary["test_rows"] == 114
@@ -72,16 +72,18 @@ def test_the_demo_learns_what_pooled_data_would_teach(mark: str) -> None:
     assert abs(summary["accuracy"] - summary["pooled_accuracy"]) <= 0.01
     assert summary["loss"] < summary["first_loss"] / 3
     assert "rows" in summary["refused"] and "Instead" in summary["refused"]
+    assert summary["scored_rows"] == 38 and summary["scores_off"] < 0.01 and "carol" in summary["scores_refused"]
     assert summary["client_bytes"] > 10_000
     assert all(owner in story for owner in ("alice", "bob", "carol"))
 
 
 def test_the_demo_tells_its_story_and_its_result(mark: str, tmp_path: Path) -> None:
     process = start(mark, "--steps", "2", "--keep", str(tmp_path / "kept"))
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, out + errors
     assert "accuracy" in out and "pooled" in out
     assert (tmp_path / "kept" / "alice" / "train.toml").exists()
+    assert len(list((tmp_path / "kept" / "carol-state" / "results").glob("*.npy"))) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -109,6 +111,6 @@ def test_a_demo_that_fails_leaves_no_process(mark: str, tmp_path: Path) -> None:
     """One owner's folder exists already, so its data cannot be written."""
     (tmp_path / "bob").mkdir()
     process = start(mark, "--keep", str(tmp_path))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode not in (0, 130)
     assert "Traceback" not in errors and str(tmp_path / "bob") in errors

@@ -16,6 +16,7 @@ from grid.smpc.link import Words
 from grid.smpc.local import run_parties
 from grid.smpc.operations.table import FORMS
 from grid.smpc.party import Operations, Party
+from grid.smpc.plain import Plain, completed
 from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Shared
 from grid.tensors.fixed import decode, encode
@@ -216,3 +217,15 @@ ROUNDS: dict[str, tuple[int, list[tuple[str, Callable[[list[Any]], tuple[Any, ..
 def test_operations_take_the_rounds_of_their_functions(name: str) -> None:
     stated, calls = ROUNDS[name]
     assert stated - 3 <= rounds(*calls) <= stated
+
+
+def test_a_small_result_does_not_keep_a_large_operand() -> None:
+    x = value(100, 100)
+    for name, args in (("select.int", (x, 0, 3)), ("view.default", (x, [10_000])), ("slice.Tensor", (x, 1, 0, 1))):
+        (found,) = completed(Call(f"aten.{name}", args, {}, most=MOST).run(Plain()))
+        assert found is not None
+        for part in found.shared.parts:
+            root = part
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            assert root.nbytes <= 2 * part.nbytes

@@ -376,3 +376,23 @@ def test_operations_that_could_overflow_are_named() -> None:
     found = doubtful(prepared, [in_the_clear(x)])
     assert [one.split(" — ")[0] for one in found] == ["step 0 (aten.mul.Tensor)"] and "return (x * x)" in found[0]
     assert not doubtful(prepared, [in_the_clear(X)])
+
+
+def test_a_constant_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grid.smpc.operations import arguments
+
+    counted: list[int] = []
+
+    def counting(value: Tensor, fraction: int) -> Any:
+        counted.append(value.numel())
+        return encode_number(value, fraction)
+
+    encode_number = arguments.encode
+    monkeypatch.setattr(arguments, "encode", counting)
+    w = torch.randn(4, 3)
+    plan = grid.trace(lambda x: x @ w + w[0], X)
+    prepared = Prepared(plan, given([Secret(X)]), UNLIMITED)
+    for _ in range(3):
+        (found,), _ = on_shares(plan, Secret(X), prepared=prepared)
+        assert near(found, X @ w + w[0])
+    assert sorted(counted) == [3, 12]

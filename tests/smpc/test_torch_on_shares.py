@@ -94,6 +94,28 @@ def test_embeddings_by_secret_positions_of_public_and_secret_tables() -> None:
     assert torch.allclose(revealed(F.embedding(positions, on_shares(TABLE, 3))), TABLE[positions], atol=2 * INPUT)
 
 
+def losses_of(logits: Any) -> list[Any]:
+    target = torch.tensor([0, 2, 1, 0])
+    hot = F.one_hot(target, 3).float()
+    return [F.cross_entropy(logits, target), F.mse_loss(logits.sigmoid(), hot), (logits.tanh().softmax(1) * hot).sum().log() * -1]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_autograd_takes_derivatives_on_shares(number: int) -> None:
+    generator = torch.Generator().manual_seed(9)
+    x, w, v = (torch.randn(shape, generator=generator) for shape in ((4, 6), (6, 5), (5, 3)))
+
+    def gradients(x: Any, *weights: Any) -> list[Any]:
+        first, second = (one.requires_grad_() for one in weights)
+        losses_of((x @ first).relu() @ second)[number].backward()
+        return [first.grad, second.grad]
+
+    wanted = gradients(x.clone(), w.clone(), v.clone())
+    found = gradients(*(on_shares(one, 3) for one in (x, w, v)))
+    for one, right in zip(found, wanted, strict=True):
+        assert (revealed(one) - right).abs().max() < 2e-3
+
+
 # ---------------------------------------------------------------- what is refused
 
 SECRET = on_shares(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 1)
@@ -111,7 +133,7 @@ REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("positions outside, by gather", lambda: SECRET.gather(1, torch.tensor([[-3]])), InvalidRequest, "out of range"),
     ("a zero divisor", lambda: SECRET / 0, InvalidRequest, "zero"),
     ("infinity", lambda: SECRET.masked_fill(SECRET > 2, -math.inf), InvalidRequest, "-1e4"),
-    ("NaN", lambda: SECRET + math.nan, InvalidRequest, "not finite"),
+    ("NaN", lambda: SECRET + math.nan, InvalidRequest, "finite numbers alone"),
     ("a large number", lambda: SECRET + 1e15, InvalidRequest, "not smaller"),
     ("complex numbers", lambda: SECRET.to(torch.complex64), InvalidRequest, "complex64"),
     ("training a batch norm", lambda: F.batch_norm(SECRET, None, None, training=True), OpNotSupported, "eval"),

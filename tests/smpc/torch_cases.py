@@ -139,6 +139,13 @@ ELEMENTWISE: dict[str, Case] = {
     "softplus": C(F.softplus, "softplus"),
     "hardsigmoid": C(F.hardsigmoid, "clamp", error=UNIT),
     "hardswish": C(F.hardswish, "multiply", error=0.02),
+    "selu": C(F.selu, "elu", low=-500, high=500, error=1e-3),
+    "logsigmoid": C(F.logsigmoid, "softplus"),
+    "mish": C(F.mish, "tanh", low=-64, high=64, error=0.03),
+    "logaddexp": C(torch.logaddexp, "softplus", 2, slope=2),
+    "frac": C(torch.frac, "trunc", low=-1e5, high=1e5),
+    "isnan": C(lambda x: x.isnan() | x.isinf(), "less"),
+    "prelu": C(lambda x: F.prelu(x, torch.tensor(0.25, dtype=x.dtype)[None]), "leaky_relu"),
     "floor": C(torch.floor, "floor", low=-1e5, high=1e5),
     "ceil": C(torch.ceil, "ceil", low=-1e5, high=1e5),
     "trunc": C(torch.trunc, "trunc", low=-1e5, high=1e5),
@@ -241,10 +248,26 @@ SHAPED: dict[str, Case] = {
     "one_hot": C(lambda x: F.one_hot(x.argmax(1), 4), "argmax"),
     "distances": C(lambda x, y: ((x[:, None] - y[None]) ** 2).sum(-1), "multiply", 2, low=-32, high=32, error=1e-4, slope=1024),
     "cross entropy": C(
-        lambda x: -F.log_softmax(x, 1)[range(3), [0, 3, 2]].mean(),
-        "log_softmax", low=-100, high=100, slope=4,
+        lambda x: [
+            F.cross_entropy(x, torch.tensor([0, 3, 2])), F.cross_entropy(x, torch.tensor([0, -100, 2]), reduction="sum"),
+            F.nll_loss(F.log_softmax(x, 1), torch.tensor([0, 3, 2]), reduction="none"),
+        ],
+        "log_softmax", low=-100, high=100, slope=4, error=2e-4,
     ),
-    "mse": C(lambda x, y: ((x - y) ** 2).mean(), "multiply", 2, low=-64, high=64, error=1e-4, slope=512),
+    "mse": C(
+        lambda x, y: [F.mse_loss(x, y), F.mse_loss(x, y, reduction="none"), F.l1_loss(x, y), ((x - y) ** 2).mean()],
+        "multiply", 2, low=-64, high=64, error=1e-4, slope=512,
+    ),
+    "with logits": C(
+        lambda x, y: F.binary_cross_entropy_with_logits(x, y), "softplus", 2, low=0, high=1, error=5e-5, slope=4
+    ),
+    "glu": C(lambda x: F.glu(x, 1), "sigmoid", low=-8, high=8, error=2e-3, slope=8),
+    "trace": C(lambda x: x.trace(), "sum", slope=3),
+    "pixels": C(
+        lambda x: [F.interpolate(x[None, None], scale_factor=2), F.pad(x[None], (1, 2, 1, 1), mode="reflect"),
+                   F.pad(x[None], (1, 2, 1, 1), mode="replicate")],
+        "add",
+    ),
     "normalized": C(lambda x: F.normalize(x + 9, dim=1), low=-8, high=8, error=1e-4, slope=2),
     "embedding": C(lambda x: F.embedding(x.abs(), TABLE), low=0, high=8, whole=True, error=INPUT),
 }  # fmt: skip

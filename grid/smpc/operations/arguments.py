@@ -184,7 +184,8 @@ class Form:
 
 def _check_axes(arguments: Arguments) -> None:
     """The meta device does not look at all of them."""
-    count, dim = len(arguments.shape_of("self")) if "self" in arguments.op.index else 0, arguments.get("dim")
+    of = "self" if "self" in arguments.op.index else "output"
+    count, dim = len(arguments.shape_of(of)) if of in arguments.op.index else 0, arguments.get("dim")
     if arguments.op.base in ("unsqueeze", "stack", "cat", "diag_embed"):
         return
     axes = [axis for axis in (dim if isinstance(dim, list) else [dim]) if axis is not None]
@@ -200,10 +201,21 @@ def _check_axes(arguments: Arguments) -> None:
 _NOT_FINITE = "Shares hold finite numbers alone; a mask before a softmax may use -1e4 instead of -inf"
 
 
+def keep_encodings(tensor: Tensor) -> None:
+    """For a public tensor that nobody writes to: it is encoded once for each scale, and no more."""
+    setattr(tensor, _ENCODINGS, {})
+
+
+_ENCODINGS = "ring_elements"
+
+
 def encoded(value: Any, fraction: int) -> Words:
     """A public tensor or number as ring elements. Raises `InvalidRequest`."""
+    kept: dict[int, Words] = getattr(value, _ENCODINGS, {})
     try:
-        return encode(_plain(value), fraction)
+        if fraction not in kept:
+            kept[fraction] = encode(_plain(value), fraction)
+        return kept[fraction]
     except ExecutionFailed:
         raise InvalidRequest(
             f"a public operand is not finite, or not smaller in size than 2**{VALUE_BITS - FRACTION_BITS}. {_NOT_FINITE}"

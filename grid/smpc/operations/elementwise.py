@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from grid.errors import OpNotSupported
@@ -49,9 +50,11 @@ def times_size(factor: int) -> Callable[[Arguments], int]:
 
 async def scaled(p: Protocol, x: Any, factor: Any) -> Number:
     """An operand times a public number."""
+    if factor == 1:
+        return as_number(p, x)
     if not isinstance(x, Value):
         return as_number(p, as_public(x) * factor)
-    return await arithmetic.multiply_public(p, as_number(p, x), as_public(factor)) if factor != 1 else as_number(p, x)
+    return await arithmetic.multiply_public(p, as_number(p, x), as_public(factor))
 
 
 def _sum(function: One, *, swapped: bool = False) -> Kernel:
@@ -250,12 +253,60 @@ async def _ramp(p: Protocol, x: Number) -> Number:
 
 
 async def _elu(p: Protocol, a: Arguments) -> Result:
-    return await activations.elu(p, a.number(p, "self"), a["alpha"])
+    made = await activations.elu(p, a.number(p, "self"), a["alpha"])
+    return await arithmetic.multiply_public(p, made, as_public(a["scale"])) if a["scale"] != 1 else made
 
 
 def _check_elu(a: Arguments) -> None:
-    if a["scale"] != 1 or a["input_scale"] != 1:
-        raise OpNotSupported(f"{a.op.name} with scales: multiply the result (SELU: 1.0507 * elu(x, 1.67326))")
+    if a["input_scale"] != 1:
+        raise OpNotSupported(f"{a.op.name} with input_scale: where(x > 0, x, alpha * (scale * x).expm1())")
+
+
+async def _gated(p: Protocol, a: Arguments) -> Result:
+    """The first half times the sigmoid of the second."""
+    first, second = (
+        a.number(p, "self").each(lambda part, half=half: np.split(part, 2, a["dim"])[half])  # type: ignore[misc]
+        for half in (0, 1)
+    )
+    return await arithmetic.multiply(p, first, await activations.sigmoid(p, second))
+
+
+async def _prelu(p: Protocol, a: Arguments) -> Result:
+    """max(x, 0) + weight min(x, 0)."""
+    x = a.number(p, "self")
+    above = await comparisons.relu(p, x)
+    below = await arithmetic.subtract(p, x, above)
+    weight = a["weight"]
+    if isinstance(weight, Value):
+        return await arithmetic.add(p, above, await arithmetic.multiply(p, below, as_number(p, weight)))
+    return await arithmetic.add(p, above, await arithmetic.multiply_public(p, below, as_public(weight)))
+
+
+async def _log_sigmoid(p: Protocol, a: Arguments) -> Sequence[Result]:
+    x = a.number(p, "self")
+    found = await activations.softplus(p, Number(-x.raw, x.fraction))
+    empty = Number(p.constant(np.zeros(tuple(a.results[1].shape), np.uint64)))
+    return [Number(-found.raw, found.fraction), empty]
+
+
+async def _log_add_exp(p: Protocol, a: Arguments) -> Result:
+    x, y = a.number(p, "self"), a.number(p, "other")
+    return await arithmetic.add(p, y, await activations.softplus(p, await arithmetic.subtract(p, x, y)))
+
+
+async def _mish(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    return await arithmetic.multiply(p, x, await activations.tanh(p, await activations.softplus(p, x)))
+
+
+async def _fraction(p: Protocol, a: Arguments) -> Result:
+    x = a.number(p, "self")
+    return await arithmetic.subtract(p, x, await rounding.trunc(p, x))
+
+
+async def _never(p: Protocol, a: Arguments) -> Result:
+    """Shares hold finite numbers alone."""
+    return Number(p.constant(np.zeros(a.shape, np.uint64)), 0)
 
 
 async def _softplus(p: Protocol, a: Arguments) -> Result:
@@ -349,6 +400,13 @@ FORMS: Mapping[str, Form] = {
     "hardswish.default": Form(_hardswish, ("clamp", "divide_public", "multiply")),
     "elu.default": Form(_elu, ("elu",), check=_check_elu, peak=_EXP),
     "softplus.default": Form(_softplus, ("softplus",), check=_check_softplus, peak=_INVERSE),
+    "glu.default": Form(_gated, ("sigmoid", "multiply"), peak=_ACTIVATION),
+    "_prelu_kernel.default": Form(_prelu, ("relu", "multiply", "multiply_public")),
+    "log_sigmoid_forward.default": Form(_log_sigmoid, ("softplus",), peak=_EXP),
+    "logaddexp.default": Form(_log_add_exp, ("softplus",), peak=_EXP),
+    "mish.default": Form(_mish, ("softplus", "tanh", "multiply"), peak=_EXP),
+    "frac.default": Form(_fraction, ("trunc",), peak=times_size(2)),
+    **{f"{name}.default": Form(_never) for name in ("isnan", "isinf", "isposinf", "isneginf")},
     "floor.default": _rounding(rounding.floor),
     "ceil.default": _rounding(rounding.ceil),
     "trunc.default": _rounding(rounding.trunc),

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from grid.errors import OpNotSupported
-from grid.smpc.operations import elementwise, layers, ordering, products, reductions, truth, views
+from grid.smpc.operations import elementwise, layers, losses, ordering, products, reductions, truth, views
 from grid.smpc.operations.arguments import Form
 
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         f"aten.{name}": form
-        for forms in (elementwise, truth, views, products, reductions, ordering, layers)
+        for forms in (elementwise, truth, views, products, reductions, ordering, layers, losses)
         for name, form in forms.FORMS.items()
     }
 )
@@ -30,8 +30,6 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "cumprod": "x.log().cumsum(dim).exp() for x > 0",
         "exp2": "(x * math.log(2)).exp()",
         "erf": "2 * (F.gelu(x) / x) - 1 away from 0, or a polynomial",
-        "isnan": "nothing: values on shares are never NaN or infinite",
-        "isinf": "nothing: values on shares are never NaN or infinite",
         "nan_to_num": "nothing: values on shares are never NaN or infinite",
         "bernoulli": "a random mask made by the client and shared",
         "native_dropout": "model.eval(), or a random mask made by the client and shared",
@@ -42,7 +40,9 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "histc": _COUNT,
         "max_pool3d_with_indices": "max_pool2d twice",
         "_scaled_dot_product_flash_attention_for_cpu": "(q @ k.transpose(-1, -2) / math.sqrt(d)).softmax(-1) @ v",
-        "mkldnn_rnn_layer": "torch.nn.LSTMCell in a loop",
+        "mkldnn_rnn_layer": "the LSTM inside `with torch.backends.mkldnn.flags(enabled=False):`",
+        "binary_cross_entropy": "torch.nn.functional.binary_cross_entropy_with_logits",
+        "_linalg_svd": "the svd in the clear",
         "_linalg_solve_ex": "solve in the clear, or a fixed number of steps of gradient descent",
         "linalg_inv_ex": "solve in the clear, or a fixed number of Newton steps",
     }

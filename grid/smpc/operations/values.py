@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from grid.errors import InvalidRequest
 from grid.smpc.functions import comparisons
+from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.shares import Shared
@@ -24,6 +26,14 @@ def fraction_bits(dtype: torch.dtype) -> int:
     if dtype.is_complex:
         raise InvalidRequest(f"{dtype} values cannot be shared")
     return FRACTION_BITS if dtype.is_floating_point else 0
+
+
+def _kept(part: Words) -> Words:
+    """A component that keeps no more memory alive than its own: what a party holds is counted."""
+    root = part
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return part.copy() if root.nbytes > 2 * part.nbytes else part
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class Value:
         if isinstance(secret, Boolean):
             assert dtype == torch.bool
             return cls(secret, dtype)
-        return cls(secret.with_fraction(fraction_bits(dtype)).raw, dtype)
+        return cls(secret.with_fraction(fraction_bits(dtype)).raw.each(_kept), dtype)
 
     @property
     def bits(self) -> int:

@@ -107,6 +107,18 @@ async def _padded(p: Protocol, a: Arguments) -> Result:
     return Number(made, a.bits)
 
 
+async def _placed(p: Protocol, a: Arguments) -> Result:
+    """What moves pixels, as positions: torch does it to their numbers."""
+    count = int(np.prod(a.shape_of("self")))
+    places = torch.arange(count, dtype=torch.float64).reshape(a.shape_of("self"))
+    at = _component(a, ("self",), [places])[0].to(torch.int64)
+    return a.number(p, "self").each(lambda part: words_of(tensor_of(part).reshape(-1)[at]))
+
+
+async def _trace(p: Protocol, a: Arguments) -> Result:
+    return a.number(p, "self").each(lambda part: np.trace(part, dtype=np.uint64))
+
+
 async def _cumulative(p: Protocol, a: Arguments) -> Result:
     x = a.number(p, "self")
     return await arithmetic.cumulative(p, x, a["dim"]) if x.shape else x
@@ -152,6 +164,11 @@ FORMS: Mapping[str, Form] = {
     "cat.default": _form("tensors"),
     "stack.default": _form("tensors"),
     "constant_pad_nd.default": Form(_padded, secret=("self",)),
+    "trace.default": Form(_trace, ("sum",)),
+    **{
+        f"{name}.default": Form(_placed, secret=("self",))
+        for name in ("upsample_nearest2d", "reflection_pad2d", "replication_pad2d")
+    },
     "cumsum.default": Form(_cumulative, ("cumsum",)),
     **{
         f"{name}.default": Form(_constant(value), either=("self",))
