@@ -179,8 +179,9 @@ class Committee:
 
     def share(self, value: Any) -> Any:
         """The value on shares. A local tensor is split here, and no node sees more than random numbers; one at a node is split
-        there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares; its
-        `reveal()` gives a plain module. Returns at once; a refusal comes with `reveal()`."""
+        there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares (other
+        tensors that it has stay here, and are public where they are used); its `reveal()` gives a plain module. Returns at once; a
+        refusal comes with `reveal()`."""
         self._check_open()
         if isinstance(value, torch.nn.Module):
             return send_module(value, self._share_tensor, SharedModule)
@@ -221,7 +222,7 @@ class Committee:
         Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
         local tensors and numbers, which are public to the three nodes (a private one: `committee.share(x)`). Results have the
         structure that the function returned, on shares. A module is traced once for each geometry of its inputs, with its
-        parameters and buffers as they are now.
+        parameters and buffers as they are now; those of a plain one are public.
 
         With `check`, the plan is first tried here in the clear, on values like the arguments: your own where they are at hand,
         the dataset's mock, else standard normal ones. Raises `InvalidRequest` that names each operation which could overflow on

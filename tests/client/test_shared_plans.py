@@ -155,6 +155,7 @@ def test_a_module_on_shares_runs_step_by_step_and_as_a_plan(trio: Any) -> None:
     assert near(shared(x).reveal(), wanted)
     assert near(trio.run(shared, trio.share(x)).reveal(), wanted)
     assert near(trio.run(shared, x[:2]).reveal(), wanted[:2])
+    assert near(trio.run(net, trio.share(x)).reveal(), wanted)  # a public model on private data
     with torch.no_grad():
         net.scale += 1  # type: ignore[operator]
     assert near(trio.run(shared, x).reveal(), wanted)
