@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -34,7 +33,7 @@ from grid.ids import PeerId
 from grid.node.neighbours import Neighbour, Neighbours
 from grid.node.openings import Openings
 from grid.node.party import Parties, PartyPort, PartyUser
-from grid.node.party_links import DialParty, Doors, PartyLink
+from grid.node.party_links import DialParty, Doors, Linking, PartyLinks
 from grid.node.party_messages import Begin, Dealt, Request, ShareOffer
 from grid.rpc.channel import time_limit
 from grid.settings import NodeSettings
@@ -54,10 +53,7 @@ from grid.smpc.agreement import (
 )
 from grid.smpc.keystreams import Keys
 from grid.wire.messages import (
-    CommitteeBytes,
-    CommitteeLink,
     CommitteeOver,
-    CommitteeReady,
     CommitteeStatement,
     DealShare,
     ErrorInfo,
@@ -75,7 +71,6 @@ MAX_EARLY = 8
 EXPLAIN_S = 1.0
 """How long the node of a party that ended its connection may take to say why: it may have lost the third one first."""
 
-Linking = CommitteeReady | CommitteeLink | CommitteeBytes
 FromPeer = CommitteeStatement | CommitteeOver | Linking
 
 
@@ -128,7 +123,7 @@ class Committee(PartyUser):
         self._tasks: set[asyncio.Task[None]] = set()
         self._group: asyncio.TaskGroup | None = None
         self._party: PartyPort | None = None
-        self._links: dict[PeerId, PartyLink] = {}
+        self._links: PartyLinks | None = None
         self._early_links: list[tuple[Neighbour, Linking]] = []
         self._deadline = 0.0
 
@@ -261,8 +256,8 @@ class Committee(PartyUser):
         self.error = error
         if self._party is not None:
             self._party.end(error)
-        for link in self._links.values():
-            link.close()
+        if self._links is not None:
+            self._links.close()
         if not self.opened.done():
             self.opened.set_exception(again(error))
             self.opened.exception()  # marks it as seen: who asked may be gone
@@ -288,7 +283,7 @@ class Committee(PartyUser):
             return
         if isinstance(message, CommitteeOver):
             error = message.error.to_error()
-            if self.opened.done():
+            if self._agreement.state != ANNOUNCING:
                 self.end(self._withdrew(sender, error), tell=False)
             else:
                 self._apply(self._agreement.withdrawn(sender.id, error))
@@ -312,13 +307,12 @@ class Committee(PartyUser):
             self._end_lane(message.client, self._withdrew(sender, message.error.to_error()), tell=False)
 
     def _linking(self, sender: Neighbour, message: Linking) -> None:
-        link = self._links.get(sender.id)
-        if link is None:  # the peer has agreed a little earlier than this node
-            if len(self._early_links) < MAX_EARLY:
+        if self._links is None:  # the peer has agreed a little earlier than this node
+            if sum(early.id == sender.id for early, _ in self._early_links) < MAX_EARLY:
                 self._early_links.append((sender, message))
             return
         try:
-            link.received(message)
+            self._links.received(self.terms.roster.index(sender.id), message)
         except WireError as error:
             name = sender.card.name
             self.end(WireError(f"{error.message} (from node {name})", node=name))
@@ -382,62 +376,55 @@ class Committee(PartyUser):
 
     async def _connect(self, keys: Keys, limits: tuple[int, ...]) -> None:
         """All three agree: connect the party to the others, and let it begin."""
-        common, terms = self._common, self.terms
-        for peer in self._peers:
-            send = functools.partial(self._send, peer)
-            ranks = (self._rank, terms.roster.index(peer))
-            self._links[peer] = PartyLink(terms.committee, ranks, keys, clock=common.clock, send=send)
-        links = list(self._links.values())
-        early, self._early_links = self._early_links, []
-        works = [
-            asyncio.create_task(link.dial(common.dial) if self._rank < link.rank else link.expect(common.doors, common.address()))
-            for link in links
-        ]
+        common, roster = self._common, self.terms.roster
+        first, second = (roster.index(peer) for peer in self._peers)
+        links = self._links = PartyLinks(
+            self.terms.committee,
+            (self._rank, first, second),
+            keys,
+            clock=common.clock,
+            send=lambda to, message: self._send(roster[to], message),
+        )
+        left = max(self._deadline - common.clock.monotonic(), 0.01)
         try:
-            for sender, message in early:
-                self._linking(sender, message)
-            left = max(self._deadline - common.clock.monotonic(), 0.01)
             async with time_limit(common.clock, left, "connecting the parties"):
-                sockets = await asyncio.gather(*works)
+                connecting = asyncio.ensure_future(links.connect(common.doors, common.dial, common.address()))
+                early, self._early_links = self._early_links, []
+                for sender, message in early:
+                    self._linking(sender, message)
+                sockets = await connecting
         except DeadlineExceeded:
-            missing = [link.rank for link, work in zip(links, works, strict=True) if not _did(work)]
-            late = " and ".join(self._name(terms.roster[rank]) for rank in missing)
+            late = " and ".join(self._name(roster[rank]) for rank in links.missing)
             self.end(QuorumLost(f"the party of node {late} was not connected in time; the committee needs it", node=late))
+            return
         except GridError as error:
             self.end(error)
-        else:
-            self._begin_party(keys, limits, links, sockets)
-            await self._ready()
             return
-        finally:
-            for work in works:
-                work.cancel()
-        for work in works:
-            if _did(work):
-                work.result().close()
-
-    def _begin_party(self, keys: Keys, limits: tuple[int, ...], links: list[PartyLink], sockets: list[Any]) -> None:
         begin = Begin(
             rank=self._rank,
-            names=tuple(map(self._name, self.terms.roster)),
+            names=tuple(map(self._name, roster)),
             clients=len(self.terms.clients),
             deadline_s=self._deadline_s,
             own=keys.own,
             following=keys.following,
             common=keys.common,
-            links=tuple(link.keys() for link in links),
+            links=links.keys(),
             limits=limits,
         )
-        try:
-            self._party = self._common.parties.open(self)
-            self._party.begin(begin, {link.rank: one for link, one in zip(links, sockets, strict=True)})
-        except GridError as error:
-            self.end(error)
+        await self._begin_party(begin, sockets)
 
-    async def _ready(self) -> None:
+    async def _begin_party(self, begin: Begin, sockets: dict[int, Any]) -> None:
         """The first party of a node may take a while to start."""
         left = max(self._deadline - self._common.clock.monotonic(), 0.01)
         try:
+            self._party = self._common.parties.open(self)
+        except GridError as error:
+            for each in sockets.values():
+                each.close()
+            self.end(error)
+            return
+        try:
+            self._party.begin(begin, sockets)
             async with time_limit(self._common.clock, left, "the start of this node's party"):
                 await asyncio.shield(self.opened)
         except GridError as error:
@@ -483,8 +470,3 @@ def _reason(error: GridError) -> ErrorInfo:
     """What other nodes are told: the kind of error, and which node was lost. Texts are for the client alone."""
     details = {key: value for key, value in error.details.items() if key == "node"}
     return ErrorInfo(code=error.code, message="this node ends its part of the work on shares", details=details)
-
-
-def _did(work: asyncio.Task[Any]) -> bool:
-    """Whether it has a result."""
-    return work.done() and not work.cancelled() and work.exception() is None

@@ -13,6 +13,7 @@ import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from grid.clock import Clock
@@ -35,6 +36,9 @@ PARTY_PATH = "/party"
 
 DIRECT_S = 3.0
 """Time to reach a party directly before everything goes over the session of the nodes."""
+
+Linking = CommitteeReady | CommitteeLink | CommitteeBytes
+"""What nodes say about the links of their parties, and over them."""
 
 DialParty = Callable[[str], Awaitable[Transport]]
 """Opens a transport to `PARTY_PATH` at an address that another node named; raises `NodeUnavailable`."""
@@ -101,7 +105,7 @@ class PartyLink:
 
     # ------------------------------------------------------------ what the peer's node says
 
-    def received(self, message: CommitteeReady | CommitteeLink | CommitteeBytes) -> None:
+    def received(self, message: Linking) -> None:
         """Raises `WireError` for what is not due."""
         if isinstance(message, CommitteeBytes):
             if self._relay is None:
@@ -144,19 +148,86 @@ class PartyLink:
         """The side of the higher rank: the socket for its party."""
         with doors.expected(self._secret(b"token"), self._secret(b"answer")) as came:
             self._send(CommitteeReady(committee=self._committee, address=address))
-            direct = await self._way
+            try:
+                direct = await self._way
+            except BaseException:
+                _close(came)
+                raise
         if direct and not came.done():
             raise WireError("a node says that it is connected, and is not")
+        if not direct:
+            _close(came)
         if direct:
             return came.result()
-        if came.done():
-            came.result().close()
         assert self._relay is not None
         return self._relay.end
 
-    def close(self) -> None:
-        """No more bytes pass."""
+    def close(self, *, handed_over: bool) -> None:
+        """No more bytes pass. The party's end of the relay is the party's own once it was handed over."""
         if self._relay is not None:
             self._relay.close()
+            if not handed_over:
+                self._relay.end.close()
         for future in (self._address, self._way):
             future.cancel()
+
+
+class PartyLinks:
+    """The links of one party to both others. `ranks`: this party's first; `send` brings a message to the node of a rank."""
+
+    def __init__(
+        self,
+        committee: CommitteeId,
+        ranks: tuple[int, int, int],
+        keys: Keys,
+        *,
+        clock: Clock,
+        send: Callable[[int, Message], None],
+    ) -> None:
+        self._rank, *others = ranks
+        self._links = {
+            rank: PartyLink(committee, (self._rank, rank), keys, clock=clock, send=partial(send, rank)) for rank in others
+        }
+        self._handed_over = False
+        self.missing = list(self._links)
+        """The ranks of parties that are not connected yet."""
+
+    def received(self, rank: int, message: Linking) -> None:
+        """What the node of a rank says. Raises `WireError` for what is not due."""
+        self._links[rank].received(message)
+
+    def keys(self) -> tuple[LinkKeys, ...]:
+        return tuple(link.keys() for link in self._links.values())
+
+    async def connect(self, doors: Doors, dial: DialParty | None, address: str) -> dict[int, Any]:
+        """Connected sockets to both, by rank, which are the caller's. Raises `GridError`, and has closed all then."""
+        works = {rank: asyncio.create_task(self._connected(link, doors, dial, address)) for rank, link in self._links.items()}
+        try:
+            await asyncio.gather(*works.values())
+        except BaseException:
+            for work in works.values():
+                work.cancel()
+            await asyncio.wait(works.values())
+            for work in works.values():
+                if not work.cancelled() and work.exception() is None:
+                    work.result().close()
+            raise
+        self._handed_over = True
+        return {rank: work.result() for rank, work in works.items()}
+
+    async def _connected(self, link: PartyLink, doors: Doors, dial: DialParty | None, address: str) -> Any:
+        raw = await (link.dial(dial) if self._rank < link.rank else link.expect(doors, address))
+        self.missing.remove(link.rank)
+        return raw
+
+    def close(self) -> None:
+        """No more bytes pass through this node."""
+        for link in self._links.values():
+            link.close(handed_over=self._handed_over)
+
+
+def _close(came: asyncio.Future[Any]) -> None:
+    """Nobody wants the socket, if it came or comes."""
+    if came.done() and not came.cancelled():
+        came.result().close()
+    came.cancel()
