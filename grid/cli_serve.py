@@ -280,7 +280,10 @@ async def _listening(node: Any, settings: NodeSettings) -> AsyncIterator[str]:
             raise InvalidRequest(f"cannot listen on {settings.listen}: {error.strerror}") from None
         address = announced_address(settings, server.port)
         await node.announce_at(address)
-        yield address
+        try:
+            yield address
+        finally:
+            await node.end_sessions()  # else the server would wait for clients that are gone to come back
 
 
 @contextlib.asynccontextmanager

@@ -289,6 +289,10 @@ class Node:
         """Take over a transport that somebody opened to this node; `sender` as the gateway names who asked for a link."""
         self.spawn(self.serve(transport, sender), "connection")
 
+    async def end_sessions(self) -> None:
+        """End all sessions, those whose client may still come back among them."""
+        await self._resumable.close("the node is closing")
+
     async def serve(self, transport: Transport, sender: PeerId = DIRECT) -> None:
         """The life of a transport that somebody opened to this node."""
         with tags(link=getattr(transport, "id", None)):

@@ -126,14 +126,12 @@ class Permits:
         asked.askers.add(asker)
         if asked.askers == dealt.roster and not asked.answer.done():
             self._spawn(self._decide(asked, dealt), "a permit")
-        elif not asked.answer.done():
-            try:
-                async with time_limit(self._clock, self._wait_s, "a permit that all parties must ask for"):
-                    return await asyncio.shield(asked.answer)
-            except GridError as error:
-                _settle(asked.answer, error)
-                raise
-        return await asyncio.shield(asked.answer)
+        try:
+            async with time_limit(self._clock, self._wait_s, "a permit that all parties must ask for"):
+                return await asyncio.shield(asked.answer)
+        except GridError as error:
+            _settle(asked.answer, error)  # if it was the time that ran out: for all
+            raise
 
     def gave(self, opening: Opening) -> bool:
         """Whether this node has permitted that this result opens."""
@@ -154,8 +152,9 @@ class Permits:
             waiting = sum(asker in other.askers and not other.answer.done() for other in self._asked.values())
             if waiting >= MAX_WAITING_PER_NODE:
                 raise QuotaExceeded("too many results wait here for a permit; ask again when some have theirs")
-            for old in [name for name, other in self._asked.items() if other.answer.done()][: len(self._asked) - MAX_ANSWERS + 1]:
-                del self._asked[old]
+            if len(self._asked) >= MAX_ANSWERS:
+                answered = (name for name, other in self._asked.items() if other.answer.done())
+                del self._asked[next(answered, next(iter(self._asked)))]
             asked = self._asked[key] = _Asked(message, asyncio.get_running_loop().create_future())
         return asked
 
@@ -164,6 +163,9 @@ class Permits:
             envelope = await self._submit(lambda: self._decision(asked.message, dealt))
         except GridError as error:
             _settle(asked.answer, error)
+        except Exception:
+            log.exception("a permit could not be decided on")
+            _settle(asked.answer, GridError("something went wrong inside the node; its log says what"))
         else:
             if not asked.answer.done():
                 asked.answer.set_result(Permit(envelope=envelope))

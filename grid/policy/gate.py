@@ -371,10 +371,12 @@ class Gate:
             what = "what was shared was no part of the dataset as it stands, but computed from it before"
         else:
             return
+        by_hand = " (it approves by hand what is computed at its own node alone)" if dataset.policy.release == APPROVE else ""
         raise _denied(
             "committee.release",
             dataset,
-            f"of its rows on shares only results of plans that its owner lists in `allow` are opened to others, and {what}",
+            "of its rows on shares only results of plans that its owner lists in `allow` are opened to others, and"
+            f" {what}{by_hand}",
             instead="a plan whose id the owner lists in `allow`, run by the committee on parts of the dataset (trio.run), or"
             " reveal(to=) the owner's node; or pointers, plans and grid.sum at that node, under its own rules",
         )

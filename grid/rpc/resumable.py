@@ -334,6 +334,10 @@ class Sessions:
                     await link.send(bytes([REFUSAL]), error.message.encode())
             raise
 
+    async def close(self, reason: str) -> None:
+        """End all of them: nobody is waited for."""
+        await asyncio.gather(*(known.close(reason) for known in list(self._known.values())))
+
     def _forget(self, ended: Resumable) -> None:
         self._known.pop(ended.session, None)
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from grid.smpc.kernels import products
 from grid.smpc.link import Words
 from grid.smpc.packing import pack, unpack
 from grid.smpc.protocol import Protocol
@@ -96,6 +95,8 @@ class Plain(Protocol):
         return self._truncated(product, truncate, sizes)
 
     async def matmul(self, x: Shared, y: Shared, truncate: int = 0) -> Shared:
+        from grid.smpc.kernels import products  # loads a compiler, which a client needs for rehearsals only
+
         zeros = np.zeros_like(x.parts[0]), np.zeros_like(y.parts[0])
         product = products.matmul(x.parts[0], zeros[0], y.parts[0], zeros[1])
         return self._truncated(product, truncate, _sizes(x) @ _sizes(y) if self._watch else None)
@@ -103,6 +104,8 @@ class Plain(Protocol):
     async def conv2d(
         self, x: Shared, w: Shared, *, stride: tuple[int, int], padding: tuple[int, int], truncate: int = 0, groups: int = 1
     ) -> Shared:
+        from grid.smpc.kernels import products
+
         zeros = np.zeros_like(x.parts[0]), np.zeros_like(w.parts[0])
         product = products.conv2d(x.parts[0], zeros[0], w.parts[0], zeros[1], stride, padding, groups)
         sizes = None

@@ -107,6 +107,15 @@ def test_a_module_with_public_parameters_runs_on_shares(trio: Any) -> None:
         assert near(model(trio.share(images)).reveal(), model(images))
 
 
+def test_a_plan_and_a_module_run_as_one_request(trio: Any) -> None:
+    net, x = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)), torch.randn(5, 4)
+    shared, wanted = trio.share(net), net(x).detach()
+    assert near(trio.run(shared, trio.share(x)).reveal(), wanted)
+    labels = trio.run(grid.trace(lambda y: (y.argmax(1), y > 0), wanted), trio.share(wanted))
+    assert torch.equal(labels[0].reveal(), wanted.argmax(1)) and torch.equal(labels[1].reveal(), wanted > 0)
+    assert near(shared.reveal()(x).detach(), wanted)
+
+
 def test_a_node_outside_the_committee_shares_its_rows(client: Any, trio: Any) -> None:
     (public,) = client.search("#public")
     w = torch.randn(2, 1) / 10

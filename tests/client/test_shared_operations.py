@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,3 +93,8 @@ def test_what_is_not_done_names_its_line_and_what_to_write(trio: Any, what: str)
     call, says = REFUSED[what]
     with pytest.raises(grid.InvalidRequest, match=rf"(?s){says}.*test_shared_operations\.py"):
         call(trio.share(torch.ones(3)))
+
+
+def test_clients_and_nodes_load_no_compiler_before_they_need_it() -> None:
+    program = "import sys, grid.client.committee, grid.node.share_lane; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

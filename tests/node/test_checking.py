@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from grid.cli import grid as command
 from grid.client.mock import make_mock
 from grid.errors import DatasetError
+from grid.ids import PlanId
 from grid.node.checking import Report, check_folder, what_is_public, what_leaves, what_stays
 from grid.node.datasets import Dataset, load_datasets
 from grid.policy.rules import Policy
@@ -223,6 +224,21 @@ def test_the_policy_in_plain_words() -> None:
     assert "have not approved" in kept
     builtin = dataclasses.replace(aggregate, plans="builtin", share=False, sinks=())
     assert len(what_leaves(builtin, 100)) == 1 and "the 0 plans in `allow` alone" in what_leaves(builtin, 100)[0]
+
+
+def test_who_may_have_shares_in_plain_words(tmp_path: Path) -> None:
+    listed = Policy(release="deny", allow=(PlanId("1" * 64),), share=("bob", "carol"))
+    said = " ".join(what_leaves(listed, 100))
+    assert "bob, carol and this node" in said and "1 plans in `allow`" in said and "in the clear" in what_stays(listed)[0]
+    for useless in (dataclasses.replace(listed, share=True), dataclasses.replace(listed, allow=())):
+        assert what_leaves(useless, 100) == ["Nothing, to anybody."]
+    table = 'file = "people.csv"\n[policy]\nmin_rows = 10\n'
+    anybody = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = true\n'))
+    assert any("join forces" in warning for warning in anybody.warnings)
+    nobody = report_of(write(tmp_path, table + 'release = "deny"\nshare = ["bob"]\n'))
+    assert any("`share` does nothing" in warning for warning in nobody.warnings)
+    broken = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = ["b b"]\n'))
+    assert any("names of nodes" in error and "line 5" in error for error in broken.errors)
 
 
 def test_what_is_public_is_what_the_card_holds(tmp_path: Path) -> None:

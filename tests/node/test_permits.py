@@ -351,6 +351,24 @@ async def test_permits_are_for_parties_of_values_that_were_dealt_to_them(made: M
         assert kinds(answers) <= {ReleaseDenied, InvalidRequest}, message
 
 
+async def test_answers_are_kept_within_bounds_and_a_fault_is_an_answer(
+    made: Mesh, trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shared(trio, "dave", 1)
+    kept = made.nodes["dave"].permits
+    monkeypatch.setattr("grid.node.permits.MAX_ANSWERS", 3)
+    for count in (1, 2, 3, 3, 3):
+        assert kinds(await open_to(trio, "dave", 1)) == {Ok} and len(kept._asked) == count
+        trio.raw["dave"].free(Ref(700))
+
+    def fails(gate: Gate, *rest: Any, **more: Any) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(Gate, "release_on_shares", fails)
+    replies = await open_to(trio, "dave", 1)
+    assert kinds(replies) == {GridError} and all("a fault" not in reply.message for reply in replies)
+
+
 async def refused_if_owner_answers(trio: Trio, made: Mesh, answer: Callable[[PeerId, AskPermit, Any], Any]) -> list[Any]:
     """What the parties say where dave's node answers as `answer` says, given the true permit."""
     permits = made.nodes["dave"].permits

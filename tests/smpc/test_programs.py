@@ -378,6 +378,14 @@ def test_operations_that_could_overflow_are_named() -> None:
     assert not doubtful(prepared, [in_the_clear(X)])
 
 
+def test_operations_that_leave_their_domain_are_named() -> None:
+    plan, x = grid.trace(lambda x: (x.relu(), x.exp()), X), torch.linspace(1, 4, 20).reshape(5, 4)
+    prepared = Prepared(plan, given([Secret(X)]), UNLIMITED)
+    assert not doubtful(prepared, [in_the_clear(x)])
+    (found,) = doubtful(prepared, [in_the_clear(10 * x)])
+    assert found.startswith("step 1 (aten.exp.default)")
+
+
 def test_a_constant_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from grid.smpc.operations import arguments
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grid.smpc.kernels.arithmetic import add_multiple
 from grid.smpc.packing import padded
 from grid.smpc.protocol import Protocol
 from grid.smpc.shares import Bits, Shared, stacked
@@ -59,6 +58,8 @@ def plane(b: Bits, number: int) -> Bits:
 
 def combined(values: Sequence[Shared], factors: Sequence[int]) -> Shared:
     """The sum of factors[k] values[k], of one shape. No message."""
+    from grid.smpc.kernels.arithmetic import add_multiple  # loads a compiler, which whoever makes a party has done before
+
     lead = np.uint64(factors[0] % (1 << 64))
     first = values[0].each(lambda part: np.asarray(np.multiply(part, lead, order="C")))
     for value, factor in zip(values[1:], factors[1:], strict=True):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from grid.smpc.packing import padded
 from grid.smpc.party import PARTIES
 from grid.smpc.replicated.chunks import CHUNK, DEPTH
-from grid.smpc.replicated.decomposition import network
 
 WORD = 8
 DIGEST = 32
@@ -71,6 +70,8 @@ def is_zero(count: int, width: int = 64) -> Cost:
 
 
 def bits(count: int, planes: int) -> Cost:
+    from grid.smpc.replicated.decomposition import network  # loads a compiler, which a client needs for rehearsals only
+
     if planes == 1:
         return _in_blocks(count, 1, 1)
     levels = network(planes - 1)
