@@ -26,7 +26,7 @@ from grid.smpc.link import Words
 from grid.smpc.party import STEPS
 from grid.smpc.socket_link import Channel, SocketLink
 from grid.smpc.steps import Arrival
-from grid.wire.messages import ErrorInfo, Failure, Message, Ok
+from grid.wire.messages import ErrorInfo, Failure, FreeShares, Message, Ok
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ class PartyWork:
             else:
                 self._answer(request_id, Ok())
         else:
-            lane.submit(message, partial(self._answer, request_id))  # type: ignore[arg-type]
+            answered = _nobody if isinstance(message, FreeShares) else partial(self._answer, request_id)
+            lane.submit(message, answered)  # type: ignore[arg-type]
 
     def _hand(self, giver: int, place: int, name: Name, held: Held) -> None:
         """One client's value for another one. Raises what that one's lane has against it."""
@@ -151,6 +152,10 @@ class PartyWork:
         if place >= len(self._lanes):
             raise WireError(f"party {sender} sent words for no work of the committee", party=sender)
         return self._lanes[place]
+
+
+def _nobody(outcome: Message | GridError) -> None:
+    """Hears how `FreeShares` went."""
 
 
 def patience(deadline_s: float) -> float:
