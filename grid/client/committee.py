@@ -180,8 +180,8 @@ class Committee:
     def share(self, value: Any) -> Any:
         """The value on shares. A local tensor is split here, and no node sees more than random numbers; one at a node is split
         there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares (other
-        tensors that it has stay here, and are public where they are used); its `reveal()` gives a plain module. Returns at once; a
-        refusal comes with `reveal()`."""
+        tensors that it has stay here, and are public where they are used); its `reveal()` gives a plain module. Returns at once;
+        a refusal comes with `reveal()`."""
         self._check_open()
         if isinstance(value, torch.nn.Module):
             return send_module(value, self._share_tensor, SharedModule)
