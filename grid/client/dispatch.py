@@ -134,15 +134,19 @@ class Outbox(Protocol):
 class Handle:
     """One object at a node. Several tensors may share it; when the last of them goes, the object is freed there."""
 
-    __slots__ = ("object_id", "outbox", "ref")
+    __slots__ = ("object_id", "outbox", "ref", "viewed")
 
     ref: Ref
     """The form in arguments of commands."""
+
+    viewed: bool
+    """Whether it is a view, or there is one of it. Noted on shares alone."""
 
     def __init__(self, outbox: Outbox, object_id: ObjectId) -> None:
         self.outbox = outbox
         self.object_id = object_id
         self.ref = Ref(object_id)
+        self.viewed = False
 
     def __del__(self) -> None:
         self.outbox.free(self.object_id)

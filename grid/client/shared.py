@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from grid.client.dispatch import NEEDS_VALUES, USE_GET, Dispatcher, Handle
+from grid.client.rewriting import TWINS, VIEWS, mark, rewritten
 from grid.client.shapes import CPU, Meta
 from grid.client.tensors import RemoteTensor
 from grid.display import html
@@ -32,7 +33,14 @@ class SharedTensor(RemoteTensor):
     ) -> Any:
         if any(issubclass(one, RemoteTensor) and not issubclass(one, SharedTensor) for one in types):
             raise InvalidRequest(f"{func} has an operand at a node and one on shares: share the first, x.share(committee)")
-        return _dispatch(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        twin = TWINS.get(func)
+        if twin is not None:
+            return rewritten(args[0], lambda: _dispatch(twin, args, kwargs), str(func))
+        made = _dispatch(func, args, kwargs)
+        if func in VIEWS and isinstance(args[0], SharedTensor):
+            mark(args[0], made)
+        return made
 
     def reveal(self, *, to: Any = None, timeout: float | None = None) -> Any:
         """The value, to this client alone, if every owner's rules let it go; detached from autograd.

@@ -26,10 +26,10 @@ from grid.node.party_messages import (
     request_weight,
 )
 from grid.settings import NodeSettings
-from grid.wire.messages import ErrorInfo, Failure, Message, ShareInput
+from grid.wire.messages import ErrorInfo, Failure, Message, PutSharedPlan, ShareInput
 
 MAX_QUEUED_BYTES = 256 << 20
-"""Of one client's requests that wait at one party; a single larger one may."""
+"""Of one client's requests, and of what other nodes deal, that may wait for one party; a single larger one may."""
 
 
 class PartyUser(Protocol):
@@ -70,6 +70,7 @@ class PartyPort(abc.ABC):
         self._lanes: list[_Lane] = []
         self._asked: dict[int, _Asked] = {}
         self._serial = 0
+        self._dealt = 0
         self._error: GridError | None = None
 
     def begin(self, begin: Begin, sockets: Mapping[int, Any]) -> None:
@@ -95,9 +96,18 @@ class PartyPort(abc.ABC):
         return self._ask(_Asked(place, weight, nbytes, asyncio.get_running_loop().create_future()), message)
 
     def deal(self, place: int, message: Dealt) -> asyncio.Future[Message]:
-        """Another node's value for the client at `place`; the future gets `Ok`."""
+        """Another node's value for the client at `place`; the future gets `Ok`. Raises `QuotaExceeded` where too much waits."""
         self._live(place)
-        return self._ask(_Asked(place, 0, 0, asyncio.get_running_loop().create_future()), message)
+        nbytes = _nbytes(message)
+        if self._dealt and self._dealt + nbytes > MAX_QUEUED_BYTES:
+            raise QuotaExceeded("too many values for this committee wait here; try again later")
+        self._dealt += nbytes
+        answer = self._ask(_Asked(place, 0, 0, asyncio.get_running_loop().create_future()), message)
+        answer.add_done_callback(lambda _: self._taken(nbytes))
+        return answer
+
+    def _taken(self, nbytes: int) -> None:
+        self._dealt -= nbytes
 
     def _live(self, place: int) -> _Lane:
         error = self._error or self._lanes[place].error
@@ -238,8 +248,11 @@ class LocalParty(PartyPort):
 
 
 def _nbytes(message: Message) -> int:
-    if isinstance(message, ShareInput):
+    """Of its buffers, roughly: what a queue of such messages takes."""
+    if isinstance(message, ShareInput | Dealt):
         return memoryview(message.first).nbytes + memoryview(message.second).nbytes
+    if isinstance(message, PutSharedPlan):
+        return memoryview(message.encoding).nbytes
     return sum(len(frame.data) for frame in getattr(message, "tensors", ()))
 
 

@@ -44,7 +44,9 @@ class PartyWork:
         self._most_words = EARLY_BYTES // WORD_BYTES + 2 * settings.max_secure_elements
         channels = {link.rank: Channel(sockets[link.rank], link.sending, link.receiving) for link in begin.links}
         self._lanes: list[ShareLane] = []
-        self._link = SocketLink(begin.rank, channels, patience=patience(begin.deadline_s), failed=self._lost, inbox=self)
+        self._link = SocketLink(
+            begin.rank, channels, patience=patience(begin.deadline_s), failed=self._lost, inbox=self, lingers=True
+        )
         for place in range(begin.clients):
             self._lanes.append(
                 ShareLane(
@@ -111,6 +113,7 @@ class PartyWork:
             for watch in self._watches:
                 watch.cancel()
             self._link.fail(error)
+            self._link.drop()
 
     # ------------------------------------------------------------ the other parties, as the link's inbox
 

@@ -50,6 +50,39 @@ def test_modules_give_what_torch_gives(trio: Any) -> None:
         assert (opened - wanted).abs().max() < 5e-3 * (1 + wanted.abs().max()), name
 
 
+def rewritten(x: Any) -> Any:
+    """Aliases see what is written, as in torch."""
+    y = x * 2
+    alias = y.detach()
+    y += 1
+    y.mul_(alias).clamp_(min=-1.0)
+    return y + alias
+
+
+def recurrent(x: Any) -> Any:
+    torch.manual_seed(5)
+    layer = torch.nn.GRU(3, 2)
+    hidden = x[:1, :2] * 0
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    return layer(x, hidden)[0]
+
+
+def test_what_is_written_in_place_stands_for_a_new_value(trio: Any) -> None:
+    x = torch.tensor([[0.5, -1.0, 2.0], [-0.25, 0.0, 1.5]])
+    with torch.no_grad():
+        for function in (rewritten, recurrent, lambda x: torch.nn.functional.cosine_similarity(x, x.flip(0))):
+            assert (function(trio.share(x)).reveal() - function(x)).abs().max() < 1e-3
+
+
+def test_an_optimizer_steps_on_shares(trio: Any) -> None:
+    weights = torch.nn.Parameter(trio.share(torch.ones(3)))
+    optimizer = torch.optim.SGD([weights], lr=0.1, foreach=False)
+    (weights * weights).sum().backward()
+    optimizer.step()
+    assert (weights.reveal() - 0.8).abs().max() < 1e-4
+
+
 NEEDS_VALUES: dict[str, Callable[[Any], Any]] = {
     "if": lambda x: bool(x > 0),
     "if of one": lambda x: 1 if (x > 0).all() else 0,
@@ -81,7 +114,10 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "x[mask]": (lambda x: x[x > 0], "torch.where"),
     "nonzero": (lambda x: x.nonzero(), "torch.where"),
     "unique": (lambda x: x.unique(), "arange"),
-    "x += 1": (lambda x: x.add_(1), "x = x [+] y"),
+    "part += 1": (lambda x: x[1:].add_(1), "x = x [+] y"),
+    "x += 1 with a view": (lambda x: (x[1:], x.add_(1)), "x = x [+] y"),
+    "x *= 0.5 of whole numbers": (lambda x: x.long().mul_(0.5), "shape or dtype"),
+    "local += shared": (lambda x: torch.ones(3).add_(x), "share"),
     "x[0] = 1": (written, "torch.where"),
     "sin": (lambda x: x.sin(), "secure-ops.md"),
     "round": (lambda x: x.round(), "floor"),

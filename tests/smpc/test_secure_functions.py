@@ -326,6 +326,11 @@ def test_integers_and_fractions_mix() -> None:
         on_plain(arithmetic.divide_public, number(x), divisor=[1, 0, 2])
 
 
+def test_divisors_of_very_different_sizes() -> None:
+    x, by = np.array([5000.0, -3.5, 4000.0, 0.25]), np.array([1000.0, 0.5, -4096.0, 7.0])
+    assert np.abs(on_plain(arithmetic.divide_public, number(x), divisor=by) - x / by).max() < 2e-5
+
+
 def test_choices_broadcast() -> None:
     condition, x, y = np.array([[True], [False]]), np.arange(70.0), np.array(-1.0)
     b = secret(condition, plain_shared)

@@ -246,6 +246,13 @@ SHAPED: dict[str, Case] = {
     ),
     "truths arranged": C(lambda x: [(x > 0).t(), torch.cat([x > 0, x < 0]), (x > 0)[1], (x > 0).flip(1)], "less"),
     "one_hot": C(lambda x: F.one_hot(x.argmax(1), 4), "argmax"),
+    "scattered": C(
+        lambda x: [
+            x.scatter(1, torch.tensor([[0, 2], [3, 3], [1, 0]]), 5.0),
+            torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 2.5),
+        ],
+        "argmax",
+    ),
     "distances": C(lambda x, y: ((x[:, None] - y[None]) ** 2).sum(-1), "multiply", 2, low=-32, high=32, error=1e-4, slope=1024),
     "cross entropy": C(
         lambda x: [

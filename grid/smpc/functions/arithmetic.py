@@ -82,12 +82,20 @@ def _trailing_zeros(words: Words) -> int:
 async def divide_public(protocol: Protocol, x: Number, divisor: npt.ArrayLike) -> Number:
     """x divided by a public number or array of them, as a product with 1 / divisor: see `multiply_public`. 2 rounds.
 
-    Raises `InvalidRequest` for a divisor of 0.
+    Divisors of very different sizes get both the first bits of each 1 / divisor and the next ones, at the same time: error 2**-22
+    of the result, and 2**-17. Raises `InvalidRequest` for a divisor of 0.
     """
     by = np.asarray(divisor, np.float64)
     if not by.all():
         raise InvalidRequest("a division by zero: a public divisor is 0")
-    return await multiply_public(protocol, x, 1.0 / by)
+    factor = 1.0 / by
+    if factor.ndim == 0 or not factor.size or np.abs(factor).max() <= 2 * np.abs(factor).min():
+        return await multiply_public(protocol, x, factor)
+    first = np.rint(factor * 2.0**FRACTION_BITS) / 2.0**FRACTION_BITS
+    parts = await protocol.together(
+        lambda mine: multiply_public(mine, x, first), lambda mine: multiply_public(mine, x, factor - first)
+    )
+    return Number(parts[0].with_fraction(FRACTION_BITS).raw + parts[1].with_fraction(FRACTION_BITS).raw)
 
 
 async def matmul(protocol: Protocol, x: Number, y: Number) -> Number:

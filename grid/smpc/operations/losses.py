@@ -104,8 +104,6 @@ def _check_classes(a: Arguments) -> None:
     if isinstance(a["target"], Value):
         if a.op.base == "nll_loss_backward":
             raise OpNotSupported(f"{a.op.name} takes public targets: write -(one_hot(target, n) * scores).sum(1).mean()")
-    elif a["reduction"] == _MEAN and not bool(_classes(a)[1].any()):
-        raise OpNotSupported(f"{a.op.name}: the mean of nothing")
 
 
 # ---------------------------------------------------------------- activations backwards

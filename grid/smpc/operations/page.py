@@ -45,8 +45,9 @@ Rearrangements, constants and copies: each party does them on its own, exactly, 
 _INSTEAD = """
 ## What to use instead
 
-In place nothing is written on shares: `x = x + y` for `x += y`. Values decide no size and no branch: `torch.where(mask, x, 0)`
-for `x[mask]`, and for `if` and `item()` a choice by `torch.where`, or `reveal()` first.
+Nothing on shares is written: after `x += y`, x stands for a new value, which a tensor with views cannot, and `torch.where`,
+`torch.cat` or `torch.select_scatter` stand for `x[0] = y`. Values decide no size and no branch: `torch.where(mask, x, 0)` for
+`x[mask]`, and for `if` and `item()` a choice by `torch.where`, or `reveal()` first.
 
 | not on shares | use |
 |---|---|

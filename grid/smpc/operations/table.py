@@ -33,7 +33,6 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "nan_to_num": "nothing: values on shares are never NaN or infinite",
         "bernoulli": "a random mask made by the client and shared",
         "native_dropout": "model.eval(), or a random mask made by the client and shared",
-        "scatter": "(x[..., None] == torch.arange(k)), which in a plan is how to write one_hot(x, k) of a secret x",
         "nonzero": _WITHOUT_VALUES,
         "masked_select": _WITHOUT_VALUES,
         "_unique2": _COUNT,

@@ -143,6 +143,26 @@ async def _masked_fill(p: Protocol, a: Arguments) -> Result:
     return await chosen(p, a["mask"], value, a["self"], a.bits)
 
 
+async def _scattered(p: Protocol, a: Arguments) -> Result:
+    """A public number at public positions, or at a secret one in each row: what one_hot is in a plan."""
+    x, dim, index = a["self"], a["dim"], a["index"]
+    if not isinstance(index, Value):
+        mask = torch.zeros(a.shape, dtype=torch.bool).scatter(dim, index.to(torch.int64), True)
+        return await chosen(p, mask, a["value"], x, a.bits)
+    places = [1] * len(a.shape)
+    places[dim] = -1
+    hot = await comparisons.equal(p, as_number(p, index), as_number(p, torch.arange(a.shape[dim]).reshape(places)))
+    return await chosen(p, Value(hot, torch.bool), a["value"], x, a.bits)
+
+
+def _check_scattered(a: Arguments) -> None:
+    wanted = list(a.shape)
+    if wanted:
+        wanted[a["dim"]] = 1
+    if a.is_secret("index") and (not wanted or list(a.shape_of("index")) != wanted):
+        raise OpNotSupported(f"{a.op.name} at secret positions writes one number into each row: use torch.where with ==")
+
+
 _BOTH = ("self", "other")
 
 FORMS: Mapping[str, Form] = {
@@ -178,5 +198,8 @@ FORMS: Mapping[str, Form] = {
         f"where.{kind}": Form(_where, ("where",), either=("condition", "self", "other"))
         for kind in ("self", "Scalar", "ScalarOther", "ScalarSelf")
     },
+    "scatter.value": Form(
+        _scattered, ("where", "equal"), either=("self",), check=_check_scattered, peak=lambda a: int(np.prod(a.shape))
+    ),
     **{f"masked_fill.{kind}": Form(_masked_fill, ("where",), either=("self", "mask", "value")) for kind in ("Scalar", "Tensor")},
 }

@@ -1,0 +1,71 @@
+"""`x += y` on shares: nothing there is written, so the tensor comes to stand for the new value instead.
+
+That is the same as long as nobody sees the old memory through a view: a tensor that is a view, or that has one, is refused.
+torch itself writes what it has just made in this way, in recurrent cells and normalisations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from grid.client.dispatch import ALIAS, DETACH, VIEWS_IN_PLACE, Handle, Transposed
+from grid.client.origins import describe, origin
+from grid.client.tensors import RemoteTensor
+from grid.errors import InvalidRequest
+from grid.smpc.operations.table import FORMS
+
+
+def _twins() -> Mapping[Any, Any]:
+    found = {}
+    for name in FORMS:
+        _, base, overload = name.split(".")
+        packet = getattr(torch.ops.aten, f"{base}_", None)  # a name of our table, never a received one
+        written = getattr(packet, overload, None) if packet is not None else None
+        if written is not None and written not in VIEWS_IN_PLACE:
+            found[written] = getattr(getattr(torch.ops.aten, base), overload)
+    return MappingProxyType(found)
+
+
+TWINS: Mapping[Any, Any] = _twins()
+"""Operation in place -> the operation that makes a new value."""
+
+VIEWS = frozenset(
+    call
+    for name in FORMS
+    for call in [getattr(getattr(torch.ops.aten, name.split(".")[1]), name.split(".")[2])]
+    if any(value.alias_info is not None and not value.alias_info.is_write for value in call._schema.returns)
+    and call not in (DETACH, ALIAS)
+)
+"""Operations whose results are views of their first operand, with handles of their own."""
+
+
+def mark(operand: Any, results: Any) -> None:
+    """Note that one is a view of the other."""
+    for one in (operand, *(results if isinstance(results, Iterable) and not isinstance(results, torch.Tensor) else [results])):
+        one._handle.viewed = True
+
+
+def rewritten(target: Any, make: Callable[[], Any], name: str) -> Any:
+    """`target`, standing for what `make` gives from now on, and so does whatever shares its handle."""
+    if not isinstance(target, RemoteTensor):
+        raise InvalidRequest(
+            f"{name} would write a value on shares into a local tensor: put that on shares first, trio.share(target); a recurrent"
+            f" layer takes its first hidden state so (at {describe(origin(2))})"
+        )
+    handle: Handle = target._handle
+    if isinstance(handle, Transposed) or handle.viewed:
+        raise InvalidRequest(
+            f"{name} writes in place a tensor on shares that is a view of another, or has one: make a new tensor, as in"
+            f" `x = x + y`, and a part with torch.where, torch.cat or torch.select_scatter (at {describe(origin(2))})"
+        )
+    made = make()
+    if (made.shape, made.dtype) != (target.shape, target.dtype):
+        raise InvalidRequest(f"{name} in place would change shape or dtype: make a new tensor (at {describe(origin(2))})")
+    other: Handle = made._handle
+    handle.object_id, other.object_id = other.object_id, handle.object_id
+    handle.ref, other.ref = other.ref, handle.ref
+    return target
