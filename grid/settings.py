@@ -102,7 +102,10 @@ class NodeSettings:
     max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
     max_committees: int = setting(16, "committees that this node may be a party of at once", 0)
     max_secure_elements: int = setting(
-        1 << 22, "elements of an operand or a result on shares; a product may take 256 times as many multiplications", 1
+        1 << 22,
+        "elements of an operand, a result, or anything on the way, of an operation on shares; a product may take 256 times as"
+        " many multiplications",
+        1,
     )
     max_released_bytes_per_minute: int = setting(256 << 20, "bytes of released values per client and minute")
     max_releases_per_minute: int = setting(6000, "released values of datasets per client and minute")
