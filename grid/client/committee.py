@@ -489,12 +489,14 @@ class Committee:
     def _send_commands(self) -> None:
         first, nbytes = self._next, 0
         commands: list[Command] = []
+        frees: list[tuple[ObjectId, ...]] = []
         tensors: list[TensorFrame] = []
         while self._entries and len(commands) < MAX_BATCH and nbytes < MAX_BATCH_BYTES:
             entry = self._entries[0]
             if not isinstance(entry, tuple):
                 break
             self._entries.popleft()
+            frees.append(tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES)))
             command, frames, place = entry
             commands.append(
                 dataclasses.replace(
@@ -506,7 +508,13 @@ class Committee:
             tensors.extend(frames)
             nbytes += sum(len(frame.data) for frame in frames)
             self._note(self._next, command.op, place)
-        message = SecureCommands(committee=self.id, first=first, commands=tuple(commands), tensors=tuple(tensors))
+        message = SecureCommands(
+            committee=self.id,
+            first=first,
+            commands=tuple(commands),
+            tensors=tuple(tensors),
+            frees=tuple(frees) if any(frees) else (),
+        )
         self._ask(message, "operations on shares")
 
     def _send_calls(self) -> None:

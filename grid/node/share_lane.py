@@ -380,7 +380,7 @@ class ShareLane:
 
     async def _run_commands(self, message: SecureCommands) -> Message:
         first_error: GridError | None = None
-        tensors = [from_frame(frame) for frame in message.tensors]
+        tensors, frees = [from_frame(frame) for frame in message.tensors], list(message.frees)
         for number, command in enumerate(message.commands, message.first):
             try:
                 await self._run_command(number, command, tensors)
@@ -389,6 +389,8 @@ class ShareLane:
                     raise
                 told = self._failed(number, command.outputs, error)
                 first_error = first_error or told
+            for object_id in frees.pop(0) if frees else ():
+                self._forget(object_id)
             await self._turn()
         if first_error is not None:
             raise again(first_error)

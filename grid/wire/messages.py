@@ -756,13 +756,14 @@ class SecureCommands(Message):
 
     All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, GetShare) are numbered on from 1 without
     gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the
-    reply.
+    reply. `frees`, where it is not empty, has the shares that are not needed after each of the commands.
     """
 
     committee: CommitteeId
     first: int
     commands: tuple[Command, ...]
     tensors: tuple[TensorFrame, ...] = ()
+    frees: tuple[tuple[ObjectId, ...], ...] = ()
 
 
 @message("put-shared-plan")
