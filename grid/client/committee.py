@@ -27,8 +27,8 @@ from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
 from grid.client.shared import SharedTensor, wrap
-from grid.client.shared_plans import Runs
-from grid.client.tensors import RemoteTensor, reference
+from grid.client.shared_plans import Runs, is_at_a_node
+from grid.client.tensors import RemoteTensor
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
 from grid.errors import (
@@ -179,8 +179,9 @@ class Committee:
 
     def share(self, value: Any) -> Any:
         """The value on shares. A local tensor is split here, and no node sees more than random numbers; one at a node is split
-        there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares; its
-        `reveal()` gives a plain module. Returns at once; a refusal comes with `reveal()`."""
+        there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares (other
+        tensors that it has stay here, and are public where they are used); its `reveal()` gives a plain module. Returns at once;
+        a refusal comes with `reveal()`."""
         self._check_open()
         if isinstance(value, torch.nn.Module):
             return send_module(value, self._share_tensor, SharedModule)
@@ -221,14 +222,13 @@ class Committee:
         Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
         local tensors and numbers, which are public to the three nodes (a private one: `committee.share(x)`). Results have the
         structure that the function returned, on shares. A module is traced once for each geometry of its inputs, with its
-        parameters and buffers as they are now.
+        parameters and buffers as they are now; those of a plain one are public.
 
         With `check`, the plan is first tried here in the clear, on values like the arguments: your own where they are at hand,
         the dataset's mock, else standard normal ones. Raises `InvalidRequest` that names each operation which could overflow on
         shares, or leave the domain that it is right for, before anything is sent.
         """
         plan, leaves = self._runs.plan_of(what, args)
-        leaves = [self._share_remote(one) if type(one) is RemoteTensor else one for one in leaves]
         if check:
             self._runs.check(plan, leaves)
         return unflatten(plan.gives, iter(self.run_plan(plan, leaves)))
@@ -414,18 +414,27 @@ class Committee:
         raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
-        """Call a plan on leaves, some of which may be local, and are public then. Sends it before its first call."""
+        """Call a plan on leaves, some of which may be local, and are public then, or at nodes, and are shared then. Sends it
+        before its first call."""
         self._check_open()
         place = origin(2)
+        results = self._runs.prepared(plan, leaves).results
+        leaves = [self._share_remote(leaf) if is_at_a_node(leaf) else leaf for leaf in leaves]
         inputs: list[Arg] = []
         frames: list[TensorFrame] = []
         for leaf in leaves:
-            ref = reference(leaf, self)
-            inputs.append(Inline(len(frames)) if ref is None else ref)
-            if ref is None:
+            if not isinstance(leaf, SharedTensor):
+                inputs.append(Inline(len(frames)))
                 frames.append(to_frame(leaf))
+            elif leaf._handle.outbox is self:
+                inputs.append(leaf._handle.ref)
+            else:
+                raise InvalidRequest(
+                    f"one argument is on shares at {leaf.location.name}, and the plan runs at {self.place.name}: shares do not"
+                    " move; share the value here, too"
+                )
         _check_size(sum(len(frame.data) for frame in frames))
-        made = [self._made(one.shape, one.dtype) for one in self._runs.prepared(plan, leaves).results]
+        made = [self._made(one.shape, one.dtype) for one in results]
         call = SharedCall(
             plan=plan.id, count=request_numbers(plan), inputs=inputs, outputs=tuple(one._handle.object_id for one in made)
         )

@@ -178,7 +178,12 @@ class NodeConnection:
         return made
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
-        """Call a plan on leaves, some of which may be local. Sends it before its first call; nothing is waited for."""
+        """Call a plan on leaves, some of which may be local. Sends it before its first call; nothing is waited for.
+
+        With a leaf on shares, it runs in that committee, and those at nodes are shared first."""
+        for leaf in leaves:
+            if isinstance(leaf, RemoteTensor) and not isinstance(leaf._handle.outbox, NodeConnection):
+                return leaf._handle.outbox.run_plan(plan, leaves)
         place = origin(2)
         metas = output_metas(plan, leaves)
         inputs, frames = self._inputs(leaves)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from grid.client.shared import SharedTensor
+from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest
 from grid.plans.ir import Plan
 from grid.plans.trace import TracedFunction
@@ -59,13 +60,13 @@ class Runs:
 
     def prepared(self, plan: Plan, leaves: Sequence[Any]) -> Prepared:
         """The plan for these leaves. Raises what the parties would refuse it by, with the user's line."""
-        return self._preparations.of(plan, [Given(tuple(leaf.shape), leaf.dtype, is_shared(leaf)) for leaf in leaves])
+        return self._preparations.of(plan, [Given(tuple(leaf.shape), leaf.dtype, is_secret(leaf)) for leaf in leaves])
 
     def check(self, plan: Plan, leaves: Sequence[Any]) -> None:
         """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares."""
         values = [self._example(leaf) for leaf in leaves]
         inputs = [
-            rehearsal.in_the_clear(value) if is_shared(leaf) else value for leaf, value in zip(leaves, values, strict=True)
+            rehearsal.in_the_clear(value) if is_secret(leaf) else value for leaf, value in zip(leaves, values, strict=True)
         ]
         found = rehearsal.doubtful(self.prepared(plan, leaves), inputs)
         if found:
@@ -80,9 +81,9 @@ class Runs:
 
     def _example(self, leaf: Any) -> Tensor:
         """A local value in place of an input: itself, if it is public."""
-        if not is_shared(leaf):
+        if not is_secret(leaf):
             return leaf.detach()  # type: ignore[no-any-return]
-        made = self.examples.get(leaf._handle.object_id)
+        made = leaf._mock if is_at_a_node(leaf) else self.examples.get(leaf._handle.object_id)
         known = None if made is None else made()
         if known is not None and known.dtype == leaf.dtype:
             if known.shape == leaf.shape:
@@ -94,8 +95,14 @@ class Runs:
         return torch.randint(0, 2, leaf.shape).to(leaf.dtype)
 
 
-def is_shared(leaf: Any) -> bool:
-    return isinstance(leaf, SharedTensor)
+def is_secret(leaf: Any) -> bool:
+    """Whether an argument is on shares, or will be."""
+    return isinstance(leaf, RemoteTensor)
+
+
+def is_at_a_node(leaf: Any) -> bool:
+    """Whether it must be shared first."""
+    return isinstance(leaf, RemoteTensor) and not isinstance(leaf, SharedTensor)
 
 
 def tensors_of(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -218,10 +218,12 @@ class Node:
         try:
             await group.__aexit__(None, None, None)
         finally:
-            await self._parties.close()
-            if self._workers is not None:
-                await self._workers.__aexit__(None, None, None)
-            await self._executor.__aexit__(None, None, None)
+            try:
+                await self._parties.close()
+            finally:
+                if self._workers is not None:
+                    await self._workers.__aexit__(None, None, None)
+                await self._executor.__aexit__(None, None, None)
 
     async def _start_workers(self) -> None:
         """Get ready to run each session in a process, where this system can do that."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import dataclasses
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -26,10 +27,10 @@ from grid.node.party_messages import (
     request_weight,
 )
 from grid.settings import NodeSettings
-from grid.wire.messages import ErrorInfo, Failure, Message, ShareInput
+from grid.wire.messages import ErrorInfo, Failure, FreeShares, Message, Ok, PutSharedPlan, ShareInput
 
 MAX_QUEUED_BYTES = 256 << 20
-"""Of one client's requests that wait at one party; a single larger one may."""
+"""Of one client's requests, and of what other nodes deal, that may wait for one party; a single larger one may."""
 
 
 class PartyUser(Protocol):
@@ -46,11 +47,13 @@ class PartyUser(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class _Lane:
-    """The requests of one client that wait. `error`: what has ended its work."""
+    """The requests of one client that wait. `frees`: the ids of those that are not answered, and done once a later one is.
+    `error`: what has ended its work."""
 
     requests: int = 0
     nbytes: int = 0
     error: GridError | None = None
+    frees: deque[int] = dataclasses.field(default_factory=deque)
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,6 +73,7 @@ class PartyPort(abc.ABC):
         self._lanes: list[_Lane] = []
         self._asked: dict[int, _Asked] = {}
         self._serial = 0
+        self._dealt = 0
         self._error: GridError | None = None
 
     def begin(self, begin: Begin, sockets: Mapping[int, Any]) -> None:
@@ -78,7 +82,8 @@ class PartyPort(abc.ABC):
         self._start(begin, sockets)
 
     def submit(self, place: int, message: Request) -> asyncio.Future[Message]:
-        """A request of the client at `place`; the future gets the answer. Raises what has ended the client's work.
+        """A request of the client at `place`; the future gets the answer, that of `FreeShares` at once. Raises what has ended
+        the client's work.
 
         A request that cannot even wait here, which raises `QuotaExceeded`, ends it: the other parties would wait for it.
         """
@@ -92,12 +97,27 @@ class PartyPort(abc.ABC):
             raise again(error)
         lane.requests += weight
         lane.nbytes += nbytes
+        if isinstance(message, FreeShares):
+            done: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+            done.set_result(Ok())
+            lane.frees.append(self._next_id(place))
+            self._tell(message, lane.frees[-1])
+            return done
         return self._ask(_Asked(place, weight, nbytes, asyncio.get_running_loop().create_future()), message)
 
     def deal(self, place: int, message: Dealt) -> asyncio.Future[Message]:
-        """Another node's value for the client at `place`; the future gets `Ok`."""
+        """Another node's value for the client at `place`; the future gets `Ok`. Raises `QuotaExceeded` where too much waits."""
         self._live(place)
-        return self._ask(_Asked(place, 0, 0, asyncio.get_running_loop().create_future()), message)
+        nbytes = _nbytes(message)
+        if self._dealt and self._dealt + nbytes > MAX_QUEUED_BYTES:
+            raise QuotaExceeded("too many values for this committee wait here; try again later")
+        self._dealt += nbytes
+        answer = self._ask(_Asked(place, 0, 0, asyncio.get_running_loop().create_future()), message)
+        answer.add_done_callback(lambda _: self._taken(nbytes))
+        return answer
+
+    def _taken(self, nbytes: int) -> None:
+        self._dealt -= nbytes
 
     def _live(self, place: int) -> _Lane:
         error = self._error or self._lanes[place].error
@@ -106,11 +126,14 @@ class PartyPort(abc.ABC):
         return self._lanes[place]
 
     def _ask(self, asked: _Asked, message: Message) -> asyncio.Future[Message]:
-        self._serial += 1
-        request_id = self._serial << PLACE_BITS | asked.place
+        request_id = self._next_id(asked.place)
         self._asked[request_id] = asked
         self._tell(message, request_id)
         return asked.answer
+
+    def _next_id(self, place: int) -> int:
+        self._serial += 1
+        return self._serial << PLACE_BITS | place
 
     def end_lane(self, place: int, error: GridError) -> None:
         """The work of one client is over; what waits gets the error."""
@@ -161,6 +184,9 @@ class PartyPort(abc.ABC):
         lane = self._lanes[asked.place]
         lane.requests -= asked.weight
         lane.nbytes -= asked.nbytes
+        while asked.weight and lane.frees and lane.frees[0] < request_id:
+            lane.frees.popleft()
+            lane.requests -= 1
         _settle(asked.answer, message.error.to_error() if isinstance(message, Failure) else message)
 
     # ------------------------------------------------------------ for subclasses
@@ -238,8 +264,11 @@ class LocalParty(PartyPort):
 
 
 def _nbytes(message: Message) -> int:
-    if isinstance(message, ShareInput):
+    """Of its buffers, roughly: what a queue of such messages takes."""
+    if isinstance(message, ShareInput | Dealt):
         return memoryview(message.first).nbytes + memoryview(message.second).nbytes
+    if isinstance(message, PutSharedPlan):
+        return memoryview(message.encoding).nbytes
     return sum(len(frame.data) for frame in getattr(message, "tensors", ()))
 
 

@@ -1,7 +1,7 @@
 """What a node and its party in a committee say to each other, whether they share a process or have a pipe between them.
 
 The client's requests reach the party as they came; the id of each says whose they are (`place_of`), and the answer has the same
-id. No peer can send these messages, since they stand in tables of their own.
+id. `FreeShares` has none. No peer can send these messages, since they stand in tables of their own.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from grid.smpc.link import Words
 from grid.smpc.party import STEPS
 from grid.smpc.socket_link import Channel, SocketLink
 from grid.smpc.steps import Arrival
-from grid.wire.messages import ErrorInfo, Failure, Message, Ok
+from grid.wire.messages import ErrorInfo, Failure, FreeShares, Message, Ok
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ class PartyWork:
         self._most_words = EARLY_BYTES // WORD_BYTES + 2 * settings.max_secure_elements
         channels = {link.rank: Channel(sockets[link.rank], link.sending, link.receiving) for link in begin.links}
         self._lanes: list[ShareLane] = []
-        self._link = SocketLink(begin.rank, channels, patience=patience(begin.deadline_s), failed=self._lost, inbox=self)
+        self._link = SocketLink(
+            begin.rank, channels, patience=patience(begin.deadline_s), failed=self._lost, inbox=self, lingers=True
+        )
         for place in range(begin.clients):
             self._lanes.append(
                 ShareLane(
@@ -81,7 +83,8 @@ class PartyWork:
             else:
                 self._answer(request_id, Ok())
         else:
-            lane.submit(message, partial(self._answer, request_id))  # type: ignore[arg-type]
+            answered = _nobody if isinstance(message, FreeShares) else partial(self._answer, request_id)
+            lane.submit(message, answered)  # type: ignore[arg-type]
 
     def _hand(self, giver: int, place: int, name: Name, held: Held) -> None:
         """One client's value for another one. Raises what that one's lane has against it."""
@@ -111,6 +114,7 @@ class PartyWork:
             for watch in self._watches:
                 watch.cancel()
             self._link.fail(error)
+            self._link.drop()
 
     # ------------------------------------------------------------ the other parties, as the link's inbox
 
@@ -148,6 +152,10 @@ class PartyWork:
         if place >= len(self._lanes):
             raise WireError(f"party {sender} sent words for no work of the committee", party=sender)
         return self._lanes[place]
+
+
+def _nobody(outcome: Message | GridError) -> None:
+    """Hears how `FreeShares` went."""
 
 
 def patience(deadline_s: float) -> float:

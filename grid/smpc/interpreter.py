@@ -54,7 +54,9 @@ class Call:
             raise InvalidRequest(f"{name} has no operand on shares")
         self._form.admit(self._arguments)
         self._check_work(name, most)
-        self._check_positions(bound)
+        self._looks = examines(op)
+        if self._looks:
+            self._check_positions(bound)
 
     def on(self, operands: Sequence[Value | Tensor]) -> Call:
         """The same call on other operands of the same geometries, in the order in which these were given. Only public positions
@@ -63,7 +65,8 @@ class Call:
         made._form, made.results = self._form, self.results
         made._values = dict(zip(self._values, operands, strict=True))
         made._arguments = Arguments(self._arguments.bound, self.results, made._values)
-        made._check_positions(self._arguments.bound)
+        if self._looks:
+            made._check_positions(self._arguments.bound)
         return made
 
     def _meta(self, arg: Any) -> Any:
@@ -89,8 +92,6 @@ class Call:
             )
 
     def _check_positions(self, bound: Bound) -> None:
-        if not examines(bound.op):
-            return
         given = [self._arguments.get(name) for name in _POSITIONS]
         flat = [one for item in given for one in (item if isinstance(item, list) else [item])]
         if any(isinstance(one, Value) or _is_unknown(one) for one in flat):

@@ -67,6 +67,8 @@ class SocketLink:
     """The link of party `rank` to its peers, by rank. Made and used on one thread, that of the running loop.
 
     `failed` is told the error that ends the link early. `inbox` takes what comes, in place of a `Mailbox`.
+    With `lingers`, only the socket to who is to blame is closed then, and the other by `drop`: so the third party sees no end of
+    this one before it can see that of the one that is to blame.
     """
 
     def __init__(
@@ -77,10 +79,12 @@ class SocketLink:
         patience: float = PATIENCE,
         failed: Callable[[GridError], None] | None = None,
         inbox: Inbox | None = None,
+        lingers: bool = False,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.mailbox = Mailbox() if inbox is None else inbox
         self._failed = failed
+        self._lingers = lingers
         self._patience = patience
         self._closed = self.loop.create_future()
         self.is_over = False
@@ -105,10 +109,19 @@ class SocketLink:
         """End at once: all that wait get the error, and the peers see their sockets end."""
         if self.is_over:
             return
+        blamed = error.details.get("party") if self._lingers else None
         self._finish()
+        for rank, peer in self._peers.items():
+            if blamed is None or rank == blamed:
+                peer.shut()
         self.mailbox.fail(error)
         if self._failed is not None:
             self._failed(error)
+
+    def drop(self) -> None:
+        """Close what is still open after the end."""
+        for peer in self._peers.values():
+            peer.shut()
 
     async def close(self) -> None:
         """Say that this side is done, and wait until the peers have taken everything and are done, too."""
@@ -124,6 +137,7 @@ class SocketLink:
         """One direction of one peer has ended as it should; all four of them end the link."""
         if not self.is_over and all(peer.is_done for peer in self._peers.values()):
             self._finish()
+            self.drop()
             self.mailbox.fail(QuorumLost("the link to the other parties is closed"))
 
     def _tick(self) -> None:
@@ -138,7 +152,7 @@ class SocketLink:
         self._closed.set_result(None)
         self._ticking.cancel()
         for peer in self._peers.values():
-            peer.shut()
+            peer.rest()
 
 
 class _Peer:
@@ -369,12 +383,16 @@ class _Peer:
             self.send(_PING, _NO_WORDS)
         self._seen_in, self._seen_out, self._seen_sent = self._bytes_in, self._bytes_out, self._sent
 
-    def shut(self) -> None:
+    def rest(self) -> None:
+        """Neither send nor read any more."""
         self._link.loop.remove_reader(self._socket)
         self._link.loop.remove_writer(self._socket)
-        self._socket.close()
         self._queue.clear()
         self._large = None
+
+    def shut(self) -> None:
+        """Close the socket, after `rest`. Safe to call again."""
+        self._socket.close()
 
     def _lost(self, how: str, *, ended: bool = True) -> QuorumLost:
         """`ended`: it may have lost the third party before, and ended its connection for that."""

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import signal
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -217,7 +218,7 @@ async def test_parties_keep_their_promises(kind: type[PartyPort]) -> None:
         await a_lane_that_breaks_is_told_and_the_other_goes_on(await ground.three())
         await what_ends_a_lane_ends_what_waits_in_it(await ground.three(deadline_s=1.0))
         await more_than_may_wait_ends_the_lane(await ground.three())
-        for make in (garbage_that_does_not_open, an_end_in_the_middle):
+        for make in (garbage_that_does_not_open, a_frame_longer_than_any_memory, an_end_in_the_middle):
             await a_hostile_socket_ends_the_link(await ground.three(steal=True), make)
         await a_party_that_says_nothing_is_lost(await ground.three(steal=True, deadline_s=2.0))
 
@@ -310,6 +311,10 @@ async def more_than_may_wait_ends_the_lane(three: Three) -> None:
 
 def garbage_that_does_not_open(three: Three) -> None:
     three.stolen[0].sendall(bytes(64))
+
+
+def a_frame_longer_than_any_memory(three: Three) -> None:
+    three.stolen[0].sendall(struct.pack("<QQ", 5, 1 << 60))  # the header alone decides
 
 
 def an_end_in_the_middle(three: Three) -> None:

@@ -25,12 +25,13 @@ from grid.errors import (
     ReleaseDenied,
     WireError,
 )
-from grid.ids import CommitteeId, ObjectId, PeerId, TransferId, random_id
+from grid.ids import CommitteeId, ObjectId, PeerId, SumId, TransferId, random_id
 from grid.node import openings
 from grid.node.committees import deal
 from grid.node.party import LocalParty
 from grid.node.party_messages import Begin
 from grid.node.permits import KIND, PERMIT_S, sign, verify
+from grid.plans.trace import trace
 from grid.policy.gate import Gate
 from grid.smpc.keystreams import ALL, OWN, Keys, Keystreams
 from grid.wire.messages import (
@@ -283,6 +284,18 @@ async def test_shares_are_offered_in_the_clients_own_name_to_another_of_the_list
         message = lambda rank, number, fields=fields: OfferShares(committee=trio.committee, number=number, **fields)  # noqa: E731
         assert kinds(await trio.ask(message)) == {error}
         trio.number -= "client" in change  # which is refused before it reaches the party
+    assert await works(trio)
+
+
+async def test_plans_and_sums_at_a_node_do_not_reach_its_shares(trio: Trio) -> None:
+    await trio.share(1, np.array([3, 5, 8], np.uint64))
+    double = trace(lambda x: x * 2, torch.zeros(3))
+    for name in NAMES:
+        (result,) = await trio.raw[name].plan(double, Ref(1))
+        with pytest.raises(NotFound):
+            await trio.raw[name].get(result)
+        with pytest.raises(NotFound):
+            await trio.raw[name].start_sum(SumId(random_id()), trio.roster, Ref(1), deadline_s=1.0)
     assert await works(trio)
 
 

@@ -29,14 +29,21 @@ LARGEST_FACTOR = 42
 
 async def add(protocol: Protocol, x: Number, y: Number) -> Number:
     """x + y. Exact. 0 rounds."""
-    x, y = aligned(x, y)
-    return Number(x.raw + y.raw, x.fraction)
+    return _combined(x, y, Shared.__add__)
 
 
 async def subtract(protocol: Protocol, x: Number, y: Number) -> Number:
     """x - y. Exact. 0 rounds."""
-    x, y = aligned(x, y)
-    return Number(x.raw - y.raw, x.fraction)
+    return _combined(x, y, Shared.__sub__)
+
+
+def _combined(x: Number, y: Number, combine: Callable[[Shared, Shared], Shared]) -> Number:
+    """A sum; numpy's broadcasts by itself."""
+    fraction = _fraction(x, y)
+    try:
+        return Number(combine(x.with_fraction(fraction).raw, y.with_fraction(fraction).raw), fraction)
+    except ValueError:
+        raise InvalidRequest(f"shapes {x.shape} and {y.shape} do not broadcast") from None
 
 
 async def multiply(protocol: Protocol, x: Number, y: Number) -> Number:
