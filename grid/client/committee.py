@@ -1,31 +1,29 @@
 """A committee as a client sees it: three nodes that compute on shares, and what this client has asked of them.
 
-All three get the same numbered requests in the same order. Operations wait in one queue, which any thread may add to; the
-client's loop numbers them and puts them into the sessions with the three nodes. A committee lives as long as these sessions: when
+All three get the same numbered requests in the same order (`share_requests`). A committee lives as long as these sessions: when
 one is lost, everything on shares is, and `QuorumLost` names the node.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from grid.client.connection import MAX_VALUE_BYTES, NodeConnection, Site
+from grid.client.connection import NodeConnection, Site
 from grid.client.dispatch import Handle, Place
-from grid.client.flow import COMMAND_TIMEOUT_S, Home
+from grid.client.flow import Home
 from grid.client.modules import SharedModule, send_module
 from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
+from grid.client.share_requests import GRACE_S, PlanCall, Reply, Request, ShareRequests, check_size, settled
 from grid.client.shared import SharedTensor, wrap
 from grid.client.shared_plans import Runs, is_at_a_node
 from grid.client.tensors import RemoteTensor
@@ -35,15 +33,12 @@ from grid.errors import (
     DeadlineExceeded,
     GridError,
     InvalidRequest,
-    NodeUnavailable,
     OpNotSupported,
     QuorumLost,
     WireError,
-    again,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
 from grid.plans.ir import Plan
-from grid.plans.lines import at_line
 from grid.plans.trees import unflatten
 from grid.smpc import rehearsal
 from grid.smpc.interpreter import find, fraction_bits
@@ -57,7 +52,6 @@ from grid.wire.messages import (
     CloseCommittee,
     Command,
     ExpectShare,
-    FreeShares,
     GetShare,
     Inline,
     Message,
@@ -65,8 +59,6 @@ from grid.wire.messages import (
     Ok,
     OpenCommittee,
     PutSharedPlan,
-    RunShared,
-    SecureCommands,
     SharedCall,
     ShareInput,
     ShareObject,
@@ -74,23 +66,8 @@ from grid.wire.messages import (
     TensorFrame,
 )
 
-MAX_BATCH = 256
-MAX_BATCH_BYTES = 1 << 20
-MAX_CALLS = 64
 RESULT_BYTES = 16
 """Of each element of a result, at a node."""
-
-MAX_FREES = 4096
-MAX_ORIGINS = 100_000
-"""Commands whose place in the user's program is remembered."""
-
-MAX_REFUSED = 1000
-
-SETTLE_S = 1.0
-"""After a first error, time for others to come in: the one that explains most is raised."""
-
-GRACE_S = 5.0
-"""Nodes keep the committee's deadline themselves, and say who was missing; this much later we stop waiting for that."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,37 +76,6 @@ class _Where:
 
     name: str
     id: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """A request to all three, of `count` numbers; `make` gives their messages. `source` is asked of one more session beside it.
-    `plan` is the one that it runs."""
-
-    make: Callable[[int], Sequence[Message]]
-    what: str
-    place: Origin = None
-    answers: asyncio.Future[list[asyncio.Future[Message]]] | None = None
-    timeout_s: float = COMMAND_TIMEOUT_S
-    source: tuple[NodeConnection, Message, object] | None = None
-    count: int = 1
-    plan: Plan | None = None
-
-
-Reply = TypeVar("Reply", bound=Message)
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _PlanCall:
-    """A call of a plan; `nbytes` are those of its results at a node."""
-
-    call: SharedCall
-    frames: Sequence[TensorFrame]
-    nbytes: int
-    plan: Plan
-    place: Origin
-
-
-_Entry = tuple[Command, Sequence[TensorFrame], Origin] | _PlanCall | _Request | int
 
 
 class Committee:
@@ -159,12 +105,7 @@ class Committee:
         self._home = home
         self._deadline_s = deadline_s
         self._ids = itertools.count(1)
-        self._entries: deque[_Entry] = deque()
-        self._awake = False
-        self._next = 1
-        self._origins: dict[int, tuple[str, Plan | None]] = {}
-        self._refused: dict[int, GridError] = {}
-        self._dealing: set[asyncio.Future[Message]] = set()
+        self._requests = ShareRequests(committee, connections, home, deadline_s)
         self._closed = False
         self._runs = Runs()
         self._plans: set[PlanId] = set()
@@ -193,7 +134,7 @@ class Committee:
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise InvalidRequest(f"a committee shares tensors and modules, not {kind}; torch.as_tensor makes tensors")
-        _check_size(8 * value.numel())
+        check_size(8 * value.numel())
         words = fixed.encode(value, fraction_bits(value.dtype), 1).cpu().numpy().view(np.uint64)
         dtype, shape = short_dtype(value.dtype), tuple(value.shape)
         seeds = (fresh_seed(), fresh_seed())
@@ -213,7 +154,7 @@ class Committee:
                 for first, second in parts
             ]
 
-        self._add(_Request(messages, "sharing a tensor", origin(3)))
+        self._requests.add(Request(messages, "sharing a tensor", origin(3)))
         return made
 
     def run(self, what: Any, *args: Any, check: bool = False) -> Any:
@@ -258,7 +199,7 @@ class Committee:
             return [expect] * len(self._connections)
 
         what = f"sharing a tensor at {connection.place.name}"
-        self._add(_Request(messages, what, origin(3), source=(connection, deal, value._handle)))
+        self._requests.add(Request(messages, what, origin(3), source=(connection, deal, value._handle)))
         return made
 
     def offer(self, value: SharedTensor, *, to: str, plans: Sequence[Plan] = (), freely: bool = False) -> Any:
@@ -267,6 +208,7 @@ class Committee:
         It cannot read the value. What depends on it opens to that client where it is a direct result of one of `plans` on values
         as they were shared; with `freely`, whatever it is, the value itself included. In an asynchronous client, an awaitable.
         """
+        self._check_open()
         if value._handle.outbox is not self:
             raise InvalidRequest("a committee offers values that are on its own shares")
         if to not in self.clients or PeerId(to) == self._me:
@@ -292,7 +234,7 @@ class Committee:
             )
             return [message] * len(self._connections)
 
-        await self._asked(messages, "offering a value", None, Ok)
+        await self._requests.asked(messages, "offering a value", None, Ok)
         return str(offer)
 
     def take(self, offer: str) -> SharedTensor:
@@ -307,14 +249,14 @@ class Committee:
             )
             return [expect] * len(self._connections)
 
-        self._add(_Request(messages, "taking what another client offers", origin(2)))
+        self._requests.add(Request(messages, "taking what another client offers", origin(2)))
         return made
 
     def close(self) -> None:
         """Be done with the committee: the nodes forget this client's shares. Returns at once; may be called twice."""
         if not self._closed:
             self._closed = True
-            self._entries.clear()
+            self._requests.forget()
             with suppress(GridError):
                 self._home.call(self._say_goodbye)
 
@@ -344,17 +286,16 @@ class Committee:
             find(command.op)
             for frame in tensors:
                 fraction_bits(torch_dtype(frame.dtype))
-                _check_size(len(frame.data))
+                check_size(len(frame.data))
         except OpNotSupported as error:
             raise OpNotSupported(f"{error.message} (at {describe(place)})", **error.details) from None
-        self._add((command, tensors, place))
+        self._requests.add((command, tensors, place))
 
     def free(self, object_id: ObjectId) -> None:
         """The shares are not needed any more. Called from finalizers: takes no lock, never raises."""
-        self._entries.append(object_id)
         self._runs.examples.pop(object_id, None)
         with suppress(GridError):
-            self._wake()
+            self._requests.add(object_id)
 
     async def read(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
         """Open a value to this client."""
@@ -394,20 +335,7 @@ class Committee:
             message = GetShare(committee=self.id, number=number, object=object_id, recipient=recipient, transfer=transfer)
             return [message] * len(self._connections)
 
-        return await self._asked(messages, "revealing a value", timeout_s, kind)
-
-    async def _asked(
-        self, messages: Callable[[int], Sequence[Message]], what: str, timeout_s: float | None, kind: type[Reply]
-    ) -> list[Reply]:
-        """Ask something of all three after all before it; their answers."""
-        self._check_open()
-        timeout_s = self._deadline_s + GRACE_S if timeout_s is None else timeout_s
-        if not timeout_s > 0:
-            raise InvalidRequest(f"timeout is {timeout_s}; it must be a number of seconds above 0")
-        answers: asyncio.Future[list[asyncio.Future[Message]]] = self._home.loop.create_future()
-        self._entries.append(_Request(messages, what, answers=answers, timeout_s=timeout_s))
-        self._flush()
-        return await self._replies(await answers, kind)
+        return await self._requests.asked(messages, "revealing a value", timeout_s, kind)
 
     async def move(self, tensor: Any, to: Place, timeout_s: float | None) -> NoReturn:
         """Shares stay where they are."""
@@ -433,16 +361,16 @@ class Committee:
                     f"one argument is on shares at {leaf.location.name}, and the plan runs at {self.place.name}: shares do not"
                     " move; share the value here, too"
                 )
-        _check_size(sum(len(frame.data) for frame in frames))
+        check_size(sum(len(frame.data) for frame in frames))
         made = [self._made(one.shape, one.dtype) for one in results]
         call = SharedCall(
             plan=plan.id, count=request_numbers(plan), inputs=inputs, outputs=tuple(one._handle.object_id for one in made)
         )
         if plan.id not in self._plans:
             put = PutSharedPlan(committee=self.id, plan=plan.id, encoding=plan.encoding)
-            self._add(_Request(lambda _: [put] * len(self._connections), f"sending the plan {plan.name}", place, count=0))
+            self._requests.add(Request(lambda _: [put] * len(self._connections), f"sending the plan {plan.name}", place, count=0))
             self._plans.add(plan.id)
-        self._add(_PlanCall(call, frames, sum(RESULT_BYTES * one.numel() for one in made), plan, place))
+        self._requests.add(PlanCall(call, frames, sum(RESULT_BYTES * one.numel() for one in made), plan, place))
         return list(made)
 
     # ------------------------------------------------------------ the queue
@@ -454,165 +382,6 @@ class Committee:
         self._home.check_process()
         if self._closed:
             raise InvalidRequest("the committee was closed; open another one with g.committee(...)")
-
-    def _add(self, entry: _Entry) -> None:
-        self._entries.append(entry)
-        self._wake()
-
-    def _wake(self) -> None:
-        if not self._awake:
-            self._awake = True
-            self._home.call(self._flush)
-
-    def _flush(self) -> None:
-        """On the loop: number what waits, and put it into the three sessions."""
-        self._awake = False
-        while self._entries:
-            head = self._entries[0]
-            if isinstance(head, int):
-                freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-                self._tell(FreeShares(committee=self.id, objects=freed))
-            elif isinstance(head, _Request):
-                self._entries.popleft()
-                self._send_request(head)
-            elif isinstance(head, _PlanCall):
-                self._send_calls()
-            else:
-                self._send_commands()
-
-    def _taken(self, wanted: Callable[[_Entry], bool], most: int) -> list[Any]:
-        taken: list[Any] = []
-        while self._entries and len(taken) < most and wanted(self._entries[0]):
-            taken.append(self._entries.popleft())
-        return taken
-
-    def _send_commands(self) -> None:
-        first, nbytes = self._next, 0
-        commands: list[Command] = []
-        frees: list[tuple[ObjectId, ...]] = []
-        tensors: list[TensorFrame] = []
-        while self._entries and len(commands) < MAX_BATCH and nbytes < MAX_BATCH_BYTES:
-            entry = self._entries[0]
-            if not isinstance(entry, tuple):
-                break
-            self._entries.popleft()
-            frees.append(tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES)))
-            command, frames, place = entry
-            commands.append(
-                dataclasses.replace(
-                    command,
-                    args=_shifted(command.args, len(tensors)),
-                    kwargs={name: _shifted(arg, len(tensors)) for name, arg in command.kwargs.items()},
-                )
-            )
-            tensors.extend(frames)
-            nbytes += sum(len(frame.data) for frame in frames)
-            self._note(self._next, command.op, place)
-        message = SecureCommands(
-            committee=self.id,
-            first=first,
-            commands=tuple(commands),
-            tensors=tuple(tensors),
-            frees=tuple(frees) if any(frees) else (),
-        )
-        self._ask(message, "operations on shares")
-
-    def _send_calls(self) -> None:
-        """Calls of plans that wait, with what is freed between them, as one request."""
-        first, nbytes = self._next, 0
-        calls: list[SharedCall] = []
-        tensors: list[TensorFrame] = []
-        while self._entries and len(calls) < MAX_CALLS and nbytes < MAX_BATCH_BYTES:
-            entry = self._entries[0]
-            if not isinstance(entry, _PlanCall):
-                break
-            self._entries.popleft()
-            freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-            calls.append(dataclasses.replace(entry.call, inputs=_shifted(entry.call.inputs, len(tensors)), frees=freed))
-            tensors.extend(entry.frames)
-            nbytes += entry.nbytes + sum(len(frame.data) for frame in entry.frames)
-            self._note(self._next, f"the plan {entry.plan.name}", entry.place, entry.call.count, entry.plan)
-        self._ask(RunShared(committee=self.id, number=first, calls=tuple(calls), tensors=tuple(tensors)), "plans on shares")
-
-    def _tell(self, message: Message) -> None:
-        for connection in self._connections:
-            connection.flow.tell(message)
-
-    def _ask(self, message: Message, what: str) -> None:
-        for connection in self._connections:
-            connection.flow.ask(message, what, COMMAND_TIMEOUT_S).add_done_callback(_seen)
-
-    def _send_request(self, request: _Request) -> None:
-        messages = request.make(self._next)
-        if request.count:
-            self._note(self._next, request.what, request.place, request.count, request.plan)
-        answers = [
-            connection.flow.ask(message, request.what, request.timeout_s)
-            for connection, message in zip(self._connections, messages, strict=True)
-        ]
-        for answer in answers:
-            answer.add_done_callback(_seen)
-        if request.source is not None:
-            owner, message, _ = request.source
-            dealt = owner.flow.ask(message, request.what, COMMAND_TIMEOUT_S)
-            self._dealing.add(dealt)
-            object_id = int(message.object) if isinstance(message, ShareObject) else 0
-            dealt.add_done_callback(lambda done: self._dealt(owner, object_id, done))
-        if request.answers is not None and not request.answers.done():
-            request.answers.set_result(answers)
-
-    def _note(self, number: int, what: str, place: Origin, count: int = 1, plan: Plan | None = None) -> None:
-        self._next = number + count
-        self._origins[number] = f"{what}, written at {describe(place)}" if place is not None else what, plan
-        if len(self._origins) > MAX_ORIGINS:
-            del self._origins[next(iter(self._origins))]
-
-    def _dealt(self, owner: NodeConnection, object_id: int, done: asyncio.Future[Message]) -> None:
-        """What a node said to sharing its value. A refusal is told where the value, or what depends on it, is asked for."""
-        self._dealing.discard(done)
-        error = None if done.cancelled() else done.exception()
-        if isinstance(error, GridError):
-            self._refused[object_id] = owner.flow.explained(error)
-            if len(self._refused) > MAX_REFUSED:
-                del self._refused[next(iter(self._refused))]
-
-    # ------------------------------------------------------------ answers
-
-    async def _replies(self, answers: Sequence[asyncio.Future[Message]], kind: type[Reply]) -> list[Reply]:
-        """What all three answered. Raises the error that says most."""
-        await _settled(answers)
-        errors: list[GridError] = []
-        replies: list[Reply] = []
-        for name, answer in zip(self._names, answers, strict=True):
-            if not answer.done() or answer.cancelled():
-                continue
-            error = answer.exception()
-            if isinstance(error, GridError):
-                errors.append(self._named(name, error))
-            elif error is not None:
-                raise error
-            elif not isinstance(reply := answer.result(), kind):
-                errors.append(WireError(f"{name} answered a reveal with {type(reply).__name__}"))
-            else:
-                replies.append(reply)
-        if errors:
-            for error in errors:
-                dealt = error.details.get("dealt")
-                if isinstance(dealt, int) and dealt not in self._refused and self._dealing:
-                    await asyncio.wait(self._dealing, timeout=SETTLE_S)
-                if isinstance(dealt, int) and dealt in self._refused:
-                    raise again(self._refused[dealt])
-            raise min(errors, key=lambda error: (isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost)))
-        return replies
-
-    def _named(self, name: str, error: GridError) -> GridError:
-        if isinstance(error, NodeUnavailable):
-            return QuorumLost(f"the committee needs {name}, which is gone: {error.message}", node=name)
-        number, step = error.details.get("command"), error.details.get("step")
-        where, plan = self._origins.get(number, ("", None)) if isinstance(number, int) else ("", None)
-        known = plan is not None and isinstance(step, int) and 0 <= step < len(plan.steps)
-        line = at_line(plan.steps[step].line) if known else ""  # type: ignore[union-attr, index]
-        return type(error)(f"{name}: {error.message}{line}" + (f" [{where}]" if where else ""), **error.details)
 
     def _put_together(self, replies: Sequence[ShareValue], count: int) -> Any:
         """The value from three components, each vouched for by its second holder."""
@@ -628,34 +397,6 @@ class Committee:
                     " them does not follow the protocol"
                 )
         return components[0] + components[1] + components[2]
-
-
-def _check_size(nbytes: int) -> None:
-    """A message that cannot be sent must not use up a number."""
-    if nbytes > MAX_VALUE_BYTES:
-        raise InvalidRequest(f"{nbytes} bytes are more than one message carries; share parts and torch.cat them there")
-
-
-async def _settled(answers: Sequence[asyncio.Future[Message]]) -> None:
-    """Wait for all; once one has failed, only for `SETTLE_S` more."""
-    for answer in answers:
-        answer.add_done_callback(_seen)
-    _, pending = await asyncio.wait(answers, return_when=asyncio.FIRST_EXCEPTION)
-    if pending:
-        await asyncio.wait(pending, timeout=SETTLE_S)
-
-
-def _seen(answer: asyncio.Future[Message]) -> None:
-    """Errors of operations come with the values that they made fail."""
-    if not answer.cancelled():
-        answer.exception()
-
-
-def _shifted(arg: Any, by: int) -> Any:
-    """The argument with its `Inline`s counted from `by`."""
-    if type(arg) is Inline:
-        return Inline(arg + by)
-    return [_shifted(one, by) for one in arg] if by and isinstance(arg, list | tuple) else arg
 
 
 async def open_committee(
@@ -684,12 +425,12 @@ async def open_committee(
     )
     message = OpenCommittee(committee=committee, roster=made._roster, clients=clients, deadline_s=deadline_s)
     asks = [one.flow.ask(message, "opening a committee", deadline_s + GRACE_S) for one in connections]
-    await _settled(asks)
+    await settled(asks)
     errors = []
     for name, ask in zip(made._names, asks, strict=True):
         error = ask.exception() if ask.done() and not ask.cancelled() else None
         if isinstance(error, GridError):
-            errors.append(made._named(name, error))
+            errors.append(made._requests.named(name, error))
         elif error is not None:
             raise error
     if errors or not all(ask.done() for ask in asks):
