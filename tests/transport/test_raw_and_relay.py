@@ -80,7 +80,7 @@ async def refused(transport: Transport, doors: Doors, first: bytes = TOKEN) -> N
     assert isinstance(raised.value, NodeUnavailable | AuthenticationFailed)
 
 
-@pytest.mark.parametrize("shown", [bytes(32), b"", TOKEN[:31], TOKEN + b"x"])
+@pytest.mark.parametrize("shown", [bytes(32), b"", TOKEN[:31], TOKEN + b"x"], ids=["zeros", "empty", "cut", "longer"])
 async def test_a_wrong_token_is_refused_and_the_right_one_stays_good_once(shown: bytes) -> None:
     doors = Doors()
     with doors.expected(TOKEN, ANSWER) as came:
@@ -95,7 +95,7 @@ async def test_a_wrong_token_is_refused_and_the_right_one_stays_good_once(shown:
                 await refused(transport, doors)
 
 
-@pytest.mark.parametrize("answer", [bytes(32), b"short"])
+@pytest.mark.parametrize("answer", [bytes(32), b"short"], ids=["zeros", "short"])
 async def test_one_that_answers_wrongly_is_not_who_is_expected(answer: bytes) -> None:
     async def wrong(transport: Transport) -> None:
         await transport.receive()
