@@ -10,24 +10,30 @@ and could be drawn by anybody. How many rounds there are, and how large the mess
 Rows are compared with themselves only, and their orders are independent: nothing shows how one row relates to another.
 
 All rows go side by side. In each level every unfinished segment is divided by a few pivots at once, more where there is little
-to compare, since a level has 9 rounds (8 of the comparison, 1 of the opening) however much it compares. Levels: about
+to compare, since a level has 10 rounds (9 of the comparison, 1 of the opening) however much it compares. Levels: about
 log4(n) for n in the thousands, one up to 128 items in all. After MAX_LEVELS of them, which chance never brings, whatever is left
 is compared in full.
 
-Domain: |x - y| < 2**(63 - ceil(log2 n)) as integers, for any two items of a row of n.
+What is compared is ordered for all ring elements, by signs that are worked out once (8 rounds) where a difference would wrap:
+else the results for values beyond the domain could contradict each other, which all parties would see and the client could time.
+So values beyond it come out in a wrong order, and nothing else shows.
+
+Domain: |x| < 2**(62 - ceil(log2 n)) as integers, for the items of a row of n.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from grid.smpc.packing import unpack
+from grid.errors import WireError
+from grid.smpc.packing import pack, unpack
 from grid.smpc.protocol import Protocol
-from grid.smpc.shares import Shared, stacked
+from grid.smpc.shares import Bits, Shared, stacked
 
 Indices = npt.NDArray[np.int64]
 
@@ -48,7 +54,7 @@ class Ordered(NamedTuple):
 
 
 async def sort(protocol: Protocol, x: Shared, *, descending: bool = False) -> Ordered:
-    """The items of each row (..., n) in order; equal ones keep theirs. 3 rounds, and 9 for each level."""
+    """The items of each row (..., n) in order; equal ones keep theirs. 11 rounds, and 10 for each level."""
     return await topk(protocol, x, x.shape[-1], largest=descending)
 
 
@@ -80,18 +86,20 @@ async def topk(protocol: Protocol, x: Shared, k: int, *, largest: bool = True) -
 async def _order(protocol: Protocol, keys: Shared, k: int) -> Indices:
     """Which items of each row (rows, n) of distinct, shuffled keys come first to k-th: (rows, k)."""
     rows, n = keys.shape
-    keys = keys.flat()
+    comparable = await _Comparable.of(protocol, keys.flat())
     order = np.arange(rows * n)
     starts = order // n * n  # the first place of the segment that each place belongs to
     level = 0
     while (unfinished := _unfinished(starts, n, k)).size:
         level += 1
+        if level > MAX_LEVELS + 1:
+            raise WireError("opened comparisons contradict each other: a party does not follow the protocol")
         pivots = max(FEWEST_PIVOTS, WORTH // unfinished.size) if level <= MAX_LEVELS else n
         offsets = unfinished - starts[unfinished]
         # Places are compared with those of the first `pivots` of their segment that come before them.
         later = np.repeat(np.arange(unfinished.size), np.minimum(offsets, pivots))
         earlier = starts[unfinished[later]] + _counted(np.minimum(offsets, pivots))
-        less = await _less(protocol, keys[order[earlier]], keys[order[unfinished[later]]])
+        less = await comparable.less(protocol, order[earlier], order[unfinished[later]])
         bucket = _buckets(unfinished, offsets, later, earlier, less, pivots)
         moved = np.lexsort((bucket, starts[unfinished]))
         order[unfinished] = order[unfinished][moved]
@@ -126,8 +134,26 @@ def _buckets(
     return 2 * smaller + is_pivot
 
 
-async def _less(protocol: Protocol, x: Shared, y: Shared) -> npt.NDArray[np.bool_]:
-    """Whether x < y, opened."""
-    words = await protocol.open_bits(await protocol.negative(x - y))
-    less: npt.NDArray[np.bool_] = unpack(words, x.size)[0] == 1
-    return less
+class _Comparable(NamedTuple):
+    """Secret integers with their signs, one bit an element: of two with different signs the negative one is less, and the
+    difference of two others does not wrap. So this is an order, whatever they are."""
+
+    keys: Shared
+    signs: Sequence[npt.NDArray[np.uint8]]
+
+    @classmethod
+    async def of(cls, protocol: Protocol, keys: Shared) -> _Comparable:
+        """8 rounds."""
+        signs = await protocol.negative(keys)
+        return cls(keys, [unpack(part, keys.size)[0] for part in signs.parts])
+
+    async def less(self, protocol: Protocol, x: Indices, y: Indices) -> npt.NDArray[np.bool_]:
+        """Whether the elements at `x` are less than those at `y`, opened. 10 rounds."""
+        wrapped = await protocol.negative(self.keys[x] - self.keys[y])
+        negative, other = self._signs_at(x), self._signs_at(y)
+        differ = await protocol.conjunction(negative ^ other, wrapped ^ negative)
+        less: npt.NDArray[np.bool_] = unpack(await protocol.open_bits(wrapped ^ differ), x.size)[0] == 1
+        return less
+
+    def _signs_at(self, places: Indices) -> Bits:
+        return Bits(*(pack(part[np.newaxis, places]) for part in self.signs))

@@ -208,7 +208,7 @@ ROUNDS: dict[str, tuple[int, list[tuple[str, Callable[[list[Any]], tuple[Any, ..
     "x @ whole": (0, [("mm.default", lambda m: (m[0], torch.ones(10, 2, dtype=torch.int64)))]),
     "x.t() @ x": (3, [("t.default", lambda m: (m[0],)), ("mm.default", lambda m: (m[1], m[0]))]),
     "norm": (3 + 26, [("linalg_vector_norm.default", lambda m: (m[0], 2, [1]))]),
-    "sort": (12, [("sort.default", lambda m: (m[0], 1))]),
+    "sort": (21, [("sort.default", lambda m: (m[0], 1))]),
     "views": (0, [("view.default", lambda m: (m[0], [40])), ("flip.default", lambda m: (m[1], [0]))]),
 }
 

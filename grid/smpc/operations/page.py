@@ -81,7 +81,7 @@ def _line(name: str, op: SecureOp) -> str:
     if op.halving:
         rounds = f"{op.rounds} ceil(log2(n))" if op.rounds > 1 else "ceil(log2(n))"
     if op.sorting:
-        rounds = f"{op.rounds}, 9 a further level"
+        rounds = f"{op.rounds}, 10 a further level"
     if op.largest:
         rounds = f"M + {op.rounds}" if op.rounds else "M"
     uses = _bases(form_name for form_name, form in FORMS.items() if name in form.functions)
