@@ -37,12 +37,14 @@ def results(state: Path, as_json: bool) -> None:
             printable(one.client_name, 40),
             one.plan[:12],
             f"{one.dtype}{list(one.shape)}",
-            str(one.file),
+            one.file.name,
         )
         for one in found
     ]
     columns = ("when", "datasets", "client", "plan", "value", "file")
     show_table("Results", columns, rows, "No result has opened to this node.")
+    if found:
+        click.echo(f"The files are in {found[0].file.parent}")
 
 
 COMMANDS: tuple[click.Command, ...] = (results,)
