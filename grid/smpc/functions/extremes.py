@@ -55,7 +55,13 @@ async def smallest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
 
 async def argmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     """Where the largest along an axis is, the first of equal ones, without fraction bits. Exact. Rounds as for the largest."""
-    _, index = await _winner(protocol, _items(x, axis), indexed=True)
+    items = _items(x, axis)
+    n, columns = items.shape
+    if 1 < n == group_size(n, columns):  # then nobody needs the largest itself
+        offsets = await numbers(protocol, await _hot(protocol, items), (columns,))
+        index = offsets.times(np.arange(1, n, dtype=np.uint64)[:, np.newaxis]).each(lambda part: part.sum(0, dtype=np.uint64))
+    else:
+        _, index = await _winner(protocol, items, indexed=True)
     return Number(index.reshape(_without(x.shape, axis)), 0)
 
 
