@@ -6,6 +6,7 @@ All that the package needs of public-key cryptography, over `cryptography` alone
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import secrets
 
@@ -21,6 +22,7 @@ SIGNATURE_BYTES = 64
 ID_LETTERS = 26
 
 
+@functools.lru_cache(maxsize=4096)
 def id_of(public_key: bytes) -> PeerId:
     """The id that belongs to an Ed25519 public key: base32(SHA-256(key))[:26], lower case (130 bits)."""
     return PeerId(base64.b32encode(hashlib.sha256(public_key).digest()).decode("ascii").lower()[:ID_LETTERS])
