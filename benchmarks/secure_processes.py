@@ -1,6 +1,7 @@
 """The secure engine by itself: three processes over loopback, sealed links, nothing of nodes, gates or checks.
 
     python -m benchmarks.secure_processes [relu_1e6 mul_1e4 ...] [--runs 9]
+    python -m benchmarks.secure_processes empty_round round_of_4_mb       # the links alone
 
 One JSON line a workload. Times are those of party 0 between two barriers; `cpu_seconds` is the processor time of all three.
 """
@@ -41,6 +42,9 @@ from grid.smpc.socket_link import KEY_BYTES, Channel, SocketLink
 from grid.smpc.steps import Task
 
 WARM_UPS = 3
+LINKS = {"empty_round": (1, 2000), "round_of_4_mb": (1 << 19, 20)}
+"""What the links alone cost: words of a message, and messages of a run."""
+
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,11 +70,31 @@ async def barrier(party: Party, operations: Operations) -> None:
         await party.receive(peer, operation, 0, 1)
 
 
+async def measure_link(party: Party, operations: Operations, words: int, times: int) -> float:
+    """Seconds in which each party sends so many words to the one before it, and gets as many."""
+    sent = np.zeros(words, np.uint64)
+    await barrier(party, operations)
+    started = time.perf_counter()
+    for _ in range(times):
+        operation = operations.take()
+        party.send(party.preceding, operation, 0, sent)
+        await party.receive(party.following, operation, 0, words)
+    return (time.perf_counter() - started) / times
+
+
 async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: int) -> None:
     """Run the workloads, and print a line after each."""
     operations = Operations()
     protocol = Replicated(party, operations)
+    line: dict[str, Any]
     for name in names:
+        if name in LINKS:
+            words, times = LINKS[name]
+            await measure_link(party, operations, words, times)
+            seconds = [await measure_link(party, operations, words, times) for _ in range(runs)]
+            line = {"seconds": seconds, "cpu_seconds": 0.0, "bytes_sent": 8 * words, "error": 0.0}
+            print(json.dumps(line), flush=True)
+            continue
         work = workload(name)
         mine = shares(work, party.rank)
         prepared = prepare(work)
@@ -88,7 +112,7 @@ async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: in
             await prepared.run(protocol, mine)
             await barrier(party, operations)
             seconds.append(time.perf_counter() - started)
-        line: dict[str, Any] = {"seconds": seconds, "cpu_seconds": (time.process_time() - used) / runs}
+        line = {"seconds": seconds, "cpu_seconds": (time.process_time() - used) / runs}
         line |= {"bytes_sent": (link.bytes_sent - sent) // runs, "error": work.error(decoded(result, made))}
         print(json.dumps(line), flush=True)
 
@@ -203,6 +227,8 @@ def run_processes(names: list[str], runs: int) -> list[list[dict[str, Any]]]:
 
 def rounds_of(name: str) -> int:
     """Counted by three parties in lockstep."""
+    if name in LINKS:
+        return 1
     work = workload(name)
 
     prepared = prepare(work)

@@ -58,8 +58,7 @@ async def argmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     items = _items(x, axis)
     n, columns = items.shape
     if 1 < n == group_size(n, columns):  # then nobody needs the largest itself
-        offsets = await numbers(protocol, await _hot(protocol, items), (columns,))
-        index = offsets.times(np.arange(1, n, dtype=np.uint64)[:, np.newaxis]).each(lambda part: part.sum(0, dtype=np.uint64))
+        index = await _index_of(protocol, await _hot(protocol, items), columns)
     else:
         _, index = await _winner(protocol, items, indexed=True)
     return Number(index.reshape(_without(x.shape, axis)), 0)
@@ -152,6 +151,15 @@ async def _winner(protocol: Protocol, x: Shared, *, indexed: bool) -> tuple[Shar
         index = joined([(grouped[1][0] + moved).reshape((count, columns)), index[rest:]])
         first = False
     return x[0], index[0]
+
+
+async def _index_of(protocol: Protocol, hot: Bits, columns: int) -> Shared:
+    """k + 1 where plane k is the one that is 1, 0 where none is: few bits, for a bit of it is the XOR of planes. 2 rounds."""
+    width = hot.planes.bit_length()
+    planes = [[k for k in range(hot.planes) if (k + 1) >> bit & 1] for bit in range(width)]
+    bits = hot.each(lambda part: np.stack([np.bitwise_xor.reduce(part[taken], axis=0) for taken in planes]))
+    powers = np.left_shift(np.uint64(1), np.arange(width, dtype=np.uint64))[:, np.newaxis]
+    return (await numbers(protocol, bits, (columns,))).times(powers).each(lambda part: part.sum(0, dtype=np.uint64))
 
 
 def _groups(x: Shared, count: int, size: int) -> Shared:
