@@ -88,6 +88,11 @@ def test_training_is_no_fault_and_its_first_wrong_step_is_named() -> None:
     assert "aten.mm" in doubts(step, 1e5 * values[0], 1e5 * values[1], values[2])[0]
 
 
+def test_means_of_large_numbers_are_right_and_their_variance_is_named() -> None:
+    assert not doubts(lambda x: x.mean(), torch.full((1000,), 1e5))
+    assert DIFFERS in doubts(lambda x: x.var(), torch.tensor([1e4, -1e4, 0.0]))[0]
+
+
 def test_public_values_and_made_up_infinities() -> None:
     plan = grid.trace(lambda x, y: x * y.exp(), torch.ones(2), torch.ones(2))
     prepared = Prepared(plan, [Given((2,), torch.float32, True), Given((2,), torch.float32, False)], UNLIMITED)
