@@ -19,13 +19,14 @@ from grid.client.examples import Examples
 from grid.client.shared import SharedTensor
 from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest
+from grid.plans.checks import leaf_names
 from grid.plans.ir import Plan
 from grid.plans.trace import TracedFunction
 from grid.smpc import rehearsal
 from grid.smpc.programs import UNLIMITED, Given, Preparations, Prepared
 
 MAX_NAMED = 20
-"""Operations that one error names."""
+"""Operations, or arguments, that one error names."""
 
 _TAKEN = "standard normal ones, or 0 and 1 for integers, took their place"
 
@@ -68,16 +69,15 @@ class Runs:
     def check(self, plan: Plan, leaves: Sequence[Any]) -> None:
         """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares."""
         examples = [self._example(leaf) for leaf in leaves]
-        unknown = [str(number) for number, one in enumerate(examples) if one is None]
-        note = f"no values are at hand for tensor {', '.join(unknown[:MAX_NAMED])} of the arguments: {_TAKEN}" if unknown else ""
+        unknown = [name for name, one in zip(leaf_names(plan), examples, strict=True) if one is None]
+        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_TAKEN}" if unknown else ""
         inputs = [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)]
         found = rehearsal.doubtful(self.prepared(plan, leaves), inputs)
         if found:
-            shown = "\n".join(f"  {one}" for one in found[:MAX_NAMED])
-            more = f"\n  and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+            shown = _shortened(found, "\n  ")
             raise InvalidRequest(
                 f"on values like these, operations of the plan {plan.name} could go wrong on shares"
-                f" (docs/reference/secure-ops.md says what each is right for):\n{shown}{more}\n"
+                f" (docs/reference/secure-ops.md says what each is right for):\n  {shown}\n"
                 f"Scale the data or the weights, or divide by a size before a sum{'; ' if note else ''}{note}",
                 operations=len(found),
             )
@@ -102,6 +102,12 @@ def _made_up(leaf: Any) -> Tensor:
     if leaf.dtype.is_floating_point:
         return torch.randn(leaf.shape, dtype=torch.float64).to(leaf.dtype)
     return torch.randint(0, 2, leaf.shape).to(leaf.dtype)
+
+
+def _shortened(names: Sequence[str], between: str) -> str:
+    """MAX_NAMED of them, and how many more there are."""
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return between.join([*names[:MAX_NAMED], *more])
 
 
 def is_secret(leaf: Any) -> bool:
