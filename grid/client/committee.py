@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -144,7 +143,7 @@ class Committee:
         parts = ((seeds[0], seeds[1]), (seeds[1], last), (last, seeds[0]))
         made = self._made(value.shape, value.dtype)
         object_id = made._handle.object_id
-        self._runs.examples[object_id] = weakref.ref(value)
+        self._runs.examples.keep(object_id, value)
 
         def messages(number: int) -> Sequence[Message]:
             return [
@@ -165,9 +164,13 @@ class Committee:
         structure that the function returned, on shares. A module is traced once for each geometry of its inputs, with its
         parameters and buffers as they are now; those of a plain one are public.
 
-        With `check`, the plan is first tried here in the clear, on values like the arguments: your own where they are at hand,
-        the dataset's mock, else standard normal ones. Raises `InvalidRequest` that names each operation which could overflow on
-        shares, or leave the domain that it is right for, before anything is sent.
+        With `check`, the plan is first tried here in the clear, on values like the arguments: your own (copies of values of up to
+        1 MiB are kept for that, the latest 64 MiB of a committee; larger ones are looked at where you still have them), or the
+        dataset's mock. For others, as results of earlier operations, standard normal values take their place, and the error or a
+        warning in the log says so. Each operation gets what PyTorch gives for those before it. Raises `InvalidRequest` before
+        anything is sent, that names each one which could overflow on shares, or leave what it is right for, or whose result is
+        another than PyTorch's in double precision, by 1% and 0.005. It cannot tell of other values than these, of errors below
+        that which add up over many operations, or of other committees' and nodes' own values.
         """
         plan, leaves = self._runs.plan_of(what, args)
         if check:
@@ -188,7 +191,7 @@ class Committee:
         made = self._made(value.shape, value.dtype)
         object_id, dtype, shape = made._handle.object_id, short_dtype(value.dtype), tuple(value.shape)
         if value._mock is not None:
-            self._runs.examples[object_id] = value._mock
+            self._runs.examples.describe(object_id, value._mock)
         owner = PeerId(connection.place.id)
         deal = ShareObject(committee=self.id, roster=self._roster, source=value._handle.object_id, object=object_id)
 
@@ -293,7 +296,7 @@ class Committee:
 
     def free(self, object_id: ObjectId) -> None:
         """The shares are not needed any more. Called from finalizers: takes no lock, never raises."""
-        self._runs.examples.pop(object_id, None)
+        self._runs.examples.drop(object_id)
         with suppress(GridError):
             self._requests.add(object_id)
 

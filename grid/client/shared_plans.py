@@ -1,32 +1,36 @@
 """Plans and modules that run on shares: what a committee does for `trio.run`, before anything is sent.
 
 A plan is prepared here as the parties prepare it, so what they would refuse is refused at the line that asks for it. What a run
-would do to values can be tried on made-up ones (`check`): real values of the client's own where they are still at hand, the mock
-of a dataset, else standard normal numbers.
+would do to values can be tried (`check`) on the client's own ones where they are at hand, the mock of a dataset, else standard
+normal numbers.
 """
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grid.client.examples import Examples
 from grid.client.shared import SharedTensor
 from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest
+from grid.plans.checks import leaf_names
 from grid.plans.ir import Plan
 from grid.plans.trace import TracedFunction
 from grid.smpc import rehearsal
 from grid.smpc.programs import UNLIMITED, Given, Preparations, Prepared
 
 MAX_NAMED = 20
-"""Operations that one error names."""
+"""Operations, or arguments, that one error names."""
 
-Example = Callable[[], Tensor | None]
-"""A value like the one on shares: the client's own, or made up by its owner's card. None where there is none any more."""
+_TAKEN = "standard normal ones, or 0 and 1 for integers, took their place"
+
+log = logging.getLogger(__name__)
 
 
 class Runs:
@@ -36,7 +40,7 @@ class Runs:
         self._preparations = Preparations(UNLIMITED)
         self._modules: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, ...], TracedFunction]]
         self._modules = weakref.WeakKeyDictionary()
-        self.examples: dict[int, Example] = {}
+        self.examples = Examples()
         """For `check`, by the id of the object on shares."""
 
     def plan_of(self, what: Any, args: tuple[Any, ...]) -> tuple[Plan, list[Any]]:
@@ -64,23 +68,24 @@ class Runs:
 
     def check(self, plan: Plan, leaves: Sequence[Any]) -> None:
         """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares."""
-        values = [self._example(leaf) for leaf in leaves]
-        inputs = [
-            rehearsal.in_the_clear(value) if is_secret(leaf) else value for leaf, value in zip(leaves, values, strict=True)
-        ]
+        examples = [self._example(leaf) for leaf in leaves]
+        unknown = [name for name, one in zip(leaf_names(plan), examples, strict=True) if one is None]
+        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_TAKEN}" if unknown else ""
+        inputs = [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)]
         found = rehearsal.doubtful(self.prepared(plan, leaves), inputs)
         if found:
-            shown = "\n".join(f"  {one}" for one in found[:MAX_NAMED])
-            more = f"\n  and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+            shown = _shortened(found, "\n  ")
             raise InvalidRequest(
-                f"on values like these, operations of the plan {plan.name} could overflow on shares (products must stay below"
-                " 2**25 in size) or get arguments outside of what they are right for (docs/reference/secure-ops.md):\n"
-                f"{shown}{more}\nScale the data or the weights down, or divide by a size before a sum",
+                f"on values like these, operations of the plan {plan.name} could go wrong on shares"
+                f" (docs/reference/secure-ops.md says what each is right for):\n  {shown}\n"
+                f"Scale the data or the weights, or divide by a size before a sum{'; ' if note else ''}{note}",
                 operations=len(found),
             )
+        if note:
+            log.warning("the plan %s was checked, but %s", plan.name, note)
 
-    def _example(self, leaf: Any) -> Tensor:
-        """A local value in place of an input: itself, if it is public."""
+    def _example(self, leaf: Any) -> Tensor | None:
+        """A local value in place of an input: itself, if it is public. None where none is at hand."""
         if not is_secret(leaf):
             return leaf.detach()  # type: ignore[no-any-return]
         made = leaf._mock if is_at_a_node(leaf) else self.examples.get(leaf._handle.object_id)
@@ -90,9 +95,19 @@ class Runs:
                 return known.detach()
             if known.dim() and len(known) and known.shape[1:] == leaf.shape[1:]:  # a mock has fewer rows than a large dataset
                 return known.detach()[torch.arange(len(leaf)) % len(known)]
-        if leaf.dtype.is_floating_point:
-            return torch.randn(leaf.shape, dtype=torch.float64).to(leaf.dtype)
-        return torch.randint(0, 2, leaf.shape).to(leaf.dtype)
+        return None
+
+
+def _made_up(leaf: Any) -> Tensor:
+    if leaf.dtype.is_floating_point:
+        return torch.randn(leaf.shape, dtype=torch.float64).to(leaf.dtype)
+    return torch.randint(0, 2, leaf.shape).to(leaf.dtype)
+
+
+def _shortened(names: Sequence[str], between: str) -> str:
+    """MAX_NAMED of them, and how many more there are."""
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
+    return between.join([*names[:MAX_NAMED], *more])
 
 
 def is_secret(leaf: Any) -> bool:

@@ -1,7 +1,7 @@
-"""A prepared plan run in the clear, on values made up: what would overflow on shares, and what it would cost between parties.
+"""A prepared plan run in the clear, on values made up: what would go wrong on shares, and what it would cost between parties.
 
 Nothing is sent. Values on shares are fixed point, so they can overflow where PyTorch's would not, and nobody could see it;
-`doubtful` names the operations that come near. `cost` adds up what each operation declares.
+`doubtful` names the operations that do or come near. `cost` adds up what each operation declares.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grid.smpc.interpreter import Value, fraction_bits
+from grid.errors import GridError
+from grid.plans.checks import resolve
+from grid.plans.lines import at_line
+from grid.smpc.dataflow import computed, located
+from grid.smpc.discrepancies import differs, fits, in_torch
+from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.party import PARTIES
 from grid.smpc.plain import Plain, Watch, completed
 from grid.smpc.programs import Given, Prepared
@@ -22,6 +27,15 @@ from grid.smpc.replicated.costs import Cost
 from grid.smpc.replicated.counting import Counting
 from grid.smpc.shares import Shared
 from grid.tensors import fixed
+from grid.tensors.ops import Bound, bind, lookup
+
+OVERFLOWS = "a product may overflow, it is 2**25 or larger"
+LEAVES = "an argument is outside of what it is right for"
+UNFIT = "PyTorch's result is not finite, or 2**45 or larger"
+DIFFERS = "it gives another result than PyTorch"
+REFUSED = "PyTorch refuses such values"
+
+REVEALED, READ = 1, 2
 
 
 class PlanCost(NamedTuple):
@@ -31,26 +45,85 @@ class PlanCost(NamedTuple):
     bytes_sent: int
 
 
-def in_the_clear(value: Tensor) -> Value:
-    """A value that `Plain` computes on. Raises `ExecutionFailed` for one that shares cannot hold."""
-    words = fixed.encode(value, fraction_bits(value.dtype), 1).numpy().view(np.uint64)
-    return Value(Shared(words), value.dtype)
+def in_the_clear(value: Tensor, dtype: torch.dtype | None = None) -> Value:
+    """A value that `Plain` computes on, as one of `dtype`. Raises `ExecutionFailed` for one that shares cannot hold."""
+    dtype = dtype or value.dtype
+    words = fixed.encode(value, fraction_bits(dtype), 1).numpy().view(np.uint64)
+    return Value(Shared(words), dtype)
 
 
-def doubtful(prepared: Prepared, inputs: Sequence[Value | Tensor]) -> list[str]:
-    """The operations, with the user's line, whose truncation could overflow or whose argument leaves the domain that they are
-    right for, on values such as these."""
-    watch = Watch()
-    protocol = Plain(watch=watch)
+def doubtful(prepared: Prepared, inputs: Sequence[Tensor]) -> list[str]:
+    """The operations, with the user's line, that could go wrong on shares, on values such as these, and how. Each is done on
+    what PyTorch gives for those before it, on shares and by PyTorch in double precision.
 
-    def at(place: int) -> Protocol:
-        operation = prepared.order.operations[place]
-        line = f" — at {operation.step.line}" if operation.step.line else ""
-        watch.operation = f"step {operation.index} ({operation.step.op}){line}"
-        return protocol
+    Not told: errors that only add up over many operations, and what is lost below `discrepancies.ABSOLUTE`. Raises what an
+    operation is refused by.
+    """
+    order, known = prepared.order, list(prepared.order.known)
+    known[: len(inputs)] = inputs
+    dtypes = {number: one.dtype for number, one in enumerate(prepared.inputs) if one.secret}
+    last = {ref: place for place, operation in enumerate(order.operations) for ref in operation.reads}
+    found: list[str] = []
+    for place, operation in enumerate(order.operations):
+        step, operands = operation.step, {ref: known[ref] for ref in operation.reads}
+        made: Sequence[Tensor | None] = [None] * len(step.outputs)
+        if all(one is not None for one in operands.values()):  # else a step before has no result that shares can hold
+            args, kwargs = [resolve(arg, known) for arg in step.args], {name: resolve(arg, known) for name, arg in step.kwargs}
+            try:
+                if operation.call is None:
+                    made = computed(step, args, kwargs)
+                else:
+                    given = [in_the_clear(known[ref], dtypes[ref]) if ref in dtypes else known[ref] for ref in operation.reads]
+                    uses = [REVEALED * (output in order.outputs) + READ * (output in last) for output in step.outputs]
+                    made, doubts = _beside(operation.call.on(given), bind(lookup(step.op), args, kwargs), uses)
+                    if doubts:
+                        found.append(f"step {operation.index} ({step.op}): {', and '.join(doubts)}{at_line(step.line)}")
+            except GridError as error:
+                raise located(error, operation.index, step) from None
+        for output, value in zip(step.outputs, made, strict=True):
+            known[output] = value
+        if operation.call is not None:
+            dtypes |= {output: one.dtype for output, one in zip(step.outputs, operation.call.results, strict=True)}
+        for ref in operands:
+            if last[ref] == place:
+                known[ref] = None
+    return found
 
-    completed(prepared.run(protocol, inputs, at))
-    return watch.overflows()
+
+def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor | None], list[str]]:
+    """PyTorch's results, None for one that later steps cannot take, and what is doubtful about those on shares that have a use:
+    REVEALED as a result of the plan, READ by later steps."""
+    watch, doubts = Watch(), []
+    on_shares = completed(call.run(Plain(watch=watch)))
+    if watch.overflows() and not watch.outside:
+        doubts.append(OVERFLOWS)
+    if watch.outside:
+        doubts.append(LEAVES)
+    try:
+        wanted = in_torch(bound)
+    except Exception:  # of torch, about values
+        return [None] * len(on_shares), [*doubts, REFUSED]
+    kept: list[Tensor | None] = []
+    for place, (value, one) in enumerate(zip(on_shares, wanted, strict=True)):
+        kept.append(one if value is not None and fits(one) else None)
+        if value is None or not uses[place]:
+            continue
+        if not fits(one):
+            doubts.append(UNFIT)
+            continue
+        number = _decoded(completed(value.numeric(Plain())))
+        if not uses[place] & READ and not value.dtype.is_floating_point:
+            number = number.to(value.dtype)
+        if differs(bound, place, number, one):
+            doubts.append(DIFFERS)
+    return kept, list(dict.fromkeys(doubts))
+
+
+def _decoded(value: Value) -> Tensor:
+    """What shares hold: floats in double precision, whole numbers in 64 bits, however small their dtype is."""
+    wide = torch.float64 if value.dtype.is_floating_point else torch.int64
+    made = fixed.decode(torch.from_numpy(np.array(value.shared.parts[0]).view(np.int64)), value.bits, wide)
+    return made.bool() if value.dtype == torch.bool else made
 
 
 def cost(prepared: Prepared) -> PlanCost:

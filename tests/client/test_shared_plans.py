@@ -113,15 +113,31 @@ def test_a_plan_on_shares_is_tried_in_the_clear_first(client: Any, trio: Any) ->
 
     large, small = torch.full((3,), 20_000.0), torch.full((3,), 2.0)
     shared = trio.share(large)
-    with pytest.raises(grid.InvalidRequest, match=r"overflow.*\n  step 1 \(aten\.mul\.Tensor\) — at .*return y \* y\n") as told:
+    named = r"wrong.*\n  step 1 \(aten\.mul\.Tensor\): .*overflow.* — at .*return y \* y\n"
+    with pytest.raises(grid.InvalidRequest, match=named) as told:
         trio.run(square, shared, check=True)
     assert told.value.details["operations"] == 1
     assert near(trio.run(square, trio.share(small), check=True).reveal(), torch.full((3,), 9.0))
-    del large  # what is not at hand any more is taken for standard normal
-    assert trio.run(square, shared, check=True).shape == (3,)
+    large.fill_(2.0)  # a copy is kept
+    del large
+    with pytest.raises(grid.InvalidRequest, match="overflow"):
+        trio.run(square, shared, check=True)
+    with pytest.raises(grid.InvalidRequest, match=r"aten\.sum\.default"):
+        trio.run(grid.trace(lambda x: x.sum(), small), trio.share(torch.full((3,), 3e13)), check=True)
     (numbers,) = client.search("#numbers")
     total = grid.trace(lambda x: x.square().sum(0), ROWS)
     assert near(trio.run(total, numbers.features, check=True).reveal(), ROWS.square().sum(0))
+
+
+def test_a_check_tells_where_it_has_no_values(trio: Any, caplog: pytest.LogCaptureFixture) -> None:
+    one, made = torch.ones(3), trio.share(torch.full((3,), 9000.0)) + 0
+    plan = grid.trace(lambda x, y: x + y, one, one)
+    assert near(trio.run(plan, trio.share(one), trio.share(one), check=True).reveal(), 2 * one) and not any(caplog.messages)
+    assert trio.run(plan, trio.share(one), made, check=True).shape == (3,)
+    assert "no values are at hand for y: standard normal" in caplog.text
+    wrong = grid.trace(lambda x, y: (x * y).sum() + 1e6 * (x - x + 1e5).square(), one, one)
+    with pytest.raises(grid.InvalidRequest, match="no values are at hand for x, y: standard normal"):
+        trio.run(wrong, made, made, check=True)
 
 
 def test_costs_are_known_before(trio: Any) -> None:

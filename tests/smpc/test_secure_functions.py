@@ -331,6 +331,15 @@ def test_divisors_of_very_different_sizes() -> None:
     assert np.abs(on_plain(arithmetic.divide_public, number(x), divisor=by) - x / by).max() < 2e-5
 
 
+@pytest.mark.parametrize("n", [1, 3, 1000, 1024, 40_001])
+def test_means_of_many_large_numbers(n: int) -> None:
+    for x in (np.full(n, 1e5), np.full(n, -1e5), 1e5 - np.arange(float(n))):
+        watch = Watch()
+        found = on_plain(arithmetic.mean, number(x), watch=watch)
+        assert not watch.overflows()
+        assert abs(found - x.mean()) <= 2.0**-17 + 2.0**-22 * abs(x.mean())
+
+
 def test_choices_broadcast() -> None:
     condition, x, y = np.array([[True], [False]]), np.arange(70.0), np.array(-1.0)
     b = secret(condition, plain_shared)

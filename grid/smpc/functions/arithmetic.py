@@ -135,9 +135,24 @@ async def total(protocol: Protocol, x: Number, axis: int | Sequence[int] | None 
 
 
 async def mean(protocol: Protocol, x: Number, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Number:
-    """The mean over axes, or over all of them. |sum| < 2**21; error 2**-22 of the mean, and 2**-18. 2 rounds."""
+    """The mean over axes, or over all of them. |sum| < 2**32; error 2**-22 of the mean, and 2**-17. 2 rounds.
+
+    The first half of the bits of 1 / n and the second half are factors of their own, for sums are large.
+    """
     summed = await total(protocol, fixed(x), axis, keepdims=keepdims)
-    return await divide_public(protocol, summed, x.raw.size // max(1, summed.raw.size))
+    n = x.raw.size // max(1, summed.raw.size)
+    if n & (n - 1) == 0:  # 1 / n has one bit; none for nothing
+        return await divide_public(protocol, summed, n)
+    first = _rounded(1 / n, n.bit_length() - 1 + FACTOR_BITS // 2)
+    second = _rounded(1 / n - first, n.bit_length() - 1 + FACTOR_BITS)
+    parts = await protocol.together(
+        lambda mine: multiply_public(mine, summed, first), lambda mine: multiply_public(mine, summed, second)
+    )
+    return await add(protocol, *parts)
+
+
+def _rounded(value: float, bits: int) -> float:
+    return math.ldexp(round(math.ldexp(value, bits)), -bits)
 
 
 async def variance(

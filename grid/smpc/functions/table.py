@@ -71,7 +71,7 @@ SECURE_OPS: dict[str, SecureOp] = {
     "matmul": SecureOp(_A.matmul, -1024, 1024, 3, UNIT),
     "conv2d": SecureOp(_A.conv2d, -1024, 1024, 3, UNIT),
     "sum": SecureOp(_A.total, -LARGEST / 1024, LARGEST / 1024, 0),
-    "mean": SecureOp(_A.mean, -2048, 2048, 2, UNIT, 2.0**-21),
+    "mean": SecureOp(_A.mean, -2048, 2048, 2, 2 * UNIT, 2.0**-21),
     "var": SecureOp(_A.variance, -32, 32, 5, 2e-5, 2e-5),
     "squared_norm": SecureOp(_A.squared_norm, -64, 64, 3, UNIT),
     "cumsum": SecureOp(_A.cumulative, -LARGEST / 1024, LARGEST / 1024, 0),

@@ -20,7 +20,7 @@ of 4e-6; integers and booleans have none. What torch's operations give on shared
 gives; they return at once, and `reveal()` opens a result.
 
 **Elements** of the arguments lie in the interval given; outside of it a result may be garbage, which nobody is told, and which
-a check on values made up finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
+a check on values like yours finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
 result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
 messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
 once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of

@@ -29,7 +29,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "fmod": "x - y * (x / y + 1e-4).floor() for whole numbers from 0",
         "cumprod": "x.log().cumsum(dim).exp() for x > 0",
         "exp2": "(x * math.log(2)).exp()",
-        "erf": "2 * (F.gelu(x) / x) - 1 away from 0, or a polynomial",
+        "erf": "2 * F.gelu(x * 2**0.5) / (x * 2**0.5) - 1 away from 0, or a polynomial",
         "nan_to_num": "nothing: values on shares are never NaN or infinite",
         "bernoulli": "a random mask made by the client and shared",
         "native_dropout": "model.eval(), or a random mask made by the client and shared",
