@@ -227,6 +227,32 @@ async def test_one_clients_objects_are_not_there_for_another(made: Mesh, raw: di
     assert await works(trio, 920)
 
 
+async def test_who_names_another_client_uses_up_nothing_of_it(made: Mesh, raw: dict[str, RawClient]) -> None:
+    async with sessions(made) as other:
+        for _ in range(8):
+            await opened(raw, (me_of(raw), me_of(other)))
+        with pytest.raises(QuotaExceeded, match="half of max_committees"):
+            await opened(raw, (me_of(raw),))
+        theirs = await opened(other, (me_of(other), me_of(raw)))
+        with pytest.raises(QuotaExceeded, match="half of max_committees"):  # joining counts, too
+            joined = dataclasses.replace(opening(raw, (me_of(other), me_of(raw))), committee=theirs.committee)
+            await raw["alice"].request(joined)
+        assert await works(theirs)
+
+
+async def test_a_committee_that_nobody_uses_ends(
+    made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    monkeypatch.setattr("grid.node.committee.IDLE_S", 0.2)
+    idle = await opened(raw, (me_of(raw),))
+    await until(lambda: all(node.committees.count == (name in NAMES) for name, node in made.nodes.items()))
+    for name in NAMES:
+        with pytest.raises(QuorumLost, match="nothing was asked of it"):
+            await raw[name].request(GetShare(committee=idle.committee, number=1, object=ObjectId(1)))
+    assert await works(trio)  # begun with more time
+
+
 async def test_a_client_that_is_not_in_the_list_takes_no_part(made: Mesh, raw: dict[str, RawClient], trio: Trio) -> None:
     await trio.share(1, X)
     async with sessions(made) as spy:
