@@ -128,7 +128,8 @@ class ShareRequests:
             head = self._entries[0]
             if isinstance(head, int):
                 freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-                self._tell(FreeShares(committee=self._committee, objects=freed))
+                self._tell(FreeShares(committee=self._committee, number=self._next, objects=freed))
+                self._next += 1
             elif isinstance(head, Request):
                 self._entries.popleft()
                 self._send_request(head)

@@ -9,10 +9,10 @@ wait for the other parties (`deadline_s` of the committee). These limits are the
 refuse the same. Requests that wait are counted by the node.
 
 Each request has keystreams of its own, derived from the committee's keys, from everything that the client has asked before, in
-order (the transcript), and from what each holder of a component was dealt of the inputs behind it. A client that asks the parties
-for different things, or deals them shares that do not fit together, thus gets noise: nothing that one of them hides can be
-compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
-two clients never meets.
+order (the transcript; what it frees stands there, too, so that an id never means different values at two parties), and from what
+each holder of a component was dealt of the inputs behind it. A client that asks the parties for different things, or deals them
+shares that do not fit together, thus gets noise: nothing that one of them hides can be compared with what another hides. Labels
+and operation numbers hold the client's place and the request's number, so the work of two clients never meets.
 
 An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, as an
 offer to the node, which asks the rules of all owners behind it.
@@ -86,6 +86,9 @@ MAX_DEALT = 64
 
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
+
+Numbered = ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare | FreeShares
+"""Requests that are in the transcript. A plan need not be, as its calls name it by its hash."""
 
 Answered = Callable[[Message | GridError], None]
 
@@ -275,14 +278,14 @@ class ShareLane:
             self._turn_began = self._loop.time()
 
     async def _answer(self, message: Request) -> Message:
-        if isinstance(message, FreeShares):
-            for object_id in message.objects:
-                self._forget(object_id)
-            return Ok()
         if isinstance(message, PutSharedPlan):
             self._plans.put(message)
             return Ok()
         self._begin(message)
+        if isinstance(message, FreeShares):
+            for object_id in message.objects:
+                self._forget(object_id)
+            return Ok()
         try:
             if isinstance(message, ShareInput):
                 self._attempt((message.object,), lambda: self._keep_input(message))
@@ -302,7 +305,7 @@ class ShareLane:
                 raise again(self.error) from None
             raise error
 
-    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare) -> None:
+    def _begin(self, message: Numbered) -> None:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
         count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)

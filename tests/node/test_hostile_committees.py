@@ -53,6 +53,7 @@ from grid.wire.messages import (
     DescribeObject,
     ErrorInfo,
     ExpectShare,
+    FreeShares,
     GetObject,
     GetShare,
     MoveObject,
@@ -327,6 +328,27 @@ async def test_parties_that_are_told_different_things_give_noise_or_an_error(raw
     replies = await trio.ask(lambda rank, number: GetShare(committee=trio.committee, number=number, object=ObjectId(3)))
     total = sum(np.frombuffer(reply.words, np.uint64) for reply in replies)
     assert not (total == X * X).any()
+
+
+@pytest.mark.parametrize("told", [1, 3])
+async def test_an_id_that_is_free_at_one_party_alone_gives_noise_or_an_error(raw: dict[str, RawClient], told: int) -> None:
+    """It could stand for x + y at one, and for x - y at the others: what a node sends tells which."""
+    trio = await opened(raw, (me_of(raw),), deadline_s=1.0)
+    await trio.share(1, X)
+    await trio.share(2, X)
+    await trio.run("aten.add.Tensor", Ref(1), Ref(2), output=3)
+    trio.number += 1
+    for rank, name in enumerate(NAMES[:told]):
+        objects = () if rank else (ObjectId(3),)
+        raw[name].peer.notify(FreeShares(committee=trio.committee, number=trio.number, objects=objects))
+    replies = await trio.run("aten.sub.Tensor", Ref(1), Ref(2), output=3)
+    assert kinds(replies) & {InvalidRequest, QuorumLost} or told == 3
+    wanted = ObjectId(1)
+    replies = await trio.ask(lambda rank, number: GetShare(committee=trio.committee, number=number, object=wanted))
+    if told == 3:
+        assert not (sum(np.frombuffer(reply.words, np.uint64) for reply in replies) == X).any()
+    else:
+        assert kinds(replies) <= {InvalidRequest, QuorumLost}
 
 
 async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> None:
