@@ -33,7 +33,7 @@ import numpy as np
 from grid.clock import Clock
 from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, QuorumLost, QuotaExceeded, again
-from grid.ids import ObjectId, PeerId
+from grid.ids import OFFERED, ObjectId, PeerId
 from grid.node.party_messages import CLIENT, Dealt, Owner, Request, ShareOffer, request_weight
 from grid.node.shared_plans import SharedPlans, inline
 from grid.policy.rules import OPEN
@@ -236,7 +236,10 @@ class ShareLane:
     def _late(self) -> None:
         if self._due is not None:
             self._waits_since = None
-            self._due[1].fail(DeadlineExceeded(f"the shares of a node's value took longer than {self._deadline_s:g} s"))
+            late = f"the shares of a node's value took longer than {self._deadline_s:g} s"
+            if self._due[0][1] >= OFFERED:
+                late = f"no client has made this offer to this one, or not within {self._deadline_s:g} s; ask for another offer"
+            self._due[1].fail(DeadlineExceeded(late))
             return
         waits = " and ".join(self._names[rank] for rank in self.mailbox.waits) or "nobody"
         late = f"an operation on shares waited longer than {self._deadline_s:g} s for node {waits}"
@@ -341,6 +344,8 @@ class ShareLane:
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
+        if message.object in self._objects:
+            raise InvalidRequest("an offer is taken once, and a value dealt once: there are shares under this id here already")
         dealt = self._dealt.pop(key, None)
         if dealt is None:
             due: Arrival[Dealt | Held] = Arrival()
