@@ -23,19 +23,17 @@ from grid.client.modules import SharedModule, send_module
 from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
-from grid.client.share_requests import GRACE_S, PlanCall, Reply, Request, ShareRequests, check_size, settled
+from grid.client.share_requests import GRACE_S, PlanCall, Reply, Request, ShareRequests, check_size, settled, telling
 from grid.client.shared import SharedTensor, wrap
 from grid.client.shared_plans import Runs, is_at_a_node
 from grid.client.tensors import RemoteTensor
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
 from grid.errors import (
-    DeadlineExceeded,
     ExecutionFailed,
     GridError,
     InvalidRequest,
     OpNotSupported,
-    QuorumLost,
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
@@ -449,10 +447,10 @@ async def open_committee(
     for name, ask in zip(made._names, asks, strict=True):
         error = ask.exception() if ask.done() and not ask.cancelled() else None
         if isinstance(error, GridError):
-            errors.append(made._requests.named(name, error))
+            errors.append((name, made._requests.named(name, error)))
         elif error is not None:
             raise error
     if errors or not all(ask.done() for ask in asks):
         made.close()
-        raise min(errors, key=lambda error: (isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost)))
+        raise telling(errors)
     return made

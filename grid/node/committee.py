@@ -323,8 +323,18 @@ class Committee(PartyUser):
         return agreement.announced(sender.id, statement, contribution, self._common.clock.wall())
 
     def _lane_over(self, sender: Neighbour, message: CommitteeOver) -> None:
-        if message.client in self.terms.clients:
-            self._end_lane(message.client, self._withdrew(sender, message.error.to_error()), tell=False)
+        if message.client not in self.terms.clients:
+            return
+        error = self._withdrew(sender, message.error.to_error())
+        if error.details.get("node") == self._name(self._common.me.id):
+            self._start(self._lane_explained(message.client, error))
+        else:
+            self._end_lane(message.client, error, tell=False)
+
+    async def _lane_explained(self, client: PeerId, error: GridError) -> None:
+        """A peer waits for this node, whose party may wait for the third one itself, and is about to say so."""
+        await self._common.clock.sleep(EXPLAIN_S / 2)
+        self._end_lane(client, error, tell=False)
 
     def _linking(self, sender: Neighbour, message: Linking) -> None:
         if self._links is None:  # the peer has agreed a little earlier than this node
@@ -416,6 +426,10 @@ class Committee(PartyUser):
                     self._linking(sender, message)
                 sockets = await connecting
         except DeadlineExceeded:
+            if not links.missing:
+                took = f"connecting the parties took longer than {self._deadline_s:g} s"
+                self.end(DeadlineExceeded(f"{took}; open the committee with more time (timeout=)"))
+                return
             late = " and ".join(self._name(roster[rank]) for rank in links.missing)
             self.end(QuorumLost(f"the party of node {late} was not connected in time; the committee needs it", node=late))
             return

@@ -17,10 +17,12 @@ import pytest
 import torch
 from node_mesh import CLOCK, Mesh, RawClient, client, dataset, dial_party, mesh
 
+from grid.client.share_requests import telling
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
 from grid.errors import (
     AuthenticationFailed,
+    DeadlineExceeded,
     GridError,
     InvalidRequest,
     NodeUnavailable,
@@ -384,6 +386,33 @@ async def test_a_client_that_asks_only_two_parties_gets_an_error_in_time(raw: di
     replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES[:2]), return_exceptions=True)
     assert isinstance(replies[1], QuorumLost) and "carol" in str(replies[1])  # the first one has what it needs from the second
     assert await works(await opened(raw, (me_of(raw),)))
+
+
+async def test_who_waits_for_the_missing_one_is_not_blamed_by_who_waits_for_it(raw: dict[str, RawClient]) -> None:
+    trio = await opened(raw, (me_of(raw),), deadline_s=0.3)
+    await trio.share(1, X)
+    command = Command(op="aten.relu.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(2),))
+    message = SecureCommands(committee=trio.committee, first=2, commands=(command,))
+    alice, bob = await asyncio.gather(*(raw[name].request(message) for name in NAMES[:2]), return_exceptions=True)
+    assert isinstance(alice, QuorumLost) and isinstance(bob, QuorumLost)
+    assert "carol" in (alice.details["node"], bob.details["node"]) and alice.details["node"] != "alice"
+    assert telling([("alice", alice), ("bob", bob)]).details["node"] == "carol"
+    carol = QuorumLost("", node="carol")
+    assert telling([("alice", QuorumLost("", node="bob and carol")), ("bob", carol)]) is carol
+    assert telling([("alice", QuorumLost("", node="bob")), ("bob", carol)]) is carol
+
+
+async def test_too_little_time_to_connect_is_told_as_that(raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lasts(links: party_links.PartyLinks, *_: Any) -> Any:
+        links.missing.clear()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(party_links.PartyLinks, "connect", lasts)
+    message = opening(raw, (me_of(raw),), deadline_s=0.5)
+    replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES), return_exceptions=True)
+    late = [str(reply) for reply in replies if isinstance(reply, DeadlineExceeded)]
+    assert late and all("open the committee with more time" in text for text in late)
+    assert all("node  " not in str(reply) for reply in replies)
 
 
 async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(made: Mesh, raw: dict[str, RawClient]) -> None:
