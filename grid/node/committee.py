@@ -325,8 +325,9 @@ class Committee(PartyUser):
     def _lane_over(self, sender: Neighbour, message: CommitteeOver) -> None:
         if message.client not in self.terms.clients:
             return
-        error = self._withdrew(sender, message.error.to_error())
-        if error.details.get("node") == self._name(self._common.me.id):
+        told = message.error.to_error()
+        error = self._withdrew(sender, told)
+        if isinstance(told, QuorumLost) and error.details.get("node") == self._name(self._common.me.id):
             self._start(self._lane_explained(message.client, error))
         else:
             self._end_lane(message.client, error, tell=False)

@@ -85,7 +85,7 @@ class Results:
 
 def _write(folder: Path, facts: Mapping[str, Any], value: TensorFrame) -> None:
     data = _npy(value)
-    begins = hashlib.sha256(str(facts["client"]).encode()).hexdigest()[:16]  # a client is counted by the names of its files
+    begins = hashlib.sha256(str(facts["client"]).encode()).hexdigest()[:12]  # a client is counted by the names of its files
     kept = {path.name: path.stat().st_size for path in folder.glob("*.npy")} if folder.is_dir() else {}
     own = [size for name, size in kept.items() if name.startswith(f"{begins}-")]
     for whose, sizes, part in (("", list(kept.values()), 1), (" of this client", own, CLIENTS_PART)):
@@ -94,7 +94,7 @@ def _write(folder: Path, facts: Mapping[str, Any], value: TensorFrame) -> None:
                 f"this node keeps {len(sizes)} results{whose} for its owner, and no more fit; the owner makes room by deleting"
                 f" some (`grid results` lists them; at most {MAX_RESULTS // part:,}, and {MAX_BYTES / part / (1 << 30):g} GiB)"
             )
-    name = f"{begins}-{random_id()}"
+    name = f"{begins}-{random_id()[:19]}"
     write_private(folder / f"{name}.npy", data)
     write_json(folder / f"{name}.json", dict(facts))
 
