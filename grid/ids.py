@@ -14,6 +14,9 @@ GridId = NewType("GridId", str)
 ObjectId = NewType("ObjectId", int)
 """A value at a node, 1 to 2**63 - 1, chosen by the client and meaningful only within that client's session."""
 
+OFFERED = 1 << 62
+"""From here on, ids of shares in a committee are random names of offers; a client counts its own from 1."""
+
 RequestId = NewType("RequestId", int)
 """A request within one session; odd from the side that opened it, even from the other."""
 

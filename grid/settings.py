@@ -100,7 +100,7 @@ class NodeSettings:
     max_plan_steps: int = setting(20_000, "steps that one plan may have", 1)
     max_plan_flops: int = setting(10**13, "operations that one run of a plan may need, as counted before it runs", 1)
     max_op_elements: int = setting(1 << 28, "elements that one operation may produce", 1)
-    max_committees: int = setting(16, "committees that this node may be a party of at once", 0)
+    max_committees: int = setting(16, "committees at once that this node is a party of; one client may be in half, rounded up", 0)
     max_secure_elements: int = setting(
         1 << 22,
         "elements of an operand, a result, or anything on the way, of an operation on shares; a product may take 256 times as"

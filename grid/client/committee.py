@@ -22,18 +22,17 @@ from grid.client.modules import SharedModule, send_module
 from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
 from grid.client.shapes import Shapes
-from grid.client.share_requests import GRACE_S, PlanCall, Reply, Request, ShareRequests, check_size, settled
+from grid.client.share_requests import GRACE_S, PlanCall, Reply, Request, ShareRequests, check_size, settled, telling
 from grid.client.shared import SharedTensor, wrap
 from grid.client.shared_plans import Runs, is_at_a_node
 from grid.client.tensors import RemoteTensor
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
 from grid.errors import (
-    DeadlineExceeded,
+    ExecutionFailed,
     GridError,
     InvalidRequest,
     OpNotSupported,
-    QuorumLost,
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
@@ -108,6 +107,7 @@ class Committee:
         self._closed = False
         self._runs = Runs()
         self._plans: set[PlanId] = set()
+        self._offered: set[ObjectId] = set()
         self.new_id: Callable[[], ObjectId] = self._ids.__next__  # type: ignore[assignment]
 
     # ------------------------------------------------------------ for users
@@ -134,7 +134,7 @@ class Committee:
             kind = type(value).__name__
             raise InvalidRequest(f"a committee shares tensors and modules, not {kind}; torch.as_tensor makes tensors")
         check_size(8 * value.numel())
-        words = fixed.encode(value, fraction_bits(value.dtype), 1).cpu().numpy().view(np.uint64)
+        words = _encoded(value)
         dtype, shape = short_dtype(value.dtype), tuple(value.shape)
         seeds = (fresh_seed(), fresh_seed())
         flat = words.reshape(-1)
@@ -216,6 +216,9 @@ class Committee:
             raise InvalidRequest("a committee offers values that are on its own shares")
         if to not in self.clients or PeerId(to) == self._me:
             raise InvalidRequest("`to` is the id of another client of this committee (g.committee(..., clients=...))")
+        for plan in plans:
+            if not isinstance(plan, Plan):
+                raise InvalidRequest(f"plans takes plans as grid.trace(...) makes them, not {type(plan).__name__}")
         if bool(plans) == freely:
             raise InvalidRequest("say which plans may open what depends on the value, plans=[...], or freely=True")
         return self.wait(self._offer(value, self.clients.index(PeerId(to)), tuple(plan.id for plan in plans), freely))
@@ -241,10 +244,14 @@ class Committee:
         return str(offer)
 
     def take(self, offer: str) -> SharedTensor:
-        """A value that another client of the committee has offered to this one. Returns at once."""
+        """A value that another client of the committee has offered to this one. Returns at once. Each offer is taken once."""
         self._check_open()
         found = Offer.parse(offer)
-        made = wrap(self.shapes.meta(found.shape, torch_dtype(found.dtype)), Handle(self, found.name))
+        if found.name in self._offered:
+            raise InvalidRequest("this offer was taken before, and each is taken once; use that value, or ask for another offer")
+        dtype = torch_dtype(found.dtype)
+        self._offered.add(found.name)
+        made = wrap(self.shapes.meta(found.shape, dtype), Handle(self, found.name))
 
         def messages(number: int) -> Sequence[Message]:
             expect = ExpectShare(
@@ -402,6 +409,16 @@ class Committee:
         return components[0] + components[1] + components[2]
 
 
+def _encoded(value: torch.Tensor) -> Any:
+    """The value as ring elements. `ExecutionFailed` where it holds what does not fit, which may be said of one's own values."""
+    bits = fraction_bits(value.dtype)
+    try:
+        return fixed.encode(value, bits, 1).cpu().numpy().view(np.uint64)
+    except ExecutionFailed:
+        fits = f"finite and smaller in size than 2**{63 - bits}"
+        raise ExecutionFailed(f"an element of the value cannot be shared: each must be {fits}; scale the value down") from None
+
+
 async def open_committee(
     connections: Sequence[NodeConnection],
     *,
@@ -433,10 +450,10 @@ async def open_committee(
     for name, ask in zip(made._names, asks, strict=True):
         error = ask.exception() if ask.done() and not ask.cancelled() else None
         if isinstance(error, GridError):
-            errors.append(made._requests.named(name, error))
+            errors.append((name, made._requests.named(name, error)))
         elif error is not None:
             raise error
     if errors or not all(ask.done() for ask in asks):
         made.close()
-        raise min(errors, key=lambda error: (isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost)))
+        raise telling(errors)
     return made

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from grid.errors import InvalidRequest
-from grid.ids import ObjectId, PeerId
+from grid.ids import OFFERED, ObjectId, PeerId
 
-NAME_BITS = 62
+MAX_ELEMENTS = 1 << 40
+"""More than any committee computes on."""
 
 _OFFER = re.compile(r"([a-z2-7]{26}):([0-9a-f]{1,16}):([a-z0-9]{2,4}):((?:\d{1,12}(?:x\d{1,12}){0,15})?)\Z")
 
@@ -26,7 +28,7 @@ class Offer(NamedTuple):
     @classmethod
     def fresh(cls, client: PeerId, dtype: str, shape: Sequence[int]) -> Offer:
         """A new one: nobody can guess its name, and no counted id meets it."""
-        return cls(client, ObjectId(secrets.randbits(NAME_BITS) | 1 << NAME_BITS), dtype, tuple(shape))
+        return cls(client, ObjectId(OFFERED + secrets.randbelow(OFFERED)), dtype, tuple(shape))
 
     @classmethod
     def parse(cls, text: str) -> Offer:
@@ -34,8 +36,11 @@ class Offer(NamedTuple):
         match = _OFFER.match(text)
         if match is None:
             raise InvalidRequest("this is no offer; committee.offer(...) of the other client gives its text")
-        client, name, dtype, shape = match.groups()
-        return cls(PeerId(client), ObjectId(int(name, 16)), dtype, tuple(map(int, filter(None, shape.split("x")))))
+        client, name, dtype, sizes = match.groups()
+        shape = tuple(map(int, filter(None, sizes.split("x"))))
+        if math.prod(shape) > MAX_ELEMENTS or not OFFERED <= int(name, 16) < 2 * OFFERED:
+            raise InvalidRequest("this text is no offer that anybody has made: its name or its shape cannot be")
+        return cls(PeerId(client), ObjectId(int(name, 16)), dtype, shape)
 
     def __str__(self) -> str:
         return f"{self.client}:{self.name:x}:{self.dtype}:{'x'.join(map(str, self.shape))}"

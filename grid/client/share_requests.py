@@ -128,7 +128,8 @@ class ShareRequests:
             head = self._entries[0]
             if isinstance(head, int):
                 freed = tuple(self._taken(lambda one: isinstance(one, int), MAX_FREES))
-                self._tell(FreeShares(committee=self._committee, objects=freed))
+                self._tell(FreeShares(committee=self._committee, number=self._next, objects=freed))
+                self._next += 1
             elif isinstance(head, Request):
                 self._entries.popleft()
                 self._send_request(head)
@@ -239,28 +240,28 @@ class ShareRequests:
     async def _replies(self, answers: Sequence[asyncio.Future[Message]], kind: type[Reply]) -> list[Reply]:
         """What all three answered. Raises the error that says most."""
         await settled(answers)
-        errors: list[GridError] = []
+        errors: list[tuple[str, GridError]] = []
         replies: list[Reply] = []
         for name, answer in zip(self._names, answers, strict=True):
             if not answer.done() or answer.cancelled():
                 continue
             error = answer.exception()
             if isinstance(error, GridError):
-                errors.append(self.named(name, error))
+                errors.append((name, self.named(name, error)))
             elif error is not None:
                 raise error
             elif not isinstance(reply := answer.result(), kind):
-                errors.append(WireError(f"{name} answered a reveal with {type(reply).__name__}"))
+                errors.append((name, WireError(f"{name} answered a reveal with {type(reply).__name__}")))
             else:
                 replies.append(reply)
         if errors:
-            for error in errors:
+            for _, error in errors:
                 dealt = error.details.get("dealt")
                 if isinstance(dealt, int) and dealt not in self._refused and self._dealing:
                     await asyncio.wait(self._dealing, timeout=SETTLE_S)
                 if isinstance(dealt, int) and dealt in self._refused:
                     raise again(self._refused[dealt])
-            raise min(errors, key=lambda error: (isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost)))
+            raise telling(errors)
         return replies
 
     def named(self, name: str, error: GridError) -> GridError:
@@ -271,6 +272,18 @@ class ShareRequests:
         known = plan is not None and isinstance(step, int) and 0 <= step < len(plan.steps)
         line = at_line(plan.steps[step].line) if known else ""  # type: ignore[union-attr, index]
         return type(error)(f"{name}: {error.message}{line}" + (f" [{where}]" if where else ""), **error.details)
+
+
+def telling(errors: Sequence[tuple[str, GridError]]) -> GridError:
+    """Of what nodes said, each beside its name, the error that says most. A node that says that it waits for another one, or has
+    lost it, is not the one to be blamed by a third."""
+    excused = {name for name, error in errors if isinstance(error, QuorumLost) and error.details.get("node") not in (None, name)}
+
+    def rank(error: GridError) -> tuple[bool, bool, bool]:
+        blamed = str(error.details.get("node", "")).split(" and ")
+        return isinstance(error, DeadlineExceeded), isinstance(error, QuorumLost), not excused.isdisjoint(blamed)
+
+    return min((error for _, error in errors), key=rank)
 
 
 def check_size(nbytes: int) -> None:

@@ -71,6 +71,9 @@ MAX_EARLY = 8
 EXPLAIN_S = 1.0
 """How long the node of a party that ended its connection may take to say why: it may have lost the third one first."""
 
+IDLE_S = 4 * 3600.0
+"""A committee that nobody asks for anything, for this long, ends: others wait for its place."""
+
 FromPeer = CommitteeStatement | CommitteeOver | Linking
 
 
@@ -126,6 +129,7 @@ class Committee(PartyUser):
         self._links: PartyLinks | None = None
         self._early_links: list[tuple[Neighbour, Linking]] = []
         self._deadline = 0.0
+        self._asked = common.clock.monotonic()
 
     def _name(self, peer: PeerId) -> str:
         return self._common.names.get(peer, peer)
@@ -137,6 +141,11 @@ class Committee(PartyUser):
         if participant.client in self._participants:
             raise InvalidRequest("this client has opened the committee here already; one session of it takes part")
         self._participants[participant.client] = participant
+        self._asked = self._common.clock.monotonic()
+
+    def has(self, client: PeerId) -> bool:
+        """Whether a client takes part."""
+        return client in self._participants
 
     def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
         """A client's request. `InvalidRequest` for a session that takes no part."""
@@ -148,6 +157,7 @@ class Committee(PartyUser):
             raise InvalidRequest("the committee is not agreed on yet; wait for the answer to its opening")
         if isinstance(message, OfferShares) and message.client != participant.client:
             raise InvalidRequest("a client offers shares in its own name")
+        self._asked = self._common.clock.monotonic()
         answer = self._party.submit(self._place(participant.client), message)
         return self._opened(participant, message, answer) if isinstance(message, GetShare) else answer
 
@@ -196,6 +206,7 @@ class Committee(PartyUser):
                 for peer in self._peers:
                     self._start(self._reach(peer))
                 self._start(self._begin(participant, deadline))
+                self._start(self._watch())
                 await self._over.wait()
                 for task in self._tasks:
                     task.cancel()
@@ -245,6 +256,15 @@ class Committee(PartyUser):
         except GridError as error:
             log.info("committee %s: node %s cannot be reached: %s", self.terms.committee, peer, error)
         self.lost(peer)
+
+    async def _watch(self) -> None:
+        """End a committee that nobody uses."""
+        clock = self._common.clock
+        while (left := self._asked + IDLE_S - clock.monotonic()) > 0:
+            await clock.sleep(left)
+            if self._party is not None and self._party.busy:
+                self._asked = clock.monotonic()
+        self.end(_idle("this node"))
 
     def end(self, error: GridError, *, tell: bool = True) -> None:
         """The committee is over for everybody."""
@@ -303,8 +323,19 @@ class Committee(PartyUser):
         return agreement.announced(sender.id, statement, contribution, self._common.clock.wall())
 
     def _lane_over(self, sender: Neighbour, message: CommitteeOver) -> None:
-        if message.client in self.terms.clients:
-            self._end_lane(message.client, self._withdrew(sender, message.error.to_error()), tell=False)
+        if message.client not in self.terms.clients:
+            return
+        told = message.error.to_error()
+        error = self._withdrew(sender, told)
+        if isinstance(told, QuorumLost) and error.details.get("node") == self._name(self._common.me.id):
+            self._start(self._lane_explained(message.client, error))
+        else:
+            self._end_lane(message.client, error, tell=False)
+
+    async def _lane_explained(self, client: PeerId, error: GridError) -> None:
+        """A peer waits for this node, whose party may wait for the third one itself, and is about to say so."""
+        await self._common.clock.sleep(EXPLAIN_S / 2)
+        self._end_lane(client, error, tell=False)
 
     def _linking(self, sender: Neighbour, message: Linking) -> None:
         if self._links is None:  # the peer has agreed a little earlier than this node
@@ -320,6 +351,8 @@ class Committee(PartyUser):
     def _withdrew(self, sender: Neighbour, error: GridError) -> QuorumLost:
         """What a peer's end means here. If it says that it lost a third one, that one is named."""
         culprit = sender.card.name
+        if error.details.get("idle") is True:
+            return _idle(f"node {culprit}")
         if isinstance(error, QuorumLost | WireError) and error.details.get("node"):
             culprit = str(error.details["node"])[:100]
             how = "is lost" if isinstance(error, QuorumLost) else "sent what makes no sense"
@@ -394,6 +427,10 @@ class Committee(PartyUser):
                     self._linking(sender, message)
                 sockets = await connecting
         except DeadlineExceeded:
+            if not links.missing:
+                took = f"connecting the parties took longer than {self._deadline_s:g} s"
+                self.end(DeadlineExceeded(f"{took}; open the committee with more time (timeout=)"))
+                return
             late = " and ".join(self._name(roster[rank]) for rank in links.missing)
             self.end(QuorumLost(f"the party of node {late} was not connected in time; the committee needs it", node=late))
             return
@@ -466,7 +503,12 @@ class Committee(PartyUser):
                 asyncio.get_running_loop().call_soon(self.lost, peer)
 
 
+def _idle(who: str) -> QuorumLost:
+    asked = f"nothing was asked of it for {IDLE_S / 3600:g} hours"
+    return QuorumLost(f"{who} has ended the committee, as {asked}; open another one", idle=True)
+
+
 def _reason(error: GridError) -> ErrorInfo:
     """What other nodes are told: the kind of error, and which node was lost. Texts are for the client alone."""
-    details = {key: value for key, value in error.details.items() if key == "node"}
+    details = {key: value for key, value in error.details.items() if key in ("node", "idle")}
     return ErrorInfo(code=error.code, message="this node ends its part of the work on shares", details=details)

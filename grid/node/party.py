@@ -76,6 +76,11 @@ class PartyPort(abc.ABC):
         self._dealt = 0
         self._error: GridError | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has been asked what it has not answered yet."""
+        return bool(self._asked)
+
     def begin(self, begin: Begin, sockets: Mapping[int, Any]) -> None:
         """Start the party; `sockets` are connected ones to its peers, by rank, which are the party's from now on."""
         self._lanes = [_Lane() for _ in range(begin.clients)]

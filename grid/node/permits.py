@@ -39,7 +39,12 @@ MAX_COMMITTEES_PER_CLIENT = 16
 MAX_COMMITTEES = 4096
 """Committees that values were dealt to, by client: later ones push out the oldest, whose results then stay closed."""
 
-MAX_WAITING_PER_NODE = 256
+MAX_WAITING_PER_CLIENT = 64
+"""Results of one client for which one party may wait at once; a party lets no more of them wait itself (`openings`)."""
+
+MAX_WAITING = 2048
+"""Of all clients: one of them takes a tenth at most, with all three parties of a committee."""
+
 MAX_ANSWERS = 4096
 """Answers that are kept, for a party that asks later than the others."""
 
@@ -149,8 +154,11 @@ class Permits:
             _settle(asked.answer, error)
             raise error
         if asked is None:
-            waiting = sum(asker in other.askers and not other.answer.done() for other in self._asked.values())
-            if waiting >= MAX_WAITING_PER_NODE:
+            waiting = [other for other in self._asked.values() if not other.answer.done()]
+            same = sum(asker in other.askers and other.message.opening.client == opening.client for other in waiting)
+            if same >= MAX_WAITING_PER_CLIENT:
+                raise QuotaExceeded(f"{same} results of this client wait here for a permit; ask again when some have theirs")
+            if len(waiting) >= MAX_WAITING:
                 raise QuotaExceeded("too many results wait here for a permit; ask again when some have theirs")
             if len(self._asked) >= MAX_ANSWERS:
                 answered = (name for name, other in self._asked.items() if other.answer.done())

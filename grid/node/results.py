@@ -1,14 +1,15 @@
 """Results that committees opened to this node with rows of its own behind them: kept as files, for its owner to use.
 
 Each is an `.npy` file beside a `.json` with what is known of it, in STATE/results, mode 0600, written as a whole. Their number
-and all their bytes are bounded; a result over that is not opened here, and none that was kept is ever thrown away. A node without
-a state folder keeps none.
+and all their bytes are bounded, and of each client an eighth of that; a result over that is not opened here, and none that was
+kept is ever thrown away. A node without a state folder keeps none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import io
 import json
 import logging
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 FOLDER = "results"
 MAX_RESULTS = 10_000
 MAX_BYTES = 4 << 30
+CLIENTS_PART = 8
+"""One client has an eighth of both at most."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,13 +85,16 @@ class Results:
 
 def _write(folder: Path, facts: Mapping[str, Any], value: TensorFrame) -> None:
     data = _npy(value)
-    kept = [path.stat().st_size for path in folder.glob("*.npy")] if folder.is_dir() else []
-    if len(kept) >= MAX_RESULTS or sum(kept) + len(data) > MAX_BYTES:
-        raise QuotaExceeded(
-            f"this node keeps {len(kept)} results for its owner, and no more fit; the owner makes room by deleting some"
-            f" (`grid results` lists them; at most {MAX_RESULTS:,}, and {MAX_BYTES >> 30} GiB)"
-        )
-    name = random_id()
+    begins = hashlib.sha256(str(facts["client"]).encode()).hexdigest()[:12]  # a client is counted by the names of its files
+    kept = {path.name: path.stat().st_size for path in folder.glob("*.npy")} if folder.is_dir() else {}
+    own = [size for name, size in kept.items() if name.startswith(f"{begins}-")]
+    for whose, sizes, part in (("", list(kept.values()), 1), (" of this client", own, CLIENTS_PART)):
+        if len(sizes) >= MAX_RESULTS // part or sum(sizes) + len(data) > MAX_BYTES // part:
+            raise QuotaExceeded(
+                f"this node keeps {len(sizes)} results{whose} for its owner, and no more fit; the owner makes room by deleting"
+                f" some (`grid results` lists them; at most {MAX_RESULTS // part:,}, and {MAX_BYTES / part / (1 << 30):g} GiB)"
+            )
+    name = f"{begins}-{random_id()[:19]}"
     write_private(folder / f"{name}.npy", data)
     write_json(folder / f"{name}.json", dict(facts))
 

@@ -9,10 +9,10 @@ wait for the other parties (`deadline_s` of the committee). These limits are the
 refuse the same. Requests that wait are counted by the node.
 
 Each request has keystreams of its own, derived from the committee's keys, from everything that the client has asked before, in
-order (the transcript), and from what each holder of a component was dealt of the inputs behind it. A client that asks the parties
-for different things, or deals them shares that do not fit together, thus gets noise: nothing that one of them hides can be
-compared with what another hides. Labels and operation numbers hold the client's place and the request's number, so the work of
-two clients never meets.
+order (the transcript; what it frees stands there, too, so that an id never means different values at two parties), and from what
+each holder of a component was dealt of the inputs behind it. A client that asks the parties for different things, or deals them
+shares that do not fit together, thus gets noise: nothing that one of them hides can be compared with what another hides. Labels
+and operation numbers hold the client's place and the request's number, so the work of two clients never meets.
 
 An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, as an
 offer to the node, which asks the rules of all owners behind it.
@@ -33,7 +33,7 @@ import numpy as np
 from grid.clock import Clock
 from grid.crypto.prg import SEED_BYTES, ring_elements
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, NotFound, QuorumLost, QuotaExceeded, again
-from grid.ids import ObjectId, PeerId
+from grid.ids import OFFERED, ObjectId, PeerId
 from grid.node.party_messages import CLIENT, Dealt, Owner, Request, ShareOffer, request_weight
 from grid.node.shared_plans import SharedPlans, inline
 from grid.policy.rules import OPEN
@@ -86,6 +86,9 @@ MAX_DEALT = 64
 
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
+
+Numbered = ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare | FreeShares
+"""Requests that are in the transcript. A plan need not be, as its calls name it by its hash."""
 
 Answered = Callable[[Message | GridError], None]
 
@@ -233,7 +236,10 @@ class ShareLane:
     def _late(self) -> None:
         if self._due is not None:
             self._waits_since = None
-            self._due[1].fail(DeadlineExceeded(f"the shares of a node's value took longer than {self._deadline_s:g} s"))
+            late = f"the shares of a node's value took longer than {self._deadline_s:g} s"
+            if self._due[0][1] >= OFFERED:
+                late = f"no client has made this offer to this one, or not within {self._deadline_s:g} s; ask for another offer"
+            self._due[1].fail(DeadlineExceeded(late))
             return
         waits = " and ".join(self._names[rank] for rank in self.mailbox.waits) or "nobody"
         late = f"an operation on shares waited longer than {self._deadline_s:g} s for node {waits}"
@@ -275,14 +281,14 @@ class ShareLane:
             self._turn_began = self._loop.time()
 
     async def _answer(self, message: Request) -> Message:
-        if isinstance(message, FreeShares):
-            for object_id in message.objects:
-                self._forget(object_id)
-            return Ok()
         if isinstance(message, PutSharedPlan):
             self._plans.put(message)
             return Ok()
         self._begin(message)
+        if isinstance(message, FreeShares):
+            for object_id in message.objects:
+                self._forget(object_id)
+            return Ok()
         try:
             if isinstance(message, ShareInput):
                 self._attempt((message.object,), lambda: self._keep_input(message))
@@ -302,7 +308,7 @@ class ShareLane:
                 raise again(self.error) from None
             raise error
 
-    def _begin(self, message: ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare) -> None:
+    def _begin(self, message: Numbered) -> None:
         """Number and transcript. A request out of step ends the lane: what follows could only be noise."""
         first = message.first if isinstance(message, SecureCommands) else message.number
         count = len(message.commands) if isinstance(message, SecureCommands) else request_weight(message)
@@ -338,6 +344,8 @@ class ShareLane:
 
     async def _expect(self, message: ExpectShare) -> None:
         key = (message.owner, message.object)
+        if message.object in self._objects:
+            raise InvalidRequest("an offer is taken once, and a value dealt once: there are shares under this id here already")
         dealt = self._dealt.pop(key, None)
         if dealt is None:
             due: Arrival[Dealt | Held] = Arrival()

@@ -252,10 +252,15 @@ class Agreement:
         return [] if self.state != ANNOUNCING else self._fail(error)
 
     def withdrawn(self, sender: PeerId, error: GridError) -> list[Effect]:
-        """A peer does not take part."""
+        """A peer does not take part. Where it says that it lost the third one, that one is named."""
         if self.state != ANNOUNCING or sender not in self._peers:
             return []
         name = self._name(sender)
+        lost = error.details.get("node") if isinstance(error, QuorumLost) else None
+        if isinstance(lost, str) and lost not in (name, self._name(self._mine.node)):
+            return self._fail(
+                QuorumLost(f"node {lost[:100]} is lost, as node {name} says; the committee needs it", node=lost[:100])
+            )
         return self._fail(QuorumLost(f"node {name} does not take part in the committee ({error.code})", node=name))
 
     def lost(self, peer: PeerId) -> list[Effect]:

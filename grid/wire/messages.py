@@ -754,9 +754,10 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, GetShare) are numbered on from 1 without
-    gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed, and the first failure is the
-    reply. `frees`, where it is not empty, has the shares that are not needed after each of the commands.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, FreeShares) are
+    numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed,
+    and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after each of the
+    commands.
     """
 
     committee: CommitteeId
@@ -809,9 +810,13 @@ class RunShared(Message):
 
 @message("free-shares")
 class FreeShares(Message):
-    """Client -> node, one way: these shares are not needed after what was sent before."""
+    """Client -> each node of the roster, one way: these shares are not needed after what was sent before.
+
+    It has a number among the requests: an id that is free at all three nodes, or none, never stands for different values.
+    """
 
     committee: CommitteeId
+    number: int
     objects: tuple[ObjectId, ...]
 
 

@@ -192,6 +192,12 @@ def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any
         client.committee("alice", "bob", "nobody")
 
 
+@pytest.mark.parametrize("value", [torch.tensor([1.0, torch.nan]), torch.tensor([2.0**45]), torch.tensor([-(2**63)])])
+def test_what_does_not_fit_into_shares_says_what_does(trio: Any, value: torch.Tensor) -> None:
+    with pytest.raises(grid.ExecutionFailed, match=f"smaller in size than 2..{45 if value.is_floating_point() else 63}; scale"):
+        trio.share(value)
+
+
 def test_an_operation_that_fails_at_the_nodes_names_its_line(trio: Any) -> None:
     x = trio.share(torch.ones(2))
     with pytest.raises(grid.InvalidRequest, match=r"zero.*test_committees\.py"):
@@ -235,9 +241,15 @@ def test_two_clients_compute_on_what_neither_reads(connect: Any, client: Any) ->
             lambda: ours.offer(ours.share(w), to=other.me.id),
             lambda: theirs.offer(back, to=client.me.id, freely=True),
             lambda: ours.take("nonsense"),
+            lambda: ours.offer(ours.share(w), to=other.me.id, plans=["abc"]),
+            lambda: theirs.take(offer),
+            lambda: theirs.take(offer.replace("2x1", "999999999999x999999999999")),
         ):
             with pytest.raises(grid.InvalidRequest):
                 wrong()
+        assert near(theirs.run(plan, theirs.share(x), taken).reveal(), (x @ w).sum(0))
+    with client.committee(*NAMES, clients=who, timeout=1) as ours, pytest.raises(grid.DeadlineExceeded, match="this offer"):
+        ours.take(offer).reveal()
 
 
 def test_many_committees_at_once_do_not_mix(client: Any) -> None:

@@ -17,10 +17,12 @@ import pytest
 import torch
 from node_mesh import CLOCK, Mesh, RawClient, client, dataset, dial_party, mesh
 
+from grid.client.share_requests import telling
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
 from grid.errors import (
     AuthenticationFailed,
+    DeadlineExceeded,
     GridError,
     InvalidRequest,
     NodeUnavailable,
@@ -53,6 +55,7 @@ from grid.wire.messages import (
     DescribeObject,
     ErrorInfo,
     ExpectShare,
+    FreeShares,
     GetObject,
     GetShare,
     MoveObject,
@@ -227,6 +230,32 @@ async def test_one_clients_objects_are_not_there_for_another(made: Mesh, raw: di
     assert await works(trio, 920)
 
 
+async def test_who_names_another_client_uses_up_nothing_of_it(made: Mesh, raw: dict[str, RawClient]) -> None:
+    async with sessions(made) as other:
+        for _ in range(8):
+            await opened(raw, (me_of(raw), me_of(other)))
+        with pytest.raises(QuotaExceeded, match="half of max_committees"):
+            await opened(raw, (me_of(raw),))
+        theirs = await opened(other, (me_of(other), me_of(raw)))
+        with pytest.raises(QuotaExceeded, match="half of max_committees"):  # joining counts, too
+            joined = dataclasses.replace(opening(raw, (me_of(other), me_of(raw))), committee=theirs.committee)
+            await raw["alice"].request(joined)
+        assert await works(theirs)
+
+
+async def test_a_committee_that_nobody_uses_ends(
+    made: Mesh, raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trio = await opened(raw, (me_of(raw),))
+    monkeypatch.setattr("grid.node.committee.IDLE_S", 0.2)
+    idle = await opened(raw, (me_of(raw),))
+    await until(lambda: all(node.committees.count == (name in NAMES) for name, node in made.nodes.items()))
+    for name in NAMES:
+        with pytest.raises(QuorumLost, match="nothing was asked of it"):
+            await raw[name].request(GetShare(committee=idle.committee, number=1, object=ObjectId(1)))
+    assert await works(trio)  # begun with more time
+
+
 async def test_a_client_that_is_not_in_the_list_takes_no_part(made: Mesh, raw: dict[str, RawClient], trio: Trio) -> None:
     await trio.share(1, X)
     async with sessions(made) as spy:
@@ -303,6 +332,27 @@ async def test_parties_that_are_told_different_things_give_noise_or_an_error(raw
     assert not (total == X * X).any()
 
 
+@pytest.mark.parametrize("told", [1, 3])
+async def test_an_id_that_is_free_at_one_party_alone_gives_noise_or_an_error(raw: dict[str, RawClient], told: int) -> None:
+    """It could stand for x + y at one, and for x - y at the others: what a node sends tells which."""
+    trio = await opened(raw, (me_of(raw),), deadline_s=1.0)
+    await trio.share(1, X)
+    await trio.share(2, X)
+    await trio.run("aten.add.Tensor", Ref(1), Ref(2), output=3)
+    trio.number += 1
+    for rank, name in enumerate(NAMES[:told]):
+        objects = () if rank else (ObjectId(3),)
+        raw[name].peer.notify(FreeShares(committee=trio.committee, number=trio.number, objects=objects))
+    replies = await trio.run("aten.sub.Tensor", Ref(1), Ref(2), output=3)
+    assert kinds(replies) & {InvalidRequest, QuorumLost} or told == 3
+    wanted = ObjectId(1)
+    replies = await trio.ask(lambda rank, number: GetShare(committee=trio.committee, number=number, object=wanted))
+    if told == 3:
+        assert not (sum(np.frombuffer(reply.words, np.uint64) for reply in replies) == X).any()
+    else:
+        assert kinds(replies) <= {InvalidRequest, QuorumLost}
+
+
 async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> None:
     replies = await trio.share(1, X, shape=(4,))
     assert kinds(replies[1:]) == {InvalidRequest}  # the first one has two seeds, which fit any shape
@@ -336,6 +386,33 @@ async def test_a_client_that_asks_only_two_parties_gets_an_error_in_time(raw: di
     replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES[:2]), return_exceptions=True)
     assert isinstance(replies[1], QuorumLost) and "carol" in str(replies[1])  # the first one has what it needs from the second
     assert await works(await opened(raw, (me_of(raw),)))
+
+
+async def test_who_waits_for_the_missing_one_is_not_blamed_by_who_waits_for_it(raw: dict[str, RawClient]) -> None:
+    trio = await opened(raw, (me_of(raw),), deadline_s=0.3)
+    await trio.share(1, X)
+    command = Command(op="aten.relu.default", args=[Ref(1)], kwargs={}, outputs=(ObjectId(2),))
+    message = SecureCommands(committee=trio.committee, first=2, commands=(command,))
+    alice, bob = await asyncio.gather(*(raw[name].request(message) for name in NAMES[:2]), return_exceptions=True)
+    assert isinstance(alice, QuorumLost) and isinstance(bob, QuorumLost)
+    assert "carol" in (alice.details["node"], bob.details["node"]) and alice.details["node"] != "alice"
+    assert telling([("alice", alice), ("bob", bob)]).details["node"] == "carol"
+    carol = QuorumLost("", node="carol")
+    assert telling([("alice", QuorumLost("", node="bob and carol")), ("bob", carol)]) is carol
+    assert telling([("alice", QuorumLost("", node="bob")), ("bob", carol)]) is carol
+
+
+async def test_too_little_time_to_connect_is_told_as_that(raw: dict[str, RawClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lasts(links: party_links.PartyLinks, *_: Any) -> Any:
+        links.missing.clear()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(party_links.PartyLinks, "connect", lasts)
+    message = opening(raw, (me_of(raw),), deadline_s=0.5)
+    replies = await asyncio.gather(*(raw[name].request(message) for name in NAMES), return_exceptions=True)
+    late = [str(reply) for reply in replies if isinstance(reply, DeadlineExceeded)]
+    assert late and all("open the committee with more time" in text for text in late)
+    assert all("node  " not in str(reply) for reply in replies)
 
 
 async def test_a_party_that_dies_is_named_to_the_client_and_the_others_serve_on(made: Mesh, raw: dict[str, RawClient]) -> None:

@@ -228,7 +228,8 @@ async def two_clients_compute_and_do_not_meet(three: Three) -> None:
     assert kinds(await three.share(1, X)) == {Ok}
     assert kinds(await three.run("aten.neg.default", Ref(1), output=2, place=1)) == {NotFound}
     for port in three.ports:
-        await port.submit(0, FreeShares(committee=COMMITTEE, objects=(ObjectId(1),)))
+        await port.submit(0, FreeShares(committee=COMMITTEE, number=three.number[0] + 1, objects=(ObjectId(1),)))
+    three.number[0] += 1
     assert kinds(await three.reveal(1)) == {NotFound}
     large = np.arange(1 << 20, dtype=np.uint64)
     await three.share(3, large)

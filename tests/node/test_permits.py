@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from node_mesh import CLOCK, Mesh, RawClient, dataset, mesh
-from test_hostile_committees import NAMES, Trio, hostile, kinds, me_of, opened, sessions, works
+from test_hostile_committees import NAMES, Trio, hostile, kinds, me_of, opened, sessions, until, works
 
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
@@ -22,6 +23,7 @@ from grid.errors import (
     GridError,
     InvalidRequest,
     NotFound,
+    QuotaExceeded,
     ReleaseDenied,
     WireError,
 )
@@ -337,6 +339,30 @@ async def test_one_party_alone_gets_no_permit(made: Mesh, trio: Trio) -> None:
     with pytest.raises(ReleaseDenied):
         await lone
     assert kinds(await open_to(trio, "dave", 1)) == {Ok}
+
+
+async def test_results_that_wait_for_permits_are_counted_by_client(
+    made: Mesh, trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grid.node.permits.MAX_WAITING_PER_CLIENT", 3)
+    kept, bob = made.nodes["dave"].permits, await hostile(made, "bob", "dave")
+    await shared(trio, "dave", 1)
+    async with contextlib.AsyncExitStack() as stack:
+        lone: list[asyncio.Future[Any]] = []
+        for count in (3, 6):
+            raw = await stack.enter_async_context(sessions(made))
+            theirs = await opened(raw, (me_of(raw),))
+            await shared(theirs, "dave", 1)
+            lone += [asyncio.ensure_future(bob.request(asked(theirs, number=90 + at))) for at in range(3)]
+            await until(lambda count=count: len(kept._asked) == count)  # type: ignore[misc]
+            with pytest.raises(QuotaExceeded, match="3 results of this client"):
+                await bob.request(asked(theirs, number=95))
+        assert kinds(await open_to(trio, "dave", 1)) == {Ok}
+        monkeypatch.setattr("grid.node.permits.MAX_WAITING", 6)
+        with pytest.raises(QuotaExceeded, match="too many results"):
+            await bob.request(asked(trio, number=95))
+        for one in lone:
+            one.cancel()
 
 
 async def test_permits_are_for_parties_of_values_that_were_dealt_to_them(made: Mesh, trio: Trio) -> None:

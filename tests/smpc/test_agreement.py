@@ -148,6 +148,9 @@ def test_strangers_change_nothing() -> None:
 def test_who_is_missing_is_named() -> None:
     assert failure(agreement("a").lost(PeerId("b"))).details["node"] == "bob"
     assert failure(agreement("a").withdrawn(PeerId("b"), WireError("private"))).details["node"] == "bob"
+    for said, named in (("carol", "carol"), ("c", "c"), ("a", "bob"), ("bob", "bob"), (7, "bob")):
+        error = failure(agreement("a").withdrawn(PeerId("b"), QuorumLost("private", node=said)))
+        assert error.details["node"] == named and "private" not in error.message
     side = agreement("a")
     assert side.tick(NOW - 1) == []
     assert "bob did not answer" in failure(side.tick(NOW)).message
