@@ -24,8 +24,8 @@ from benchmarks.measure import Measured, report
 from benchmarks.running import NODES, Running, running_grid
 from benchmarks.secure_workloads import GOALS, NAMES, workload
 
-RUN_S = 0.3
-MOST_CALLS = 200
+RUN_S = 1.0
+MOST_CALLS = 500
 LONE_CALLS = 7
 
 
