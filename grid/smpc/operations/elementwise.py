@@ -102,11 +102,6 @@ async def _quotient(p: Protocol, a: Arguments) -> Result:
     return await quotient(p, a["self"], a["other"])
 
 
-def _check_quotient(a: Arguments) -> None:
-    if a.get("rounding_mode") is not None:
-        raise OpNotSupported(f"{a.op.name} with a rounding mode: on shares divide without one, then .floor() or .trunc()")
-
-
 def _quotient_peak(a: Arguments) -> int:
     return 11 * elements(a.shape_of("other")) if a.is_secret("other") else 0
 
