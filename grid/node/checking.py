@@ -138,8 +138,6 @@ def _look_at_policy(description: Description, card: DatasetCard, findings: Findi
             " true); a list of nodes that you trust prevents that",
             "share",
         )
-    if isinstance(policy.share, tuple) and policy.share and not policy.may_share:
-        warn('`share` does nothing: under release = "deny" it is for plans that are listed in `allow`, and none is', "share")
     if policy.release != AGGREGATE:
         return
     if policy.plans == ANY:

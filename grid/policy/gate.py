@@ -343,10 +343,7 @@ class Gate:
     def _check_share(self, dataset: Guarded) -> None:
         if dataset.policy.may_share:
             return
-        why = "its owner does not let it be split into shares"
-        if isinstance(dataset.policy.share, tuple):
-            why += ' (under release = "deny" they are for plans that are listed in `allow`, and none is)'
-        raise _denied("share", dataset, why, instead="another dataset")
+        raise _denied("share", dataset, "its owner does not let it be split into shares", instead="another dataset")
 
     def _check_parties(self, dataset: Guarded, nodes: Mapping[PeerId, str]) -> None:
         trusted = dataset.policy.parties(dev=self._dev)

@@ -89,16 +89,16 @@ class Policy:
         """Whether values with rows may be split into secret shares at all."""
         if isinstance(self.share, bool):
             return self.share
-        return self.release != DENY or bool(self.share and self.allow)
+        return self.release != DENY or bool(self.share)
 
     def parties(self, *, dev: bool = False) -> tuple[str, ...]:
         """The nodes, by name or id, that may hold shares of rows in a committee, beside the owner's own; `ANYBODY` for all.
 
         Where the owner has not said, these are nobody; all in `dev`, and for what everybody may fetch anyway. Under "deny" only
-        nodes that are named count, and only where plans are listed in `allow`, whose results are then all that can be opened.
+        nodes that are named count: results open at the owner's node, and to others those of plans in `allow`.
         """
         if isinstance(self.share, tuple):
-            return self.share if self.release != DENY or self.allow else ()
+            return self.share
         if self.release == DENY or self.share is False:
             return ()
         return ANYBODY if self.share or dev or self.release == OPEN else ()

@@ -397,7 +397,7 @@ NAMES = {BOB: "bob", CAROL: "carol"}
         ({"release": "deny", "allow": [PLAN], "share": ["bob", "carol"]}, False, ""),
         ({"release": "deny", "allow": [PLAN], "share": True}, True, "share.committee"),
         ({"release": "deny", "allow": [PLAN]}, True, "share"),
-        ({"release": "deny", "share": ["bob", "carol"]}, True, "share"),
+        ({"release": "deny", "share": ["bob", "carol"]}, False, ""),
         ({"share": True}, False, ""),
         ({"share": False}, True, "share"),
         ({"share": []}, True, "share.committee"),
@@ -425,7 +425,8 @@ def test_the_card_says_who_may_have_shares() -> None:
     policies: list[tuple[dict[str, object], tuple[str, ...]]] = [
         ({"release": "aggregate"}, ()),
         ({"release": "aggregate", "share": ["bob"]}, ("bob",)),
-        ({"release": "deny", "share": ["bob"]}, ()),
+        ({"release": "deny"}, ()),
+        ({"release": "deny", "share": ["bob"]}, ("bob",)),
         ({"release": "aggregate", "share": True}, ("*",)),
     ]
     for table, parties in policies:
