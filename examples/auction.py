@@ -33,8 +33,9 @@ EXAMPLE = [torch.zeros(1, dtype=torch.int64) for _ in BIDDERS]
 PLAN = grid.trace(second_price, EXAMPLE)
 CURIOUS = grid.trace(highest, EXAMPLE)
 
-POLICY = {"release": "deny", "share": list(TRIO), "allow": [PLAN.id], "min_rows": 1}
-"""What every bidder writes, once it has read PLAN.code."""
+CALL = f"{PLAN.id}({', '.join(f'{name}/bid' for name in BIDDERS)})"
+POLICY = {"release": "deny", "share": list(TRIO), "allow": [CALL], "max_elements": 2, "min_rows": 1}
+"""What every bidder writes, once it has read PLAN.code: the plan's two numbers may open, on these four bids."""
 
 
 def run(*, amounts: tuple[int, ...] = (4200, 3900, 5150, 5000), in_processes: bool = False) -> dict[str, Any]:
@@ -53,10 +54,11 @@ def run(*, amounts: tuple[int, ...] = (4200, 3900, 5150, 5000), in_processes: bo
             print(f"{winner} wins, and pays {price}")
             refused = refusals({
                 "the highest bid": lambda: trio.run(CURIOUS, bids).reveal(),
-                "the losers' sum": lambda: sum(bids[1:], bids[0]).reveal(),
+                "bids that are made up": lambda: trio.run(PLAN, [bids[2], *map(trio.share, EXAMPLE[1:])])["price"].reveal(),
                 "a bid on shares": lambda: bids[2].reveal(),
                 "a bid, to the house": lambda: bids[2].reveal(to="house"),
                 "a bid at its node": lambda: bid["carol"].get(),
+                "the price once more": lambda: trio.run(PLAN, bids)["price"].reveal(),
             })
     return {"winner": winner, "price": price, "refused": refused}
 

@@ -38,8 +38,9 @@ PLAN, CURIOUS = grid.trace(score, *EXAMPLE), grid.trace(weights, *EXAMPLE)
 APPLICANT = {"release": "deny", "share": list(TRIO), "min_rows": 1}
 """The applicant allows no plan at all: what comes of its answers opens at its own node or nowhere."""
 
-BANK = {"release": "deny", "share": list(TRIO), "allow": [PLAN.id], "min_rows": 1}
-"""The bank lets scores go, to whoever else has a say in them."""
+CALL = f"{PLAN.id}(applicant/answers, bank/model)"
+BANK = {"release": "deny", "share": list(TRIO), "allow": [CALL], "max_elements": 1, "min_rows": 1}
+"""The bank lets one score go, of this applicant, to whoever the applicant's node lets it go to."""
 
 
 def table() -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,6 +93,7 @@ def run(*, in_processes: bool = False) -> dict[str, Any]:
             refused = refusals({
                 "the score, to the client": lambda: scores.reveal(),
                 "the score, to the bank": lambda: scores.reveal(to="bank"),
+                "another score": lambda: trio.run(PLAN, *shared).reveal(to="applicant"),
                 "the model, to the applicant": lambda: trio.run(CURIOUS, *shared).reveal(to="applicant"),
                 "the answers, to the bank": lambda: shared[0].reveal(to="bank"),
                 "the model at its node": lambda: theirs.features.get(),

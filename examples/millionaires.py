@@ -29,8 +29,14 @@ def difference(alice: torch.Tensor, bob: torch.Tensor) -> torch.Tensor:
 PLAN = grid.trace(richer, torch.zeros(1), torch.zeros(1))
 CURIOUS = grid.trace(difference, torch.zeros(1), torch.zeros(1))
 
-POLICY = {"release": "deny", "share": list(TRIO), "allow": [PLAN.id], "min_rows": 1}
-"""What both owners write, once they have read PLAN.code: nothing leaves but the result of this one plan, on shares."""
+POLICY = {
+    "release": "deny",  # nothing leaves in the clear
+    "share": list(TRIO),  # these nodes may have secret shares, of which any two could be put together
+    "allow": [f"{PLAN.id}(alice/fortune, bob/fortune)"],  # and the result of this plan opens, on these two fortunes
+    "max_elements": 1,  # once
+    "min_rows": 1,  # though it tells of a single row
+}
+"""What both owners write, once they have read PLAN.code."""
 
 
 def run(*, fortunes: tuple[float, float] = (5.2e6, 4.9e6), in_processes: bool = False) -> dict[str, Any]:
@@ -48,9 +54,11 @@ def run(*, fortunes: tuple[float, float] = (5.2e6, 4.9e6), in_processes: bool = 
             print(f"alice is richer than bob: {found}")
             refused = refusals({
                 "their difference": lambda: trio.run(CURIOUS, alice, bob).reveal(),
+                "a guess in bob's place": lambda: trio.run(PLAN, alice, trio.share(torch.tensor([5e6]))).reveal(),
                 "a fortune on shares": lambda: alice.reveal(),
-                "a step after the plan": lambda: (trio.run(PLAN, alice, bob) * 1.0).reveal(),
+                "bob's fortune, to alice": lambda: bob.reveal(to="alice"),
                 "a fortune at its node": lambda: fortune["alice"].get(),
+                "the same once more": lambda: trio.run(PLAN, alice, bob).reveal(),
             })
     return {"richer": found, "refused": refused}
 

@@ -34,8 +34,9 @@ EXAMPLE = [torch.zeros(1, dtype=torch.int64) for _ in VOTERS]
 PLAN = grid.trace(tally, EXAMPLE)
 UNCHECKED = grid.trace(stuffed, EXAMPLE)
 
-POLICY = {"release": "deny", "share": list(TRIO), "allow": [PLAN.id], "min_rows": 1}
-"""What every voter writes, once it has read PLAN.code."""
+CALL = f"{PLAN.id}({', '.join(f'{name}/vote' for name in VOTERS)})"
+POLICY = {"release": "deny", "share": list(TRIO), "allow": [CALL], "max_elements": 2, "min_rows": 1}
+"""What every voter writes, once it has read PLAN.code: the plan's two counts may open, on these six votes."""
 
 
 def run(*, votes: tuple[int, ...] = (1, 0, 1, 1, 1000, -1), in_processes: bool = False) -> dict[str, Any]:
@@ -53,9 +54,11 @@ def run(*, votes: tuple[int, ...] = (1, 0, 1, 1, 1000, -1), in_processes: bool =
             print(f"{found['yes']} of {found['valid']} valid votes say yes; {len(ballots) - found['valid']} do not count")
             refused = refusals({
                 "a sum that nobody checks": lambda: trio.run(UNCHECKED, ballots).reveal(),
+                "one vote, six times": lambda: trio.run(PLAN, ballots[:1] * 6)["yes"].reveal(),
                 "which votes count": lambda: (torch.cat(ballots) > 1).reveal(),
                 "a vote on shares": lambda: ballots[0].reveal(),
                 "a vote at its node": lambda: vote["erin"].get(),
+                "the count once more": lambda: trio.run(PLAN, ballots)["yes"].reveal(),
             })
     return {**found, "refused": refused}
 

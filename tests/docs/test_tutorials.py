@@ -32,7 +32,7 @@ POLICY_PAGE = DOCS / "how-to" / "write-a-policy.md"
 
 
 def test_the_policy_page_runs_on_the_description_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (description,) = re.findall(r"^```toml\n(.*?)^```", POLICY_PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (description, *_) = re.findall(r"^```toml\n(.*?)^```", POLICY_PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     data = tmp_path / "data"
     data.mkdir()
     (data / "patients.toml").write_text(description, encoding="utf-8")
