@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import torch
 
@@ -22,32 +23,47 @@ def examples() -> Iterator[None]:
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
+    """What an example finds."""
     found: dict[str, Any] = importlib.import_module(name).run(**options)
     return found
 
 
-def test_millionaires() -> None:
-    for fortunes, richer in (((5.2e6, 4.9e6), True), ((3.0, 3.0), False)):
-        found = run("millionaires", fortunes=fortunes)
-        assert found["richer"] is richer and set(found["refused"].values()) == {"committee.release", "release"}
+def run_as_shown(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The same, as it is, and its page is right. What must be refused is: else the example fails."""
+    found = run(name)
+    pages.check(name, capsys.readouterr().out)
+    return found
 
 
-def test_auction() -> None:
-    found = run("auction", amounts=(4200, 5150, 5150, 17))
-    assert (found["winner"], found["price"]) == ("bob", 5150)
-    assert len(found["refused"]) == 5
+def test_millionaires(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("millionaires", capsys)
+    assert found["richer"] is True and len(found["refused"]) == 6
+    assert run("millionaires", fortunes=(3.0, 3.0))["richer"] is False
 
 
-def test_tally() -> None:
-    found = run("tally")
-    assert (found["yes"], found["valid"]) == (3, 4)
-    assert len(found["refused"]) == 4
+@pytest.mark.process
+def test_millionaires_over_processes() -> None:
+    found = run("millionaires", fortunes=(0.5, 1e9), in_processes=True)
+    assert found["richer"] is False and len(found["refused"]) == 6
 
 
-def test_credit() -> None:
-    found = run("credit")
-    assert abs(found["score"] - found["clear"]) < 0.005
-    assert len(found["refused"]) == 5
+def test_auction(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("auction", capsys)
+    assert (found["winner"], found["price"]) == ("carol", 5000) and len(found["refused"]) == 6
+    equal = run("auction", amounts=(4200, 5150, 5150, 17))
+    assert (equal["winner"], equal["price"]) == ("bob", 5150)
+
+
+def test_tally(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("tally", capsys)
+    assert (found["yes"], found["valid"]) == (3, 4) and len(found["refused"]) == 6
+    wild = run("tally", votes=(1, 2**40, -(2**40), 2, 0, 1))
+    assert (wild["yes"], wild["valid"]) == (2, 3)
+
+
+def test_credit(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("credit", capsys)
+    assert abs(found["score"] - found["clear"]) < 0.005 and len(found["refused"]) == 6
     module = importlib.import_module("credit")
     answers, paid = module.table()
     model = module.trained(answers, paid)

@@ -236,6 +236,9 @@ def test_who_may_have_shares_in_plain_words(tmp_path: Path) -> None:
     table = 'file = "people.csv"\n[policy]\nmin_rows = 10\n'
     anybody = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = true\n'))
     assert any("join forces" in warning for warning in anybody.warnings)
+    for allowed, warned in (("1" * 64, True), ("1" * 64 + "(alice/people, bob/people)", False)):
+        loose = report_of(write(tmp_path, table + f'release = "deny"\nshare = ["bob"]\nallow = ["{allowed}"]\n'))
+        assert any("whatever it likes" in warning for warning in loose.warnings) is warned
     broken = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = ["b b"]\n'))
     assert any("names of nodes" in error and "line 5" in error for error in broken.errors)
 
