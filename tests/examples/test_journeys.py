@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pages
 import pytest
 import torch
+from scipy import stats
+from sklearn.linear_model import LinearRegression
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -70,3 +73,29 @@ def test_credit(capsys: pytest.CaptureFixture[str]) -> None:
     loss = torch.nn.functional.binary_cross_entropy
     knows_nothing = loss(paid.mean().expand_as(paid), paid)
     assert loss(module.score(answers, model)[:, 0], paid) < 0.97 * knows_nothing
+
+
+def test_regression(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("regression", capsys)
+    clinic, lab, outcome = importlib.import_module("regression").table()
+    x, y = torch.cat([clinic, lab], 1).double().numpy(), outcome.double().numpy()
+    line = LinearRegression().fit(x, y)
+    assert np.allclose(found["coefficients"], [*line.coef_, line.intercept_], rtol=0.002, atol=0)
+    inverse = np.linalg.inv((ones := np.column_stack([x, np.ones(len(x))])).T @ ones)
+    degrees = len(x) - ones.shape[1]
+    errors = np.sqrt(np.square(y - line.predict(x)).sum() / degrees * np.diag(inverse))
+    p = 2 * stats.t.sf(abs(np.array([*line.coef_, line.intercept_]) / errors), degrees)
+    assert np.allclose(found["errors"], errors, rtol=0.002, atol=0) and np.allclose(found["p"], p, rtol=0.002, atol=0)
+    assert len(found["refused"]) == 4
+
+
+def test_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("neighbours", capsys)
+    assert found["found"].tolist() == found["clear"].tolist() and len(found["refused"]) == 5
+
+
+def test_four_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_as_shown("four_ways", capsys)
+    here, *others = found["totals"].values()
+    assert len(others) == 3 and all(torch.allclose(here, other, atol=1e-2, rtol=1e-4) for other in others)
+    assert len(found["refused"]) == 4
