@@ -18,7 +18,7 @@ def check(name: str, printed: str) -> None:
     for kind, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if kind == "py":
             shown += 1
-            places = [textwrap.indent(textwrap.dedent(block), " " * depth) for depth in (0, 4, 8, 12)]
+            places = [textwrap.indent(textwrap.dedent(block), " " * depth) for depth in range(0, 20, 4)]
             assert any(place in source for place in places), f"{page.name} shows what is not in {name}.py:\n{block}"
         elif kind == "text":
             for line in block.splitlines():
