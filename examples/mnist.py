@@ -18,8 +18,12 @@ import grid
 
 TRIO = ("alice", "bob", "carol")
 IMAGES, LABELS = DATA / "t10k-images-idx3-ubyte.gz", DATA / "t10k-labels-idx1-ubyte.gz"
-HIDDEN, BATCH, RATE, MOMENTUM = 32, 256, 0.1, 0.5
-TEST = 2000
+HIDDEN, BATCH, RATE, MOMENTUM, TEST = 32, 256, 0.1, 0.5, 2000
+
+RNG = torch.Generator().manual_seed(0)
+FIRST, SECOND = torch.randn(784, HIDDEN, generator=RNG) / 28, torch.randn(HIDDEN, 10, generator=RNG) / 6
+FRESH = [FIRST, torch.zeros(HIDDEN), SECOND, torch.zeros(10)]
+"""The weights that training begins with, the same for whoever makes them."""
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,16 +31,6 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     pixels = numpy.frombuffer(gzip.decompress(IMAGES.read_bytes()), numpy.uint8, offset=16)
     shown = numpy.frombuffer(gzip.decompress(LABELS.read_bytes()), numpy.uint8, offset=8)
     return (torch.tensor(pixels.reshape(-1, 784)) / 255 - 0.13) / 0.5, torch.tensor(shown.astype("int64"))
-
-
-def fresh() -> list[torch.Tensor]:
-    """The weights that training begins with, the same for whoever makes them."""
-    rng = torch.Generator().manual_seed(0)
-    first, second = torch.randn(784, HIDDEN, generator=rng) / 28, torch.randn(HIDDEN, 10, generator=rng) / 6
-    return [first, torch.zeros(HIDDEN), second, torch.zeros(10)]
-
-
-FRESH = fresh()
 
 
 def logits(x: torch.Tensor, model: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -80,20 +74,19 @@ def run(*, steps: int = 30, in_processes: bool = False) -> dict[str, Any]:
     call = f"{plan.id}(alice/digits, alice/digits/targets, bob/digits, bob/digits/targets)"
     size = sum(weight.numel() for weight in FRESH)
     policy = {"release": "deny", "share": list(TRIO), "allow": [call], "max_elements": size}
-    nodes: dict[str, Any] = {"carol": {}}
-    for name, at in (("alice", 0), ("bob", 2)):
-        nodes[name] = {"digits": {"features": owned[at], "targets": owned[at + 1], "policy": policy}}
+    alice, bob = ({"features": owned[at], "targets": owned[at + 1], "policy": policy} for at in (0, 2))
+    nodes = {"alice": {"digits": alice}, "bob": {"digits": bob}, "carol": {}}
     with started(nodes, in_processes=in_processes) as here:
         client = here.client()
         found = sorted(client.search("#digits"), key=lambda one: one.node.name)
         with client.committee(*TRIO, timeout=600) as trio:
             shared = [part.share(trio) for one in found for part in (one.features, one.targets)]
-            costs = trio.cost(plan, shared)
-            megabytes = costs.bytes_sent / 1e6
-            print(f"{steps} steps: {len(plan.steps)} operations, {costs.rounds} rounds, {megabytes:.0f} MB from each node")
+            cost = trio.cost(plan, shared)
+            print(f"{len(plan.steps)} operations, {cost.rounds} rounds, {cost.bytes_sent / 1e6:.0f} MB from each node")
             trained = trio.run(plan, shared)
-            model = [weight.reveal() for weight in trained]
-            right = {what: accuracy(one, x[-TEST:], labels[-TEST:]) for what, one in (("shares", model), ("clear", train(owned)))}
+            models = {"shares": [weight.reveal() for weight in trained], "clear": train(owned)}
+            shown = {name: logits(x[-TEST:], model).argmax(1) for name, model in models.items()}
+            right = {name: float((one == labels[-TEST:]).float().mean()) for name, one in shown.items()}
             print(f"of {TEST} test images right: {right['shares']:.1%}; trained in the clear: {right['clear']:.1%}")
             refused = refusals({
                 "a gradient that shows an image": lambda: trio.run(curious, shared).reveal(),
@@ -102,11 +95,6 @@ def run(*, steps: int = 30, in_processes: bool = False) -> dict[str, Any]:
                 "images at their node": lambda: found[0].features.get(),
             })
     return {**right, "refused": refused}
-
-
-def accuracy(model: Sequence[torch.Tensor], x: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images that a model takes for what they show."""
-    return float((logits(x, model).argmax(1) == labels).float().mean())
 
 
 if __name__ == "__main__":

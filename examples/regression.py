@@ -52,9 +52,9 @@ def regress(clinic: torch.Tensor, lab: torch.Tensor, outcome: torch.Tensor) -> t
     return torch.stack([torch.cat([slopes * scale, intercept.reshape(1)]), errors])
 
 
-def residuals(clinic: torch.Tensor, lab: torch.Tensor, outcome: torch.Tensor) -> torch.Tensor:
-    """One number for each person, which is what nobody may have."""
-    return outcome - clinic.sum(1) - lab.sum(1)
+def products(clinic: torch.Tensor, lab: torch.Tensor, outcome: torch.Tensor) -> torch.Tensor:
+    """From which one could go on to other regressions."""
+    return clinic.T @ torch.cat([lab, outcome[:, None]], 1)
 
 
 def table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -65,7 +65,7 @@ def table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 EXAMPLE = (torch.zeros(ROWS, len(CLINIC)), torch.zeros(ROWS, len(LAB)), torch.zeros(ROWS))
-PLAN, CURIOUS = grid.trace(regress, *EXAMPLE), grid.trace(residuals, *EXAMPLE)
+PLAN, CURIOUS = grid.trace(regress, *EXAMPLE), grid.trace(products, *EXAMPLE)
 CALL = f"{PLAN.id}(clinic/people, lab/people, lab/people/targets)"
 POLICY = {"release": "deny", "share": list(TRIO), "allow": [CALL], "max_elements": 2 * len(COLUMNS) + 2}
 
@@ -90,7 +90,7 @@ def run(*, in_processes: bool = False) -> dict[str, Any]:
             for line in zip((*COLUMNS, "(intercept)"), coefficients, errors, p, strict=True):
                 print("{:12} {:9.4f} +- {:7.4f}   p = {:.2g}".format(*line))
             refused = refusals({
-                "a number for each person": lambda: trio.run(CURIOUS, *shared).reveal(),
+                "products of columns": lambda: trio.run(CURIOUS, *shared).reveal(),
                 "an outcome of the client's own": lambda: trio.run(PLAN, *shared[:2], trio.share(outcome)).reveal(),
                 "the clinic's rows, to the lab": lambda: shared[0].reveal(to="lab"),
                 "the regression once more": lambda: trio.run(PLAN, *shared).reveal(),
