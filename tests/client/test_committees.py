@@ -183,7 +183,7 @@ def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any
     with pytest.raises(grid.InvalidRequest, match=r"x = x [+] y"):
         x[:1].add_(1)
     bob = client.nodes["bob"]
-    for wrong in (x.get, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
+    for wrong in (x.float_precision, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
         with pytest.raises(grid.InvalidRequest):
             wrong()
     with pytest.raises(grid.InvalidRequest):
