@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -183,18 +183,26 @@ def gathered(places: Sequence[Any], words: Mapping[str, Any], own: Any = None) -
     return clients[0].gather(places)
 
 
+def at_committee(places: Sequence[Any], words: Mapping[str, Any], own: Any, then: Callable[[Any], Any]) -> Any:
+    """What `then` makes of the committee that is `gathered`, or an awaitable of it."""
+    committee = gathered(places, words, own)
+    return _awaited(committee, then) if inspect.isawaitable(committee) else then(committee)
+
+
+async def _awaited(committee: Awaitable[Any], then: Callable[[Any], Any]) -> Any:
+    made = then(await committee)
+    return await made if inspect.isawaitable(made) else made
+
+
 def shared_at(value: Any, places: Sequence[Any], words: Mapping[str, Any], own: Any = None) -> Any:
     """`value.share(*places, **words)`: on shares at a committee."""
-    committee = gathered(places, words, own)
-    if inspect.isawaitable(committee):
-        return _once_gathered(committee, lambda found: found.share(value))
-    if not hasattr(committee, "share"):
-        raise InvalidRequest(f"share takes three nodes, their names, or a committee, not {type(committee).__name__}")
-    return committee.share(value)
 
+    def share(committee: Any) -> Any:
+        if not hasattr(committee, "share"):
+            raise InvalidRequest(f"share takes three nodes, their names, or a committee, not {type(committee).__name__}")
+        return committee.share(value)
 
-async def _once_gathered(committee: Any, then: Callable[[Any], Any]) -> Any:
-    return then(await committee)
+    return at_committee(places, words, own, share)
 
 
 def _word(name: str) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    MoveShares,
     OfferShares,
     Ok,
     OpenCommittee,
@@ -359,9 +360,36 @@ class Committee:
 
         return await self._requests.asked(messages, "revealing a value", timeout_s, kind)
 
-    async def move(self, tensor: Any, to: Place, timeout_s: float | None) -> NoReturn:
-        """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
+    async def move(self, tensor: Any, to: Any, timeout_s: float | None) -> SharedTensor:
+        """The value on shares at another committee."""
+        if not isinstance(to, Committee) or to.shapes is not self.shapes:
+            raise InvalidRequest("a value on shares moves to a committee of this client, g.committee(...), or to three nodes")
+        if to is self:
+            raise InvalidRequest(f"the value is at {self.place.name} already; clone() makes a copy there")
+        to._check_open()
+        self._check_open()
+        made = to._made(tensor.shape, tensor.dtype)
+        source, name = ObjectId(int(tensor._handle.ref)), made._handle.object_id
+        dtype, shape = short_dtype(tensor.dtype), tuple(tensor.shape)
+
+        def moves(number: int) -> Sequence[Message]:
+            message = MoveShares(committee=self.id, number=number, object=source, to=to.id, roster=to._roster, name=name)
+            return [message] * len(self._connections)
+
+        def expects(number: int) -> Sequence[Message]:
+            first, *others = self._roster
+            expect = ExpectShare(
+                committee=to.id, number=number, owner=first, object=name, dtype=dtype, shape=shape, others=tuple(others)
+            )
+            return [expect] * len(to._connections)
+
+        try:
+            await self._requests.asked(moves, "moving a value", timeout_s, Ok)
+        except BaseException:
+            del made  # an error keeps this frame
+            raise
+        to._requests.add(Request(expects, "a value that moves"))
+        return made
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """Call a plan on leaves, some of which may be local, and are public then, or at nodes, and are shared then. Sends it

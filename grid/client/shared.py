@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from grid.client.chain import BITS, PLACED, FixedPrecision, Shares, outranked, shown
+from grid.client.chain import BITS, PLACED, FixedPrecision, Member, Shares, at_committee, outranked, shown
 from grid.client.dispatch import NEEDS_VALUES, USE_GET, Dispatcher, Handle
 from grid.client.fixed_precision import adopted, check_bits
 from grid.client.rewriting import TWINS, VIEWS, mark, rewritten
@@ -106,13 +106,24 @@ class SharedTensor(RemoteTensor):
 
     float_prec = float_precision
 
-    def move(self, *to: Any, timeout: float | None = None, **words: Any) -> NoReturn:
-        """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
+    def move(self, *to: Any, timeout: float | None = None, **words: Any) -> Any:
+        """A new tensor with this value on shares at another committee, or at three nodes or their names; this one stays.
+
+        Nobody learns the value: each of the three nodes deals its parts on to the others. For values that depend on this
+        client's own inputs alone: `ReleaseDenied` where rows of a dataset, or another client's value, are behind it, as those
+        were shared with the nodes of this committee and no others. Detached from autograd. In an asynchronous client, an
+        awaitable.
+        """
+        if len(to) == 1 and isinstance(to[0], str | Member):
+            raise InvalidRequest(
+                "a value on shares moves to a committee, or to three nodes, and not to one: x.reveal(to=node) opens it to a node"
+            )
+        outbox: Any = self._handle.outbox
+        return at_committee(to, words, outbox.sites[0], lambda found: outbox.wait(outbox.move(self, found, timeout)))
 
     def share(self, *places: Any, **words: Any) -> NoReturn:
         """It is on shares already."""
-        raise InvalidRequest("the tensor is on shares already")
+        raise InvalidRequest("the tensor is on shares already; x.move(committee) puts it on shares at another one, too")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Never shows values: nobody has them."""

@@ -230,6 +230,29 @@ def test_a_lost_committee_is_not_used_again() -> None:
         assert near(x.share(*nodes).reveal(), torch.ones(2))
 
 
+def test_a_value_moves_to_another_committee_and_nobody_learns_it(g: Any, nodes: Any, trio: Any) -> None:
+    x, bits, whole = torch.randn(2, 3), torch.tensor([True, False, True]), torch.tensor(-7)
+    s = grid.fix_precision(x).share(*nodes)
+    with g.committee("dave", "erin", "frank") as others:
+        moved = s.move(others)
+        assert moved.location.id == others.id and list(moved.child.child.child) == ["dave", "erin", "frank"]
+        assert torch.equal(moved.get().child.child, s.get().child.child), "the very same whole numbers"
+        assert near((moved @ others.share(x.t())).relu().reveal(), (x @ x.t()).relu()) and near(s.reveal(), x)
+        assert torch.equal((s > 0).move(others).reveal(), x > 0) and torch.equal(trio.share(bits).move(others).get(), bits)
+        assert torch.equal(trio.share(whole).move(others).reveal(), whole) and near((s.t() * 2).move(others).reveal(), x.t() * 2)
+        assert near((moved.move(*nodes) + s).reveal(), x + x), "and back"
+        linked = Logging().on(s).move("dave", "frank", "erin")
+        assert isinstance(linked.child, Logging) and near((linked + moved).get().float_prec().child.child, x + x)
+    with g.committee("carol", "erin", "alice") as mixed:
+        assert near((s.move(mixed) * 2).reveal(), x * 2), "nodes of both"
+    with g.committee("dave", "erin", "frank") as closed:
+        pass
+    refused(lambda: s.move(closed), "was closed")
+    refused(lambda: s.move(trio), "at the committee of alice, bob, carol already")
+    refused(lambda: s.move("dave"), "not to one")
+    refused(lambda: s.move(3), "moves to a committee")
+
+
 async def test_an_asynchronous_client_awaits_what_waits() -> None:
     async with LocalGrid(nodes=3) as local:
         g = await local.client()
