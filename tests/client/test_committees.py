@@ -192,6 +192,21 @@ def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any
         client.committee("alice", "bob", "nobody")
 
 
+def test_the_chain_and_a_move_to_another_committee(client: Any, trio: Any) -> None:
+    alice, bob, carol = (client.nodes[name] for name in NAMES)
+    x = torch.randn(3)
+    s = grid.fix_precision(x, bits=18).share(alice, bob, carol)
+    assert type(s) is type(trio.share(x)) and s.child.child.parent is s.child and list(s.child.child.child) == list(NAMES)
+    assert near(s.get().float_precision(), x) and near((s + trio.share(x)).reveal(), x + x)
+    there = s.move("dave", "bob", "carol")
+    assert near((there * there).reveal(), x * x) and near((s * s).reveal(), x * x)
+    (private,) = client.search("#private")
+    rows = private.features.share(trio)
+    for value in (rows, rows.sum(), rows * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), rows])):
+        with pytest.raises(grid.ReleaseDenied, match="with the nodes of this committee and with no others"):
+            value.move("dave", "bob", "carol")
+
+
 @pytest.mark.parametrize("value", [torch.tensor([1.0, torch.nan]), torch.tensor([2.0**45]), torch.tensor([-(2**63)])])
 def test_what_does_not_fit_into_shares_says_what_does(trio: Any, value: torch.Tensor) -> None:
     with pytest.raises(grid.ExecutionFailed, match=f"smaller in size than 2..{45 if value.is_floating_point() else 63}; scale"):

@@ -51,8 +51,9 @@ def test_the_policy_page_explains_every_key_and_every_choice() -> None:
         assert f'| `"{choice}"` |' in text, choice
 
 
-def test_there_are_five_tutorials() -> None:
-    assert [page.name[0] for page in PAGES] == ["1", "2", "3", "4", "5"]
+def test_tutorials_are_numbered() -> None:
+    numbers = sorted(int(page.name.split("-")[0]) for page in PAGES)
+    assert len(numbers) >= 5 and len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize(
