@@ -19,6 +19,7 @@ from grid.client.connection import NodeConnection, Site
 from grid.client.dispatch import Handle, Place
 from grid.client.fixed_precision import FixedTensor, plain, words_of
 from grid.client.flow import Home
+from grid.client.links import Linked
 from grid.client.modules import SharedModule, send_module
 from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
@@ -138,6 +139,8 @@ class Committee:
         return self._share_tensor(value)
 
     def _share_tensor(self, value: Any) -> SharedTensor:
+        if isinstance(value, Linked):
+            return value.share(self)  # type: ignore[no-any-return]
         if isinstance(value, RemoteTensor) and not isinstance(value, FixedTensor):
             return self._share_remote(value)
         if not isinstance(value, torch.Tensor):

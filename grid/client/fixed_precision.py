@@ -122,8 +122,9 @@ def fix_precision(value: Any, bits: int = BITS, **words: Any) -> Any:
     """The tensor in fixed point, with 18 bits after the point: each element rounded to the nearest multiple of 2**-18.
 
     Operations on it are those of the secure engine; `share` puts it on secret shares, `float_precision` gives an ordinary tensor
-    back. Whole numbers become real ones of torch's default dtype. What is on shares is in fixed precision already, and comes back
-    as it is. Raises `InvalidRequest` for other `bits`, `ExecutionFailed` for an element that is not finite, or 2**45 or larger.
+    back; all are detached from autograd. Whole numbers become real ones of torch's default dtype. What is on shares is in fixed
+    precision already, and comes back as it is. Raises `InvalidRequest` for other `bits`, `ExecutionFailed` for an element that
+    is not finite, or 2**45 or larger.
     """
     check_bits(bits, words)
     if not isinstance(value, torch.Tensor):

@@ -12,18 +12,10 @@ from typing import Any
 
 import torch
 
-from grid.client.chain import BITS, Member, shared_at
+from grid.client.chain import BITS, shared_at
 from grid.client.fixed_precision import check_bits, fix_precision
-from grid.client.links import float_precision, share
+from grid.client.links import float_precision, send, share
 from grid.errors import InvalidRequest
-
-
-def _send(value: Any, node: Any) -> Any:
-    """A remote tensor at `node` with this value; for a module, a new module with remote parameters: `node.send(x)`."""
-    if not isinstance(node, Member):
-        raise InvalidRequest(f"send takes a node, such as g.nodes['alice'], not {type(node).__name__}")
-    there: Any = node
-    return there.send(value)
 
 
 def _share_module(module: torch.nn.Module, *places: Any, **words: Any) -> Any:
@@ -40,14 +32,21 @@ def _fix_module(module: torch.nn.Module, bits: int = BITS, **words: Any) -> torc
 METHODS: Mapping[type, Mapping[str, Callable[..., Any]]] = MappingProxyType(
     {
         torch.Tensor: {
-            "send": _send,
+            "send": send,
             "share": share,
             "fix_precision": fix_precision,
             "fix_prec": fix_precision,
             "float_precision": float_precision,
             "float_prec": float_precision,
         },
-        torch.nn.Module: {"send": _send, "share": _share_module, "fix_precision": _fix_module, "fix_prec": _fix_module},
+        torch.nn.Module: {
+            "send": send,
+            "share": _share_module,
+            "fix_precision": _fix_module,
+            "fix_prec": _fix_module,
+            "float_precision": float_precision,
+            "float_prec": float_precision,
+        },
     }
 )
 
@@ -63,7 +62,7 @@ class Hook:
 
 
 def hook() -> Hook:
-    """Give torch's tensors `send`, `share`, `fix_precision` and `float_precision` in this process, its modules the first three.
+    """Give torch's tensors and modules `send`, `share`, `fix_precision` and `float_precision`, in this process.
 
     May be called again; `unhook` takes all of them away. Raises `InvalidRequest`, and changes nothing, where torch or another
     library has one of the names already.

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from grid.client.chain import BITS, LINKED, Level, shared_at, shown
+from grid.client.chain import BITS, LINKED, Level, Member, shared_at, shown
 from grid.client.fixed_precision import fix_precision
 from grid.errors import InvalidRequest
 
@@ -124,6 +124,10 @@ class Linked(torch.Tensor):
         """What `reveal` of the tensor below gives, under the same link."""
         return self._through(reveal, **words)
 
+    def send(self, node: Any) -> Any:
+        """What is below, at a node, under the same link."""
+        return self._through(send, node)
+
     def move(self, *places: Any, **words: Any) -> Any:
         """What `move` of the tensor below gives, under the same link."""
         return self._through(move, *places, **words)
@@ -193,6 +197,14 @@ def move(tensor: Any, *places: Any, **words: Any) -> Any:
     if is_ordinary(tensor):
         raise InvalidRequest("move(): the value is here; node.send(x) makes a copy at a node, share(committee) one on shares")
     return tensor.move(*places, **words)
+
+
+def send(value: Any, node: Any) -> Any:
+    """`node.send(value)`, of a tensor or a module."""
+    if not isinstance(node, Member):
+        raise InvalidRequest(f"send takes a node, such as g.nodes['alice'], not {type(node).__name__}")
+    there: Any = node
+    return there.send(value)
 
 
 def float_precision(tensor: Any) -> Any:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from grid.client.dispatch import Outbox, Place
+from grid.client.fixed_precision import FixedTensor
+from grid.client.links import Linked
 from grid.client.tensors import RemoteTensor
 from grid.display import html
 from grid.errors import InvalidRequest
@@ -178,6 +180,10 @@ def send(value: object, put: Put) -> Any:
     """A remote tensor for a tensor, a module with remote parameters for a module."""
     if isinstance(value, torch.nn.Module):
         return send_module(value, put)
+    if isinstance(value, Linked):
+        return value.child.run(send, (value, put), {})
+    if isinstance(value, FixedTensor):
+        raise InvalidRequest("a node takes ordinary tensors: node.send(x.float_precision())")
     if isinstance(value, RemoteTensor):
         raise InvalidRequest(f"the tensor is at {value.location.name} already; x.move(node) copies it from node to node")
     if not isinstance(value, torch.Tensor):
