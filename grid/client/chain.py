@@ -152,7 +152,7 @@ def outranked(rank: int, types: Iterable[type]) -> bool:
 
 
 class Member(abc.ABC):
-    """A node as one of a committee. `connection.Site` is one."""
+    """A node as one of a committee. `nodes.Node` is one."""
 
     @abc.abstractmethod
     def gather(self, places: Sequence[Any]) -> Any:

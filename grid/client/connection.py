@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from grid.client.chain import Member
 from grid.client.dispatch import Place
 from grid.client.fixed_precision import plain
 from grid.client.flow import Flow, Home, OpenPeer
@@ -51,7 +50,7 @@ SUM_GRACE_S = 5.0
 """Nodes keep the deadline of a sum themselves, and say who was missing; this much later we stop waiting for that."""
 
 
-class Site(Member):
+class Site(abc.ABC):
     """A node as the target of `send` and `move`. `nodes.Node` is one."""
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from grid.client.chain import Member
 from grid.client.connection import NodeConnection, Site
 from grid.client.datasets import COLUMNS, ByName, Dataset, row_of
 from grid.client.modules import send
@@ -60,7 +61,7 @@ class Roster:
         return sorted(self._nodes)
 
 
-class Node(Site):
+class Node(Site, Member):
     """A node: where remote tensors are made, and datasets are."""
 
     def __init__(self, roster: Roster, card: NodeCard) -> None:
