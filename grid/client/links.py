@@ -156,6 +156,9 @@ class Linked(torch.Tensor):
         """That of the tensor below."""
         return self._through(torch.Tensor.numpy, force=force)
 
+    def __copy__(self) -> Any:
+        return self.detach().requires_grad_(self.requires_grad)  # shares what is below, as torch's own copies share memory
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
             if not self.is_leaf:
