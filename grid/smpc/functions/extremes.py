@@ -1,7 +1,7 @@
 """The largest and smallest along an axis.
 
 Groups of items are compared all pairs at once, and the one that beats all others of its group goes on: a whole small tensor is
-one group, large ones go by pairs, as in a tournament. With groups of g items a level takes 10 + ceil(log2(g - 1)) rounds. Of
+one group, large ones go by pairs, as in a tournament. With groups of g items a level takes 8 + ceil(log2(g - 1)) rounds. Of
 equal items the first one wins.
 """
 
@@ -36,13 +36,13 @@ def level_rounds(items: int, columns: int) -> int:
     rounds = 0
     while items > 1:
         size = group_size(items, columns)
-        rounds += 10 + (size - 2).bit_length()
+        rounds += 8 + (size - 2).bit_length()
         items = items // size + items % size
     return rounds
 
 
 async def largest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
-    """The largest along an axis. Exact. 10 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 10 a level."""
+    """The largest along an axis. Exact. 8 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 8 a level."""
     value, _ = await _winner(protocol, _items(x, axis), indexed=False)
     return Number(value.reshape(_without(x.shape, axis)), x.fraction)
 
@@ -173,7 +173,7 @@ def _groups(x: Shared, count: int, size: int) -> Shared:
 
 
 async def _hot(protocol: Protocol, x: Shared) -> Bits:
-    """Plane k - 1: item k of (size, columns) is the first of the largest ones, for k from 1. 8 + ceil(log2(size - 1)) rounds."""
+    """Plane k - 1: item k of (size, columns) is the first of the largest ones, for k from 1. 6 + ceil(log2(size - 1)) rounds."""
     size = x.shape[0]
     early, late = np.triu_indices(size, 1)
     beaten = await row_signs(protocol, filled(x[early] - x[late]))  # the earlier one is less than the later one
