@@ -55,10 +55,14 @@ async def _whole_bits(protocol: Protocol, z: Shared) -> Shared:
 
 
 async def _power(protocol: Protocol, bits: Shared, valid: Bits) -> Shared:
-    """2 to the number that has these bits, where it is valid, else 0. 5 rounds."""
+    """2 to the number that has these bits, where it is valid, else 0. 5 rounds.
+
+    A valid one is below 48, so that its two highest bits are not both 1, and their factor is linear in them.
+    """
     steps = np.array([(1 << (1 << i)) - 1 for i in range(WHOLE_BITS)], np.uint64)
     steps = steps.reshape((WHOLE_BITS,) + (1,) * (len(bits.shape) - 1))
-    factors = protocol.add_public(bits.times(steps), np.asarray(np.uint64(1)))
-    pairs = await protocol.multiply(factors[:3], factors[3:])
-    product = await protocol.multiply(await protocol.multiply(pairs[0], pairs[1]), pairs[2])
+    weighted, one = bits.times(steps), np.asarray(np.uint64(1))
+    low, high = protocol.add_public(weighted[:4], one), protocol.add_public(weighted[4] + weighted[5], one)
+    pairs = await protocol.multiply(low[:2], low[2:])
+    product = await protocol.multiply(await protocol.multiply(pairs[0], pairs[1]), high)
     return await protocol.choose(valid, product)
