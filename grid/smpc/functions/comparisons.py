@@ -80,8 +80,7 @@ async def every(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
         raise InvalidRequest("all or any of nothing needs no shares: the axis has no items")
     count, shape = b.shape[0], b.shape[1:]
     planes = [pack(unpack(part, math.prod(b.shape))[0].reshape(count, math.prod(shape))) for part in b.bits.parts]
-    rows = Bits(*planes)
-    return Boolean(await conjunction(protocol, [rows[at : at + 1] for at in range(count)]), shape)
+    return Boolean(await conjunction(protocol, Bits(*planes), count), shape)
 
 
 async def some(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
@@ -89,14 +88,16 @@ async def some(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
     return invert(protocol, await every(protocol, invert(protocol, b), axis))
 
 
-async def conjunction(protocol: Protocol, terms: list[Bits]) -> Bits:
-    """AND of all. ceil(log2(number of terms)) rounds."""
-    while len(terms) > 1:
-        half = len(terms) // 2
-        made = await protocol.conjunction(joined_planes(terms[:half]), joined_planes(terms[half : 2 * half]))
-        each = made.planes // half
-        terms = [made[k * each : (k + 1) * each] for k in range(half)] + terms[2 * half :]
-    return terms[0]
+async def conjunction(protocol: Protocol, terms: Bits, count: int) -> Bits:
+    """AND of all `count` terms, which are equally many planes each, one after the other. ceil(log2(count)) rounds."""
+    each = terms.planes // count
+    while count > 1:
+        half = count // 2
+        first, second, rest = terms[: half * each], terms[half * each : 2 * half * each], terms[2 * half * each :]
+        made = await protocol.conjunction(first, second)
+        terms = joined_planes([made, rest]) if count % 2 else made
+        count -= half
+    return terms
 
 
 async def boolean(protocol: Protocol, x: Number) -> Boolean:

@@ -17,7 +17,8 @@ import numpy as np
 from grid.smpc.kernels import bits
 from grid.smpc.party import Operations, Party
 from grid.smpc.replicated import groups
-from grid.smpc.replicated.groups import TREE_STEP, level_draws
+from grid.smpc.replicated.groups import TREE_STEP, tree_draws
+from grid.smpc.replicated.networks import tree_rows
 from grid.smpc.shares import Bits, Shared
 
 
@@ -40,23 +41,23 @@ async def _carry_out(party: Party, operation: int, gp: Bits, count: int) -> Bits
     words, level = gp.words, 0
     (g0, p0), (g1, p1) = ((part[:count], part[count:]) for part in gp.parts)
     top = (g0[0], g0[0], g1[0], g1[0])
-    with_top = False
+    with_top, row = False, 0
+    own, following = tree_draws(party, operation, tree_rows(count), words)
     while count + with_top > 1:
         if count % 2 and not with_top:
             count, with_top = count - 1, True
             top = (p0[count - 1], p1[count - 1], g0[count], g1[count])
         uses_top = with_top and count % 2 == 1
         pairs = (count + uses_top) // 2
-        rows = 2 * pairs - 1
-        own, following = level_draws(party, operation, level, rows * words)
-        z = np.empty((rows, words), np.uint64)
+        last = row + 2 * pairs - 1
+        z = np.empty((last - row, words), np.uint64)
         bits.tree_level(
             g0, g1, p0, p1, top[2], top[0], top[1], uses_top, pairs,
-            own.reshape(rows, words), following.reshape(rows, words), z,
+            own[row:last], following[row:last], z,
         )  # fmt: skip
         party.send(party.preceding, operation, TREE_STEP + level, z.reshape(-1))
         received = (await party.receive(party.following, operation, TREE_STEP + level, z.size)).reshape(z.shape)
         g0, g1, p0, p1 = z[:pairs], received[:pairs], z[pairs:], received[pairs:]
-        count, level = pairs, level + 1
+        count, level, row = pairs, level + 1, last
         with_top = with_top and not uses_top
     return Bits(g0[:1], g1[:1])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from grid.smpc.packing import padded
 from grid.smpc.party import PARTIES
 from grid.smpc.replicated.chunks import CHUNK, DEPTH
-from grid.smpc.replicated.networks import GROUP, network
+from grid.smpc.replicated.networks import GROUP, network, tree_rows
 
 WORD = 8
 DIGEST = 32
@@ -57,14 +57,8 @@ def truncate(count: int, bits: int) -> Cost:
 
 def negative(count: int, width: int = 64) -> Cost:
     nodes = -(-(width - 1) // GROUP)
-    sent = _products(width - 1) + 1 + 2 * (2 * nodes - 1)
-    rounds = 2
-    while nodes > 1:
-        pairs = nodes // 2
-        sent += PARTIES * (2 * pairs - 1)
-        nodes -= pairs
-        rounds += 1
-    return _in_blocks(count, rounds, sent)
+    sent = _products(width - 1) + 1 + 2 * (2 * nodes - 1) + PARTIES * tree_rows(nodes)
+    return _in_blocks(count, 2 + (nodes - 1).bit_length(), sent)
 
 
 def is_zero(count: int, width: int = 64) -> Cost:

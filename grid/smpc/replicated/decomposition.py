@@ -17,7 +17,7 @@ from grid.smpc.kernels import bits
 from grid.smpc.link import Words
 from grid.smpc.party import Operations, Party
 from grid.smpc.replicated import groups
-from grid.smpc.replicated.groups import TREE_STEP, level_draws
+from grid.smpc.replicated.groups import TREE_STEP, tree_draws
 from grid.smpc.replicated.networks import network
 from grid.smpc.shares import Bits, Shared
 
@@ -31,16 +31,18 @@ async def decompose(party: Party, operations: Operations, x: Shared, count: int)
     if not below:
         return p
     g, p_of_groups = _halves(await groups.carries(party, operation, given, groups.every(below, group)), below)
-    for number, (high, low, first_p) in enumerate(levels := network(below, group)):
-        shape = (levels[number].rows, p.words)
-        own, following = (draw.reshape(shape) for draw in level_draws(party, operation, number, shape[0] * shape[1]))
-        z = np.empty(shape, np.uint64)
-        bits.prefix_level(*g, *p_of_groups, high, low, group, first_p, own, following, z)
+    levels, row = network(below, group), 0
+    own, following = tree_draws(party, operation, sum(level.rows for level in levels), p.words)
+    for number, (high, low, first_p) in enumerate(levels):
+        last = row + levels[number].rows
+        z = np.empty((last - row, p.words), np.uint64)
+        bits.prefix_level(*g, *p_of_groups, high, low, group, first_p, own[row:last], following[row:last], z)
         party.send(party.preceding, operation, TREE_STEP + number, z.reshape(-1))
-        received = (await party.receive(party.following, operation, TREE_STEP + number, z.size)).reshape(shape)
+        received = (await party.receive(party.following, operation, TREE_STEP + number, z.size)).reshape(z.shape)
         for g_part, p_part, rows in zip(g, p_of_groups, (z, received), strict=True):
             g_part[high] = rows[: high.size]
             p_part[high[first_p:] - group] = rows[high.size :]
+        row = last
     return Bits(*(_with_carries(part, carries) for part, carries in zip(p.parts, g, strict=True)))
 
 

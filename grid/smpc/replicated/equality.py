@@ -14,7 +14,7 @@ from grid.smpc.kernels import arithmetic
 from grid.smpc.link import Words
 from grid.smpc.party import A, Operations, Party
 from grid.smpc.replicated import groups
-from grid.smpc.replicated.groups import TREE_STEP, level_draws
+from grid.smpc.replicated.groups import TREE_STEP, tree_draws
 from grid.smpc.shares import Bits, Shared
 
 _ONE = np.uint64(1)
@@ -27,17 +27,18 @@ async def is_zero(party: Party, operations: Operations, x: Shared) -> Bits:
     own = x.pair if party.role(operation) == A else (x.parts[0] - _ONE, x.parts[1] - _ONE)
     given = await groups.addends(party, operation, own, width, width)
     e = await groups.carries(party, operation, given, groups.whole(width, groups.GROUP, False))
-    (e0, e1), words, level = e.parts, e.words, 0
+    (e0, e1), level, row = e.parts, 0, 0
+    own_draws, following = tree_draws(party, operation, len(e0) - 1, e.words)
     while len(e0) > 1:
         half = len(e0) // 2
-        own_draw, following = level_draws(party, operation, level, half * words)
-        z = np.empty(half * words, np.uint64)
+        draws = (part[row : row + half].reshape(-1) for part in (own_draws, following))
+        z = np.empty(half * e.words, np.uint64)
         (x0, y0), (x1, y1) = _halves(e0, half), _halves(e1, half)
-        arithmetic.conjunction(x0, x1, y0, y1, own_draw, following, z)
+        arithmetic.conjunction(x0, x1, y0, y1, *draws, z)
         party.send(party.preceding, operation, TREE_STEP + level, z)
         received = await party.receive(party.following, operation, TREE_STEP + level, z.size)
         e0, e1 = (_with_odd(rows.reshape(half, -1), part[2 * half :]) for rows, part in ((z, e0), (received, e1)))
-        level += 1
+        level, row = level + 1, row + half
     return Bits(e0, e1)
 
 

@@ -26,8 +26,8 @@ from grid.smpc.shares import Bits
 
 GROUP = networks.GROUP
 
-SHARE, CARRY, TREE = 16, 17, 32
-"""Purposes of keystreams; level l of a tree uses TREE + l."""
+SHARE, CARRY, TREE = 16, 17, 18
+"""Purposes of keystreams."""
 
 SHARE_STEP, CARRY_STEP, TREE_STEP = 0, 1, 2
 """Steps of messages."""
@@ -133,7 +133,8 @@ def _hidden(party: Party, operation: int, component: int, shape: tuple[int, int]
     return party.draw(component, operation, CARRY, shape[0] * shape[1]).reshape(shape)
 
 
-def level_draws(party: Party, operation: int, level: int, count: int) -> tuple[Words, Words]:
-    """F(k_i) and F(k_(i+1)) for one level of a tree."""
-    role = party.role(operation)
-    return party.draw(role, operation, TREE + level, count), party.draw(role + 1, operation, TREE + level, count)
+def tree_draws(party: Party, operation: int, rows: int, words: int) -> tuple[Words, Words]:
+    """F(k_i) and F(k_(i+1)) for all levels of a tree, each of which takes the next rows."""
+    role, count = party.role(operation), rows * words
+    own, following = (party.draw(component, operation, TREE, count) if count else _NOTHING for component in (role, role + 1))
+    return own.reshape(rows, words), following.reshape(rows, words)

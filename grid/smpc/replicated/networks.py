@@ -1,4 +1,4 @@
-"""Sklansky's prefix network over groups of bit planes: which planes change at each level."""
+"""What is computed over groups of bit planes: the tree of a comparison, and Sklansky's prefix network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ import numpy.typing as npt
 
 GROUP = 4
 """Planes that are added at once, see `groups`."""
+
+
+@cache
+def tree_rows(nodes: int) -> int:
+    """Planes of G and P that all levels of a tree over so many groups make."""
+    rows = 0
+    while nodes > 1:
+        rows += 2 * (nodes // 2) - 1
+        nodes -= nodes // 2
+    return rows
 
 
 class Level(NamedTuple):
