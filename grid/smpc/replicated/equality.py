@@ -31,10 +31,10 @@ async def is_zero(party: Party, operations: Operations, x: Shared) -> Bits:
     own_draws, following = tree_draws(party, operation, len(e0) - 1, e.words)
     while len(e0) > 1:
         half = len(e0) // 2
-        draws = (part[row : row + half].reshape(-1) for part in (own_draws, following))
+        own_draw, following_draw = (part[row : row + half].reshape(-1) for part in (own_draws, following))
         z = np.empty(half * e.words, np.uint64)
         (x0, y0), (x1, y1) = _halves(e0, half), _halves(e1, half)
-        arithmetic.conjunction(x0, x1, y0, y1, *draws, z)
+        arithmetic.conjunction(x0, x1, y0, y1, own_draw, following_draw, z)
         party.send(party.preceding, operation, TREE_STEP + level, z)
         received = await party.receive(party.following, operation, TREE_STEP + level, z.size)
         e0, e1 = (_with_odd(rows.reshape(half, -1), part[2 * half :]) for rows, part in ((z, e0), (received, e1)))
