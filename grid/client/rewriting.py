@@ -6,7 +6,7 @@ torch itself writes what it has just made in this way, in recurrent cells and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakSet
@@ -18,6 +18,8 @@ from grid.client.origins import describe, origin
 from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest
 from grid.smpc.operations.table import FORMS
+
+aten: Any = torch.ops.aten
 
 
 def _twins() -> Mapping[Any, Any]:
@@ -33,6 +35,20 @@ def _twins() -> Mapping[Any, Any]:
 
 TWINS: Mapping[Any, Any] = _twins()
 """Operation in place -> the operation that makes a new value."""
+
+
+def trains(func: Any, args: Sequence[Any]) -> bool:
+    """Whether it is a batch norm that writes its running statistics, which its schema does not say."""
+    return func is aten.native_batch_norm.default and bool(args[5]) and args[3] is not None
+
+
+def batch_norm(dispatch: Callable[[Any, Sequence[Any], dict[str, Any]], Any], args: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch norm in training: its running statistics come to stand for the new ones."""
+    *results, mean, variance = dispatch(aten._native_batch_norm_legit_functional.default, args, {})
+    for target, new in zip(args[3:5], (mean, variance), strict=True):
+        rewritten(target, lambda new=new: new, "batch_norm")  # type: ignore[misc]
+    return tuple(results)
+
 
 VIEWS = frozenset(
     call
