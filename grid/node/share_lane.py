@@ -424,10 +424,7 @@ class ShareLane:
         seen = Seen.together(held.seen for held in operands)
         results = await self._finished(Task(call.run(self._protocol(number, seen)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
-            if result is not None:
-                self._put(object_id, Held(result, owners, seen))
-            elif object_id > 0:
-                self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
+            self._put(object_id, Held(result, owners, seen))
 
     async def _run_plans(self, message: RunShared) -> Message:
         """Run plans one after the other. The first error is the answer; the others come with what depends on them."""

@@ -19,6 +19,7 @@ from grid.plans.lines import at_line
 from grid.smpc.dataflow import computed, located
 from grid.smpc.discrepancies import differs, fits, in_torch
 from grid.smpc.interpreter import Call, Value, fraction_bits
+from grid.smpc.operations.values import Absent
 from grid.smpc.party import PARTIES
 from grid.smpc.plain import Plain, Watch, completed
 from grid.smpc.programs import Given, Prepared
@@ -105,8 +106,8 @@ def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor 
         return [None] * len(on_shares), [*doubts, REFUSED]
     kept: list[Tensor | None] = []
     for place, (value, one) in enumerate(zip(on_shares, wanted, strict=True)):
-        kept.append(one if value is not None and fits(one) else None)
-        if value is None or not uses[place]:
+        kept.append(one if fits(one) else None)
+        if isinstance(value.content, Absent) or not uses[place]:
             continue
         if not fits(one):
             doubts.append(UNFIT)

@@ -52,7 +52,6 @@ def on_shares(name: str, *args: Any, **kwargs: Any) -> Tensor:
 
         call = Call(name, [await given(arg) for arg in args], {key: await given(arg) for key, arg in kwargs.items()}, most=MOST)
         first = (await call.run(protocol))[0]
-        assert first is not None
         return await protocol.open((await first.numeric(protocol)).shared), first.dtype
 
     words, dtype = run_parties(program).results[0]
