@@ -40,7 +40,9 @@ TORCHS_OWN = frozenset({"data", "to", "cpu", "cuda", "item", "tolist", "numpy", 
 }  # fmt: skip
 """Methods of a remote tensor that torch documents; the page says nothing new of them."""
 
-INTERNAL = frozenset({"over", "connection", "run_plan", "dry_runs", "encoding", "first_step_value", "leaves_of", "of", "run_on"})
+INTERNAL = frozenset({"over", "connection", "run_plan", "dry_runs", "encoding", "first_step_value", "leaves_of", "of"}) | {
+    "run_on", "costing", "examples",
+}  # fmt: skip
 """Methods that other parts of the package call, and users do not."""
 
 

@@ -36,12 +36,11 @@ from grid.errors import (
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
-from grid.plans.ir import Plan
+from grid.plans.ir import Plan, PlanCost
 from grid.plans.trees import unflatten
 from grid.smpc import rehearsal
 from grid.smpc.interpreter import find, fraction_bits
 from grid.smpc.programs import request_numbers
-from grid.smpc.rehearsal import PlanCost
 from grid.smpc.replicated.opening import digest
 from grid.tensors import fixed
 from grid.tensors.buffers import short_dtype, to_frame, torch_dtype
@@ -184,8 +183,8 @@ class Committee:
         return unflatten(plan.gives, iter(self.run_plan(plan, leaves)))
 
     def cost(self, what: Any, *args: Any) -> PlanCost:
-        """What `run` with these arguments costs: `rounds`, and `bytes_sent` by each node. Nothing is sent. Local tensors count as
-        public; pass shared ones, of any values, for what is to be secret."""
+        """What `run` with these arguments costs, as `Plan.cost`: `rounds`, and `bytes_sent` by each node on average. Nothing is
+        sent. Local tensors count as public; pass shared ones, of any values, for what is to be secret."""
         plan, leaves = self._runs.plan_of(what, args)
         return rehearsal.cost(self._runs.prepared(plan, leaves))
 
