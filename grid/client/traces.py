@@ -83,7 +83,7 @@ class Trace:
 
     def _shown(self) -> tuple[list[Measured], Measured | None]:
         """The operations that cost most, in the plan's order, and all others as one."""
-        costs = [one for one in self.operations if one.rounds or one.bytes_sent]
+        costs = [one for one in self.operations if one.rounds or one.bytes_sent] or self.operations
         most = sorted(costs, key=lambda one: (one.path, one.bytes_sent, one.rounds), reverse=True)[: MAX_SHOWN - 1]
         kept = sorted(most, key=lambda one: one.step)
         others = [one for one in self.operations if one not in kept]
