@@ -188,7 +188,7 @@ class Committees:
         """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
         it gets the names on their cards."""
         try:
-            dealing = await allowed(await self._named(message.roster))
+            dealing = await allowed(await self._common.neighbours.names(message.roster))
             await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
@@ -211,12 +211,6 @@ class Committees:
         ]
         await asyncio.gather(*(self._deal(node, one) for node, one in zip(message.roster, dealt, strict=True)))
         return Ok()
-
-    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
-        """The nodes of a roster beside this one, with the names that their cards prove."""
-        others = [node for node in roster if node != self._common.me.id]
-        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
-        return {session.id: session.card.name for session in sessions}
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""

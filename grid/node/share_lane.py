@@ -56,6 +56,7 @@ from grid.wire.messages import (
     ExpectShare,
     FreeShares,
     GetShare,
+    GivenRows,
     Inline,
     Message,
     OfferShares,
@@ -99,7 +100,7 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
-    `seen`: what this party was dealt of the inputs behind it.
+    `given`: what was dealt to that plan, argument by argument. `seen`: what this party was dealt of the inputs behind it.
     """
 
     value: Value
@@ -107,6 +108,7 @@ class Held:
     seen: Seen
     dealt: bool = False
     made: str = ""
+    given: tuple[GivenRows, ...] = ()
 
 
 Name = tuple[PeerId, ObjectId]
@@ -453,7 +455,7 @@ class ShareLane:
         _, protocol = self._protocol(number, call.seen, asked.count)
         results = await self._finished(Task(call.run(protocol, self._goes_on)))
         for object_id, result in zip(asked.outputs, results, strict=True):
-            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made, given=call.given))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -509,6 +511,7 @@ class ShareLane:
             shape=held.value.shape,
             owners=owners,
             made=(held.made,),
+            given=held.given,
         )
 
     # ------------------------------------------------------------ objects
