@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from grid import testing as testing
     from grid.client import api
     from grid.client.blocking import connect as connect
+    from grid.client.fixed_precision import fix_precision as fix_precision
+    from grid.client.hooking import hook as hook
+    from grid.client.hooking import unhook as unhook
+    from grid.client.links import Link as Link
     from grid.client.sums import sum as sum
     from grid.plans.ir import Plan as Plan
     from grid.plans.optimizers import SGD as SGD
@@ -51,12 +55,16 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "AdamW": ("grid.plans.optimizers", "AdamW"),
     "aio": ("grid.client.api", ""),
     "connect": ("grid.client.blocking", "connect"),
+    "fix_precision": ("grid.client.fixed_precision", "fix_precision"),
+    "hook": ("grid.client.hooking", "hook"),
+    "Link": ("grid.client.links", "Link"),
     "plan": ("grid.plans.trace", "plan"),
     "Plan": ("grid.plans.ir", "Plan"),
     "SGD": ("grid.plans.optimizers", "SGD"),
     "sum": ("grid.client.sums", "sum"),
     "testing": ("grid.testing", ""),
     "trace": ("grid.plans.trace", "trace"),
+    "unhook": ("grid.client.hooking", "unhook"),
 }
 """Public name -> (module, name in it); an empty name is the module itself."""
 

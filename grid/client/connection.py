@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
+from grid.client.chain import Member
 from grid.client.dispatch import Place
+from grid.client.fixed_precision import plain
 from grid.client.flow import Flow, Home, OpenPeer
 from grid.client.origins import Origin, origin
 from grid.client.outgoing import Single
@@ -49,7 +51,7 @@ SUM_GRACE_S = 5.0
 """Nodes keep the deadline of a sum themselves, and say who was missing; this much later we stop waiting for that."""
 
 
-class Site(abc.ABC):
+class Site(Member):
     """A node as the target of `send` and `move`. `nodes.Node` is one."""
 
     @property
@@ -181,6 +183,7 @@ class NodeConnection:
         """Call a plan on leaves, some of which may be local. Sends it before its first call; nothing is waited for.
 
         With a leaf on shares, it runs in that committee, and those at nodes are shared first."""
+        leaves = [plain(leaf) for leaf in leaves]
         for leaf in leaves:
             if isinstance(leaf, RemoteTensor) and not isinstance(leaf._handle.outbox, NodeConnection):
                 return leaf._handle.outbox.run_plan(plan, leaves)

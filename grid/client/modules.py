@@ -96,9 +96,9 @@ class SharedModule(_Elsewhere):
         outbox = _outbox_of(self)
         return outbox.wait(_fetched(self, timeout))
 
-    def get(self, *, timeout: float | None = None) -> NoReturn:
-        """No node has the values: `reveal` opens them."""
-        raise InvalidRequest("get() asks one node for values, and these are on shares: write model.reveal()")
+    def get(self, *, timeout: float | None = None) -> Any:
+        """What `reveal` gives: modules have no chain."""
+        return self.reveal(timeout=timeout)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Values on shares are never written to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ NODE_COLUMNS = ("name", "state", "organisation", "datasets", "id")
 class Roster:
     """The nodes that the gateway last told of, by name."""
 
-    def __init__(self, connect: Callable[[Node], NodeConnection]) -> None:
+    def __init__(self, connect: Callable[[Node], NodeConnection], gather: Callable[[Sequence[Any]], Any]) -> None:
         self._connect = connect
+        self.gather = gather
         self._cards: dict[str, NodeCard] = {}
         self._nodes: dict[str, Node] = {}
 
@@ -114,6 +115,10 @@ class Node(Site):
     def connection(self) -> NodeConnection:
         """The session with it; opened when it is first needed, and again after it was lost."""
         return self._roster.connection(self)
+
+    def gather(self, places: Sequence[Any]) -> Any:
+        """The committee of three nodes of this one's client; what `x.share(alice, bob, carol)` asks for."""
+        return self._roster.gather(places)
 
     def __str__(self) -> str:
         return self.name

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from grid.client.examples import Examples
+from grid.client.fixed_precision import plain
 from grid.client.shared import SharedTensor
 from grid.client.tensors import RemoteTensor
 from grid.client.traces import Trace
@@ -55,7 +56,7 @@ class Runs:
             what = what.trace_for(*args)
         if not isinstance(what, Plan):
             raise InvalidRequest(f"run takes a plan (grid.trace, @grid.plan) or a module, not {type(what).__name__}")
-        return what, what.leaves_of(args)
+        return what, [plain(leaf) for leaf in what.leaves_of(args)]
 
     def _traced(self, module: torch.nn.Module) -> TracedFunction:
         """A module as a function of its parameters and buffers, traced once for each geometry of its inputs."""

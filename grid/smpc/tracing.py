@@ -179,7 +179,7 @@ def _one(place: int, operation: Operation, held: Sequence[Held], path: int) -> t
         return made, _row(operation, operands, made, 0, path, 0, time.perf_counter() - began, 0.0)
     from grid.smpc.replicated.protocol import Replicated
 
-    async def program(party: Party) -> list[Value | None]:
+    async def program(party: Party) -> Sequence[Value | None]:
         numbers = Operations(place * OPERATION_NUMBERS, (place + 1) * OPERATION_NUMBERS)  # so that roles are those of the whole
         return await call.on([_at(one, party.rank) for one in operands]).run(Replicated(party, numbers))
 

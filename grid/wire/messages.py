@@ -755,10 +755,10 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, FreeShares) are
-    numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed,
-    and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after each of the
-    commands.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, MoveShares,
+    FreeShares) are numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its
+    outputs failed, and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after
+    each of the commands.
     """
 
     committee: CommitteeId
@@ -854,6 +854,24 @@ class GetShare(Message):
     object: ObjectId
     recipient: PeerId | None = None
     transfer: TransferId | None = None
+
+
+@message("move-shares")
+class MoveShares(Message):
+    """Client -> each node of the roster: deal a value on to another committee. Reply: Ok once it is there. Errors: NotFound,
+    ReleaseDenied, ...
+
+    Each of the three deals its first component, refreshed, to the nodes of `roster`, which are the committee `to` of this
+    client, by a DealShare under `name`; there, ExpectShare with all three as owners adds them up. Only for a value with no rows
+    behind it, and no other client's value.
+    """
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+    to: CommitteeId
+    roster: tuple[PeerId, ...]
+    name: ObjectId
 
 
 @message("share-value")
@@ -960,7 +978,9 @@ class ShareObject(Message):
 @message("expect-share")
 class ExpectShare(Message):
     """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`, or the client `owner` offers one
-    under that name (OfferShares). Reply: Ok, as SecureCommands."""
+    under that name (OfferShares). Reply: Ok, as SecureCommands.
+
+    With `others`, two more nodes: each of the three deals a component, and the value is their sum (MoveShares)."""
 
     committee: CommitteeId
     number: int
@@ -968,6 +988,7 @@ class ExpectShare(Message):
     object: ObjectId
     dtype: str
     shape: tuple[int, ...]
+    others: tuple[PeerId, ...] = ()
 
 
 @message("deal-share")

@@ -183,13 +183,28 @@ def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any
     with pytest.raises(grid.InvalidRequest, match=r"x = x [+] y"):
         x[:1].add_(1)
     bob = client.nodes["bob"]
-    for wrong in (x.get, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
+    for wrong in (x.float_precision, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
         with pytest.raises(grid.InvalidRequest):
             wrong()
     with pytest.raises(grid.InvalidRequest):
         client.committee("alice", "bob", "bob")
     with pytest.raises(grid.NotFound):
         client.committee("alice", "bob", "nobody")
+
+
+def test_the_chain_and_a_move_to_another_committee(client: Any, trio: Any) -> None:
+    alice, bob, carol = (client.nodes[name] for name in NAMES)
+    x = torch.randn(3)
+    s = grid.fix_precision(x, bits=18).share(alice, bob, carol)
+    assert type(s) is type(trio.share(x)) and s.child.child.parent is s.child and list(s.child.child.child) == list(NAMES)
+    assert near(s.get().float_precision(), x) and near((s + trio.share(x)).reveal(), x + x)
+    there = s.move("dave", "bob", "carol")
+    assert near((there * there).reveal(), x * x) and near((s * s).reveal(), x * x)
+    (private,) = client.search("#private")
+    rows = private.features.share(trio)
+    for value in (rows, rows.sum(), rows * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), rows])):
+        with pytest.raises(grid.ReleaseDenied, match="with the nodes of this committee and with no others"):
+            value.move("dave", "bob", "carol")
 
 
 @pytest.mark.parametrize("value", [torch.tensor([1.0, torch.nan]), torch.tensor([2.0**45]), torch.tensor([-(2**63)])])

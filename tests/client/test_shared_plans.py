@@ -265,7 +265,7 @@ def test_what_a_shared_module_cannot_do_says_what_to_do_instead(trio: Any, clien
     with pytest.raises(grid.InvalidRequest, match="share that"):
         shared.load_state_dict(nn.Linear(2, 2).state_dict())
     with pytest.raises(grid.InvalidRequest, match="reveal"):
-        shared.state_dict()["weight"].get()
+        shared.state_dict()["weight"].numpy()
     with pytest.raises(grid.InvalidRequest, match=r"committee of .* already"):
         trio.share(shared)
     with pytest.raises(grid.InvalidRequest, match="device"):
