@@ -68,6 +68,9 @@ EXPORTS: dict[str, tuple[str, str]] = {
 }
 """Public name -> (module, name in it); an empty name is the module itself."""
 
+BESIDE = dict.fromkeys(("Plan", "plan", "trace"), "grid.smpc.rehearsal")
+"""Public name -> a module that is loaded with it: `Plan.cost` asks a layer above its own."""
+
 __all__ = [*EXPORTS, "__version__"]
 
 
@@ -76,6 +79,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'grid' has no attribute {name!r}; it has {', '.join(sorted(EXPORTS))}")
     module_name, attribute = EXPORTS[name]
     module = importlib.import_module(module_name)
+    if name in BESIDE:
+        importlib.import_module(BESIDE[name])
     value = vars(module)[attribute] if attribute else module
     globals()[name] = value
     return value

@@ -37,12 +37,11 @@ from grid.errors import (
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
-from grid.plans.ir import Plan
+from grid.plans.ir import Plan, PlanCost
 from grid.plans.trees import unflatten
 from grid.smpc import rehearsal
 from grid.smpc.interpreter import find, fraction_bits
 from grid.smpc.programs import request_numbers
-from grid.smpc.rehearsal import PlanCost
 from grid.smpc.replicated.opening import digest
 from grid.tensors import fixed
 from grid.tensors.buffers import short_dtype, to_frame, torch_dtype
@@ -170,7 +169,7 @@ class Committee:
         self._requests.add(Request(messages, "sharing a tensor", origin(3)))
         return made
 
-    def run(self, what: Any, *args: Any, check: bool = False) -> Any:
+    def run(self, what: Any, *args: Any, check: bool = False, trace: bool = False) -> Any:
         """Run a plan, an `@grid.plan` function or a module on shares, as one request: nothing waits on this client.
 
         Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
@@ -185,15 +184,21 @@ class Committee:
         anything is sent, that names each one which could overflow on shares, or leave what it is right for, or whose result is
         another than PyTorch's in double precision, by 1% and 0.005. It cannot tell of other values than these, of errors below
         that which add up over many operations, or of other committees' and nodes' own values.
+
+        With `trace`, nothing is sent and no node does anything: the plan runs here, by three parties in this process, on the same
+        values as for `check`, and a `Trace` comes back, which has rounds, bytes, seconds and the largest error of each operation,
+        and the plan's `result` on those values. Print it, or `save` it as a picture.
         """
         plan, leaves = self._runs.plan_of(what, args)
         if check:
             self._runs.check(plan, leaves)
+        if trace:
+            return self._runs.trace(plan, leaves)
         return unflatten(plan.gives, iter(self.run_plan(plan, leaves)))
 
     def cost(self, what: Any, *args: Any) -> PlanCost:
-        """What `run` with these arguments costs: `rounds`, and `bytes_sent` by each node. Nothing is sent. Local tensors count as
-        public; pass shared ones, of any values, for what is to be secret."""
+        """What `run` with these arguments costs, as `Plan.cost`: `rounds`, and `bytes_sent` by each node on average. Nothing is
+        sent. Local tensors count as public; pass shared ones, of any values, for what is to be secret."""
         plan, leaves = self._runs.plan_of(what, args)
         return rehearsal.cost(self._runs.prepared(plan, leaves))
 

@@ -16,7 +16,7 @@ import torch
 from grid.client.chain import BITS, PLACED, FixedPrecision, Member, Shares, at_committee, outranked, shown
 from grid.client.dispatch import NEEDS_VALUES, USE_GET, Dispatcher, Handle
 from grid.client.fixed_precision import adopted, check_bits
-from grid.client.rewriting import TWINS, VIEWS, mark, rewritten
+from grid.client.rewriting import TWINS, VIEWS, batch_norm, mark, rewritten, trains
 from grid.client.shapes import CPU, Meta
 from grid.client.tensors import RemoteTensor
 from grid.display import html
@@ -43,6 +43,8 @@ class SharedTensor(RemoteTensor):
         twin = TWINS.get(func)
         if twin is not None:
             return rewritten(args[0], lambda: _dispatch(twin, args, kwargs), str(func))
+        if trains(func, args):
+            return batch_norm(_dispatch, args)
         made = _dispatch(func, args, kwargs)
         if func in VIEWS and isinstance(args[0], SharedTensor):
             mark(args[0], made)

@@ -138,8 +138,12 @@ def _look_at_policy(description: Description, card: DatasetCard, findings: Findi
             " true); a list of nodes that you trust prevents that",
             "share",
         )
-    if isinstance(policy.share, tuple) and policy.share and not policy.may_share:
-        warn('`share` does nothing: under release = "deny" it is for plans that are listed in `allow`, and none is', "share")
+    if policy.parties() and any(arguments is None for _, arguments in policy.calls):
+        warn(
+            "on secret shares, a client may pass whatever it likes beside these rows to a plan in `allow`, and nobody sees it;"
+            ' "ID(NODE/DATASET, ...)" opens a result only where the plan was given these datasets',
+            "allow",
+        )
     if policy.release != AGGREGATE:
         return
     if policy.plans == ANY:

@@ -192,7 +192,7 @@ class Committees:
         """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
         it gets the names on their cards."""
         try:
-            dealing = await allowed(await self._named(message.roster))
+            dealing = await allowed(await self._common.neighbours.names(message.roster))
             await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
@@ -246,12 +246,6 @@ class Committees:
         with self._common.openings.counted(participant.client, memoryview(offer.words).nbytes):
             await self._deal_out(value, offer.words, message.roster)
         return Ok()
-
-    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
-        """The nodes of a roster beside this one, with the names that their cards prove."""
-        others = [node for node in roster if node != self._common.me.id]
-        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
-        return {session.id: session.card.name for session in sessions}
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""

@@ -86,6 +86,7 @@ class Openings:
             plan=offer.made[0] if len(offer.made) == 1 else "",
             dtype=offer.dtype,
             shape=offer.shape,
+            given=offer.given,
         )
         with self.counted(client, memoryview(offer.words).nbytes):
             await self._permitted(opening, offer.owners, deadline_s)

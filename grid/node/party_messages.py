@@ -15,6 +15,7 @@ from grid.wire.messages import (
     Failure,
     FreeShares,
     GetShare,
+    GivenRows,
     Message,
     MoveShares,
     OfferShares,
@@ -111,8 +112,8 @@ class Owner:
 class ShareOffer(Message):
     """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`), and to MoveShares.
 
-    What ShareValue holds, the dtype and shape of the value, the owners behind it, and the ids of the plans that made it, "" for
-    operations one by one."""
+    What ShareValue holds, the dtype and shape of the value, the owners behind it, the ids of the plans that made it, "" for
+    operations one by one, and what of datasets was given to that plan."""
 
     words: Buffer
     digest: bytes
@@ -120,6 +121,7 @@ class ShareOffer(Message):
     shape: tuple[int, ...]
     owners: tuple[Owner, ...]
     made: tuple[str, ...]
+    given: tuple[GivenRows, ...] = ()
 
 
 @message("lane-broken", FROM_PARTY)

@@ -56,6 +56,7 @@ from grid.wire.messages import (
     ExpectShare,
     FreeShares,
     GetShare,
+    GivenRows,
     Inline,
     Message,
     MoveShares,
@@ -100,7 +101,7 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
-    `seen`: what this party was dealt of the inputs behind it.
+    `given`: what was dealt to that plan, argument by argument. `seen`: what this party was dealt of the inputs behind it.
     """
 
     value: Value
@@ -108,6 +109,7 @@ class Held:
     seen: Seen
     dealt: bool = False
     made: str = ""
+    given: tuple[GivenRows, ...] = ()
 
 
 Name = tuple[PeerId, ObjectId]
@@ -435,10 +437,7 @@ class ShareLane:
         seen = Seen.together(held.seen for held in operands)
         results = await self._finished(Task(call.run(self._protocol(number, seen)[1])))
         for object_id, result in zip(command.outputs, results, strict=True):
-            if result is not None:
-                self._put(object_id, Held(result, owners, seen))
-            elif object_id > 0:
-                self._put(object_id, InvalidRequest(f"{command.op} gives its first result alone on shares"))
+            self._put(object_id, Held(result, owners, seen))
 
     async def _run_plans(self, message: RunShared) -> Message:
         """Run plans one after the other. The first error is the answer; the others come with what depends on them."""
@@ -467,7 +466,7 @@ class ShareLane:
         _, protocol = self._protocol(number, call.seen, asked.count)
         results = await self._finished(Task(call.run(protocol, self._goes_on)))
         for object_id, result in zip(asked.outputs, results, strict=True):
-            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made, given=call.given))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -523,6 +522,7 @@ class ShareLane:
             shape=held.value.shape,
             owners=owners,
             made=(held.made,),
+            given=held.given,
         )
 
     # ------------------------------------------------------------ objects

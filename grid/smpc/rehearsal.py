@@ -6,8 +6,8 @@ Nothing is sent. Values on shares are fixed point, so they can overflow where Py
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,18 +15,21 @@ from torch import Tensor
 
 from grid.errors import GridError
 from grid.plans.checks import resolve
+from grid.plans.ir import Plan, PlanCost
 from grid.plans.lines import at_line
-from grid.smpc.dataflow import computed, located
+from grid.smpc.dataflow import OPERATION_NUMBERS, computed, located
 from grid.smpc.discrepancies import differs, fits, in_torch
 from grid.smpc.interpreter import Call, Value, fraction_bits
-from grid.smpc.party import PARTIES
+from grid.smpc.operations.values import Absent
+from grid.smpc.party import PARTIES, Operations
 from grid.smpc.plain import Plain, Watch, completed
-from grid.smpc.programs import Given, Prepared
+from grid.smpc.programs import UNLIMITED, Given, Prepared
 from grid.smpc.protocol import Protocol
-from grid.smpc.replicated.costs import Cost
-from grid.smpc.replicated.counting import Counting
+from grid.smpc.replicated.counting import Counting, later
+from grid.smpc.replicated.spans import START, Clock
 from grid.smpc.shares import Shared
 from grid.tensors import fixed
+from grid.tensors.buffers import torch_dtype
 from grid.tensors.ops import Bound, bind, lookup
 
 OVERFLOWS = "a product may overflow, it is 2**25 or larger"
@@ -36,13 +39,6 @@ DIFFERS = "it gives another result than PyTorch"
 REFUSED = "PyTorch refuses such values"
 
 REVEALED, READ = 1, 2
-
-
-class PlanCost(NamedTuple):
-    """Of one run: rounds at most, and bytes that each of the parties sends, on average."""
-
-    rounds: int
-    bytes_sent: int
 
 
 def in_the_clear(value: Tensor, dtype: torch.dtype | None = None) -> Value:
@@ -105,8 +101,8 @@ def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor 
         return [None] * len(on_shares), [*doubts, REFUSED]
     kept: list[Tensor | None] = []
     for place, (value, one) in enumerate(zip(on_shares, wanted, strict=True)):
-        kept.append(one if value is not None and fits(one) else None)
-        if value is None or not uses[place]:
+        kept.append(one if fits(one) else None)
+        if isinstance(value.content, Absent) or not uses[place]:
             continue
         if not fits(one):
             doubts.append(UNFIT)
@@ -127,23 +123,33 @@ def _decoded(value: Value) -> Tensor:
 
 
 def cost(prepared: Prepared) -> PlanCost:
-    """What a run costs; values do not matter. Each operation begins when those that it waits for are done."""
+    """What a run costs; values do not matter, but where the plan sorts. Each operation begins at a party when those that it waits
+    for are done there."""
     order, meters = prepared.order, dict[int, Counting]()
-    ends: dict[int, int] = {}
+    stages: dict[int, Clock] = {0: START}
 
     def at(place: int) -> Protocol:
-        begins = max((meters[earlier].cost.rounds for earlier in order.before[place] if earlier in meters), default=0)
         stage = order.operations[place].stage
-        if stage and stage not in ends:
-            ends[stage] = max((meter.cost.rounds for meter in meters.values()), default=0)
-        meters[place] = Counting(max(begins, ends.get(stage, 0)))
+        if stage not in stages:
+            stages[stage] = functools.reduce(later, (meter.clock for meter in meters.values()), START)
+        waits = (meters[earlier].clock for earlier in order.before[place] if earlier in meters)
+        numbers = Operations(place * OPERATION_NUMBERS, (place + 1) * OPERATION_NUMBERS)
+        meters[place] = Counting(numbers, functools.reduce(later, waits, stages[stage]))
         return meters[place]
 
     completed(prepared.run(Plain(), [_nothing(one) for one in prepared.inputs], at))
-    total = Cost(0, 0)
-    for meter in meters.values():
-        total = total.beside(meter.cost)
-    return PlanCost(total.rounds, -(-total.bytes_sent // PARTIES))
+    costs = [meter.cost for meter in meters.values()]
+    rounds = max((one.rounds for one in costs), default=0)
+    return PlanCost(rounds, -(-sum(one.bytes_sent for one in costs) // PARTIES))
+
+
+def plan_cost(plan: Plan, shapes: Sequence[tuple[int, ...]], secret: Sequence[bool]) -> PlanCost:
+    """`Plan.cost`. Raises what the plan is refused by on inputs of these shapes."""
+    given = zip(shapes, plan.inputs, secret, strict=True)
+    return cost(Prepared(plan, [Given(shape, torch_dtype(one.dtype), hidden) for shape, one, hidden in given], UNLIMITED))
+
+
+Plan.costing = plan_cost
 
 
 def _nothing(one: Given) -> Value | Tensor:

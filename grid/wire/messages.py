@@ -296,15 +296,16 @@ class ColumnCard:
 class PolicyCard:
     """An owner's rules for one dataset, as clients may read them.
 
-    `share`: whether it may be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in
-    a committee beside its own, ("*",) for whichever a client names.
+    `allow`: ids of plans, each perhaps with the arguments that it is to have on shares (`policy.rules`). `share`: whether it may
+    be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
+    own, ("*",) for whichever a client names.
     """
 
     release: str
     plans: str
     min_rows: int
     max_elements: int
-    allow: tuple[PlanId, ...] = ()
+    allow: tuple[str, ...] = ()
     sinks: tuple[str, ...] = ()
     share: bool = True
     parties: tuple[str, ...] = ()
@@ -896,11 +897,20 @@ class OwnerRule:
 
 
 @record
+class GivenRows:
+    """An argument of a plan on shares: the part of a dataset that its node dealt (`OwnerRule`); all "" for any other value."""
+
+    node: PeerId
+    dataset: str
+    part: str
+
+
+@record
 class Opening:
     """A result that a client asks the parties of a committee to open, as each of them has it in its own record.
 
     `plan` is the id of the plan that it is a direct result of, where nothing but that plan made it of values as they were shared;
-    else "". `recipient` is the client itself, or a node.
+    else "". `given` are the arguments of that plan, in order. `recipient` is the client itself, or a node.
     """
 
     committee: CommitteeId
@@ -911,6 +921,7 @@ class Opening:
     plan: str
     dtype: str
     shape: tuple[int, ...]
+    given: tuple[GivenRows, ...] = ()
 
 
 @message("ask-permit")

@@ -332,6 +332,29 @@ def test_results_of_listed_plans_open_and_nothing_else_does() -> None:
                 plan(d.features, w).get()
 
 
+def test_a_plan_listed_with_arguments_opens_on_these_alone() -> None:
+    """The client who runs it cannot put values of its own in the place of another owner's, and so ask about this one's."""
+    value = torch.tensor([[3.0]])
+    plan = grid.trace(lambda x, y, public: x - y + public, value, value, torch.zeros(1, 1))
+    policy = {"release": "deny", "allow": [f"{plan.id}(alice/d, dave/d, *)"], "share": list(NAMES), "min_rows": 1}
+    data = {"d": {"features": value, "tags": ["#d"], "policy": policy}}
+    rogue = {"d": {"features": value, "tags": ["#d"], "policy": {"release": "open"}}}
+    with LocalGrid(nodes={"alice": data, "bob": {}, "carol": rogue, "dave": data}) as local:
+        client, other = local.client(), local.client()
+        who = (client.me.id, other.me.id)
+        with client.committee(*NAMES, clients=who) as trio, other.committee(*NAMES, clients=who, id=trio.id) as theirs:
+            x, rogues, y = (one.features.share(trio) for one in sorted(client.search("#d"), key=lambda one: one.node.name))
+            own, public = trio.share(value), torch.ones(1, 1)
+            offered = trio.take(theirs.offer(theirs.share(value), to=client.me.id, freely=True))
+            assert near(trio.run(plan, x, y, public).reveal(), public) and near(trio.run(plan, x, y, own).reveal(), value)
+            wrong = {"own": (x, own), "public": (x, value), "swapped": (y, x), "twice": (x, x), "changed": (x, y * 1)}
+            for what, given in {**wrong, "another node's": (x, rogues), "offered": (x, offered)}.items():
+                with pytest.raises(grid.ReleaseDenied) as denied:
+                    trio.run(plan, *given, public).reveal()
+                assert denied.value.details["rule"] == "committee.release", what
+            assert trio.run(plan, x, own, public).reveal(to="alice").location.name == "alice"
+
+
 def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:
     with LocalGrid(nodes=3) as local:
         client = local.client()

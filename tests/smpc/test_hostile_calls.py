@@ -23,7 +23,7 @@ from grid.smpc.shares import Shared
 from grid.tensors.ops import lookup
 from grid.wire.messages import DType
 from tests.smpc import on_shares as harness
-from tests.smpc.torch_cases import ELEMENTWISE, MATRIX, MODULES, SHAPED, made, with_statistics
+from tests.smpc.torch_cases import DERIVED, ELEMENTWISE, MATRIX, MODULES, SHAPED, derivable, gradients, made, with_statistics
 
 MOST = 1 << 12
 SHAPES = [(), (0,), (1,), (3,), (2, 3), (3, 3), (3, 2), (2, 3, 4), (1, 2, 4, 4), (2, 2, 3, 3)]
@@ -62,8 +62,18 @@ def recorded() -> list[Recorded]:
             held = [(k, v) for k, v in (*module.named_parameters(), *module.named_buffers()) if v.is_floating_point()]
             for given in ({}, {key: harness.on_shares(value, 1) for key, value in held}):
                 torch.func.functional_call(module, given, (harness.on_shares(x, 1),))
+            with torch.enable_grad():
+                given = {key: harness.on_shares(value, 1).requires_grad_() for key, value in held if "running" not in key}
+                statistics = {key: harness.on_shares(value, 1) for key, value in held if "running" in key}
+                module.train(not isinstance(module, torch.nn.Dropout))
+                found = torch.func.functional_call(module, {**given, **statistics}, (harness.on_shares(x, 1),))
+                if found.requires_grad:
+                    found.sum().backward()
         for call in OTHERS:
             call(harness.on_shares(torch.randn(3, 4), 1))
+        with torch.enable_grad():
+            for name, function in DERIVED.items():
+                gradients(function, [harness.on_shares(x, 1).requires_grad_() for x in derivable(name)])
     return calls
 
 

@@ -38,7 +38,7 @@ class Leading(NamedTuple):
 
 
 async def leading(protocol: Protocol, x: Shared, *, signed: bool = False) -> Leading:
-    """The leading bit of x, 0 <= x < 2**36, or -2**36 < x < -1 too where it is `signed`. 10 rounds up to 256 elements, 16
+    """The leading bit of x, 0 <= x < 2**36, or -2**36 < x < -1 too where it is `signed`. 8 rounds up to 256 elements, 14
     above, with the sign or without it."""
     few = x.size <= COMPARED_AT_ONCE
     planes, negative = await (_below_by_comparisons if few else _clear_bits)(protocol, x, signed)
@@ -87,7 +87,7 @@ def weighted(hot: Shared, weights: Sequence[int]) -> Shared:
 
 
 async def _below_by_comparisons(protocol: Protocol, x: Shared, signed: bool) -> tuple[Bits, Bits | None]:
-    """Planes j = 1{|x| < 2**j}, and 1{x < 0} where it is wanted. 8 rounds."""
+    """Planes j = 1{|x| < 2**j}, and 1{x < 0} where it is wanted. 6 rounds."""
     powers = np.array([[1 << j] for j in range(PLANES)], np.uint64)
     sides = [rows([x])] + ([rows([-x])] if signed else [])
     spread = joined([side.each(lambda part: np.broadcast_to(part, (PLANES, part.shape[1]))) for side in sides])
@@ -99,7 +99,7 @@ async def _below_by_comparisons(protocol: Protocol, x: Shared, signed: bool) -> 
 
 
 async def _clear_bits(protocol: Protocol, x: Shared, signed: bool) -> tuple[Bits, Bits | None]:
-    """Planes j = 1 where bit j of |x| is 0, or of |x| - 1 for x < 0: where that has a bit less, d is 1. 8 rounds."""
+    """Planes j = 1 where bit j of |x| is 0, or of |x| - 1 for x < 0: where that has a bit less, d is 1. 6 rounds."""
     planes = await protocol.bits(x, PLANES + signed)
     if not signed:
         return protocol.invert(planes), None

@@ -26,7 +26,7 @@ from grid.smpc.steps import Work
 from grid.tensors.ops import Bound, Op
 
 Result = Secret | None
-"""None stands for a result that is not computed on shares."""
+"""None stands for a result that is `Absent`."""
 
 
 class Arguments:
@@ -185,7 +185,8 @@ class Form:
 def _check_axes(arguments: Arguments) -> None:
     """The meta device does not look at all of them."""
     of = "self" if "self" in arguments.op.index else "output"
-    count, dim = len(arguments.shape_of(of)) if of in arguments.op.index else 0, arguments.get("dim")
+    sizes = arguments.get("input_sizes", arguments.shape_of(of) if of in arguments.op.index else ())
+    count, dim = len(sizes), arguments.get("dim")
     if arguments.op.base in ("unsqueeze", "stack", "cat", "diag_embed"):
         return
     axes = [axis for axis in (dim if isinstance(dim, list) else [dim]) if axis is not None]

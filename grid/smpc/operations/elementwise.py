@@ -136,10 +136,10 @@ async def _between(p: Protocol, a: Arguments) -> Result:
 
 async def power(p: Protocol, x: Number, exponent: float) -> Number:
     """x to a public exponent that `check_power` takes."""
-    if exponent < 0 and exponent != -0.5:
+    if exponent % 1:
+        return await power(p, await (inverses.sqrt if exponent > 0 else inverses.rsqrt)(p, x), 2 * abs(exponent))
+    if exponent < 0:
         return await power(p, await inverses.reciprocal(p, x), -exponent)
-    if exponent in (0.5, -0.5):
-        return await (inverses.sqrt if exponent > 0 else inverses.rsqrt)(p, x)
     if exponent == 0:
         return await arithmetic.add(p, as_number(p, 1), Number(x.raw.times(0), x.fraction))
     result: Number | None = None
@@ -159,9 +159,9 @@ def check_power(a: Arguments) -> None:
     exponent = a["exponent"]
     if isinstance(exponent, Value):
         raise OpNotSupported(f"{a.op.name} with a secret exponent is not done on shares: (exponent * x.log()).exp() for x > 0")
-    if exponent not in (0.5, -0.5) and (exponent != int(exponent) or abs(exponent) > LARGEST_POWER):
+    if 2 * exponent != int(2 * exponent) or abs(exponent) > LARGEST_POWER:
         raise OpNotSupported(
-            f"{a.op.name} with exponent {exponent}: whole exponents up to {LARGEST_POWER}, 0.5 and -0.5 are done on shares;"
+            f"{a.op.name} with exponent {exponent}: whole exponents up to {LARGEST_POWER} and their halves are done on shares;"
             " (exponent * x.log()).exp() for others, where x > 0"
         )
 
@@ -241,6 +241,17 @@ async def _converted(p: Protocol, a: Arguments) -> Result:
     return await rounding.trunc(p, number) if a.bits < number.fraction else number
 
 
+async def _copied(p: Protocol, a: Arguments) -> Result:
+    """Another tensor's values, with the dtype and the shape of this one."""
+    x = a.number(p, "src").each(lambda part: np.broadcast_to(part, a.shape))
+    return await rounding.trunc(p, x) if a.bits < x.fraction else x
+
+
+def _check_copied(a: Arguments) -> None:
+    if a.dtype == torch.bool:
+        raise OpNotSupported(f"{a.op.name} of truth values: make a new tensor with torch.where or ==")
+
+
 async def _same(p: Protocol, a: Arguments) -> Result:
     return a.secret("self")
 
@@ -305,6 +316,7 @@ FORMS: Mapping[str, Form] = {
     "ceil.default": _rounding(rounding.ceil),
     "trunc.default": _rounding(rounding.trunc),
     "_to_copy.default": Form(_converted, ("number", "not_equal", "trunc"), either=("self",)),
+    "copy.default": Form(_copied, ("trunc",), either=("self",), check=_check_copied),
     "clone.default": Form(_same, either=("self",)),
     "detach.default": Form(_same, either=("self",)),
     "alias.default": Form(_same, either=("self",)),

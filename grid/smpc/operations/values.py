@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from grid.errors import InvalidRequest
+from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import comparisons
 from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
@@ -19,6 +19,8 @@ from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.shares import Shared
 
 Secret = Number | Boolean
+
+_ABSENT = "where a max-pool has its values from is not computed on shares: compare the windows, or use argmax"
 
 
 def fraction_bits(dtype: torch.dtype) -> int:
@@ -37,10 +39,17 @@ def _kept(part: Words) -> Words:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Absent:
+    """In place of a result that is not computed on shares: the positions that a max-pool picks, which its gradient finds anew."""
+
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Value:
     """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits."""
 
-    content: Shared | Boolean
+    content: Shared | Boolean | Absent
     dtype: torch.dtype
 
     @classmethod
@@ -68,22 +77,26 @@ class Value:
     @property
     def secret(self) -> Secret:
         """As functions take it."""
-        return self.content if isinstance(self.content, Boolean) else Number(self.content, self.bits)
+        return self.content if isinstance(self.content, Boolean) else Number(self.shared, self.bits)
 
     @property
     def shared(self) -> Shared:
-        """The ring elements. Truth values have them once they are `numeric`."""
+        """The ring elements. Truth values have them once they are `numeric`. Raises `OpNotSupported` for what is absent."""
+        if isinstance(self.content, Absent):
+            raise OpNotSupported(_ABSENT)
         assert isinstance(self.content, Shared), "truth values are bits until `numeric` makes numbers of them"
         return self.content
 
     @property
     def nbytes(self) -> int:
         """Of this party's components."""
+        if isinstance(self.content, Absent):
+            return 0
         parts = self.content.bits.parts if isinstance(self.content, Boolean) else self.content.parts
         return sum(part.nbytes for part in parts)
 
     async def numeric(self, protocol: Protocol) -> Value:
         """The same value as ring elements: truth values become 0 and 1. 2 rounds for bits, 0 for what has ring elements."""
-        if isinstance(self.content, Shared):
-            return self
+        if not isinstance(self.content, Boolean):
+            return Value(self.shared, self.dtype)
         return Value((await comparisons.number(protocol, self.content)).raw, self.dtype)
