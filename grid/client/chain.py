@@ -64,8 +64,8 @@ class FixedPrecision(Level):
 class Shares(Level):
     """A value in three random parts, two of which each node of a committee has. `child`: node's name -> `Component`."""
 
-    def __init__(self, handle: Any, shape: torch.Size, dtype: torch.dtype) -> None:
-        self._handle, self._shape, self._dtype = handle, shape, dtype
+    def __init__(self, handle: Any, shape: torch.Size) -> None:
+        self._handle, self._shape = handle, shape
         self._components: Mapping[str, Component] | None = None
 
     @property
@@ -135,6 +135,16 @@ def shown(head: torch.Tensor) -> str:
     elif below is not None:
         levels.append(repr(below))
     return " > ".join(levels)
+
+
+def each(change: Callable[[Any], Any], value: Any) -> Any:
+    """Arguments or results of an operation with each item changed, in lists, tuples and dicts."""
+    if isinstance(value, list | tuple):
+        made = [each(change, one) for one in value]
+        return made if isinstance(value, list) else tuple(made)
+    if isinstance(value, dict):
+        return {name: each(change, one) for name, one in value.items()}
+    return change(value)
 
 
 # ---------------------------------------------------------------- who goes first, where heads of several kinds meet

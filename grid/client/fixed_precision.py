@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from grid.client.chain import BITS, FIXED, FixedPrecision, outranked, shared_at, shown
+from grid.client.chain import BITS, FIXED, FixedPrecision, each, outranked, shared_at, shown
 from grid.client.dispatch import NEEDS_VALUES, USE_GET, Dispatcher, Handle
 from grid.client.origins import Origin, describe
 from grid.client.rewriting import TWINS, VIEWS, mark, rewritten
@@ -50,7 +50,7 @@ class FixedTensor(RemoteTensor):
         if len(types) > 1:
             if outranked(FIXED, types):
                 return NotImplemented
-            return func(*_each(plain, args), **_each(plain, kwargs))  # beside a value elsewhere it is a public one
+            return func(*each(plain, args), **each(plain, kwargs))  # beside a value elsewhere it is a public one
         twin = TWINS.get(func)
         if twin is not None:
             if not isinstance(args[0], FixedTensor):
@@ -59,7 +59,7 @@ class FixedTensor(RemoteTensor):
         made = _dispatch(func, args, kwargs)
         if func in VIEWS and isinstance(args[0], FixedTensor):
             mark(args[0], made)
-        return _each(_plain_unless_real, made)
+        return each(_plain_unless_real, made)
 
     @property
     def child(self) -> FixedPrecision:
@@ -199,7 +199,7 @@ class Here:
                 return self.values[ObjectId(int(arg))]
             return inline[arg] if type(arg) is Inline else arg
 
-        args, kwargs = _each(operand, list(command.args)), _each(operand, command.kwargs)
+        args, kwargs = each(operand, list(command.args)), each(operand, command.kwargs)
         try:
             results = completed(Call(command.op, args, kwargs, most=UNLIMITED).run(Plain()))
         except GridError as error:
@@ -227,16 +227,6 @@ class Here:
 
 
 HERE: Any = Here()
-
-
-def _each(change: Any, value: Any) -> Any:
-    """Arguments or results with each item changed, in lists, tuples and dicts."""
-    if isinstance(value, list | tuple):
-        made = [_each(change, one) for one in value]
-        return made if isinstance(value, list) else tuple(made)
-    if isinstance(value, dict):
-        return {name: _each(change, one) for name, one in value.items()}
-    return change(value)
 
 
 def _plain_unless_real(made: Any) -> Any:

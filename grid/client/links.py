@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from grid.client.chain import BITS, LINKED, Level, Member, shared_at, shown
+from grid.client.chain import BITS, LINKED, Level, Member, each, shared_at, shown
 from grid.client.fixed_precision import fix_precision
 from grid.errors import InvalidRequest
 
@@ -85,8 +85,8 @@ class Link(Level):
                 raise InvalidRequest(f"{func} changes a tensor's shape in place: make a new tensor instead")
             return known
 
-        made = func(*_each(below, args), **_each(below, kwargs))
-        return _awaited(made, linked) if inspect.isawaitable(made) else _each(linked, made)
+        made = func(*each(below, args), **each(below, kwargs))
+        return _awaited(made, linked) if inspect.isawaitable(made) else each(linked, made)
 
     def _again(self) -> Self:
         made = copy.copy(self)
@@ -226,7 +226,7 @@ def is_ordinary(tensor: Any) -> bool:
 
 
 async def _awaited(made: Awaitable[Any], linked: Callable[[Any], Any]) -> Any:
-    return _each(linked, await made)
+    return each(linked, await made)
 
 
 def _first(value: Any) -> Linked:
@@ -242,12 +242,3 @@ def _heads(value: Any) -> Iterator[Linked]:
             yield from _heads(one)
     elif isinstance(value, dict):
         yield from _heads(list(value.values()))
-
-
-def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        made = [_each(change, one) for one in value]
-        return made if isinstance(value, list) else tuple(made)
-    if isinstance(value, dict):
-        return {name: _each(change, one) for name, one in value.items()}
-    return change(value)

@@ -77,7 +77,7 @@ class SharedTensor(RemoteTensor):
         """The level below: `FixedPrecision` over `Shares`; `Shares` for whole numbers and truth values."""
         level, handle = self._level, self._handle
         if level is None or (level.of if isinstance(level, FixedPrecision) else level._handle) is not handle:
-            shares = Shares(handle, self.shape, self.dtype)
+            shares = Shares(handle, self.shape)
             level = FixedPrecision(shares, handle) if self.dtype.is_floating_point else shares
             self._level = level.under(self)
         return level

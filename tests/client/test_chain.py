@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import grid
+from grid.client.fixed_precision import HERE
 from grid.client.shared import SharedTensor
 from grid.testing import LocalGrid
 from tests.smpc.torch_cases import ELEMENTWISE, MATRIX, SHAPED, SHAPES, fault, listed, made
@@ -184,10 +185,9 @@ def test_components_cannot_be_touched(nodes: Any) -> None:
         s.child.child.child["bob"] = component
 
 
-def shares_at(local: Any, name: str) -> int:
-    """How many values on shares a node has."""
-    running = local.node(name).committees._running.values()
-    return sum(len(lane._objects) for committee in running for lane in committee._party._work._lanes)
+def shares_at(local: Any, name: str, committee: str) -> int:
+    """How many values on shares a node has in a committee."""
+    return sum(len(lane._objects) for lane in local.node(name).committees._running[committee]._party._work._lanes)
 
 
 def test_remote_memory_goes_with_the_head_without_the_collector(local: Any, g: Any, nodes: Any) -> None:
@@ -195,7 +195,7 @@ def test_remote_memory_goes_with_the_head_without_the_collector(local: Any, g: A
 
     def counts() -> list[int]:
         probe.reveal()  # what was freed before is freed there now
-        return [shares_at(local, name) for name in NAMES]
+        return [shares_at(local, name, probe.location.id) for name in NAMES]
 
     gc.collect()
     gc.disable()
@@ -210,6 +210,12 @@ def test_remote_memory_goes_with_the_head_without_the_collector(local: Any, g: A
         assert level.parent is None and counts() == [count + 2 for count in before], "who keeps a level keeps the value"
         del level, y
         assert counts() == before
+        here = len(HERE.values)
+        a = grid.fix_precision(torch.ones(3)).requires_grad_()
+        (a * a).sum().backward()
+        assert a.grad is not None and a.child.child is not None and len(HERE.values) > here
+        del a
+        assert len(HERE.values) == here
     finally:
         gc.enable()
 
@@ -332,7 +338,7 @@ def test_links_are_in_the_chain_and_methods_pass_through_them(trio: Any, nodes: 
     refused(lambda: pickle.dumps(a), "save what is below")
     refused(a.get, "here already")
     refused(lambda: a.move("bob"), "the value is here")
-    assert near(copy.deepcopy(a).child.child, x) and copy.deepcopy(a) is not a
+    assert near(copy.deepcopy(a).child.child, x) and near(copy.copy(a).child.child, x) and copy.copy(a) is not a
 
 
 # ---------------------------------------------------------------- hook
