@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grid.smpc.functions.arithmetic import add, broadcast, centred, divide_public, fixed, inner, mean, multiply, subtract, total
+from grid.smpc.functions.arithmetic import add, broadcast, centred, divide_public, fixed, inner, multiply, subtract, total
 from grid.smpc.functions.extremes import windows
 from grid.smpc.functions.inverses import rsqrt
 from grid.smpc.functions.rows import filled, numbers
 from grid.smpc.numbers import Number, public
 from grid.smpc.protocol import FRACTION_BITS, Protocol
-from grid.smpc.shares import Shared
+from grid.smpc.shares import Shared, stacked
 
 
 async def avg_pool2d(
@@ -92,9 +92,7 @@ class Normalised(NamedTuple):
 
 async def normalised(protocol: Protocol, x: Number, axes: Sequence[int], eps: float) -> Normalised:
     """As `layer_norm` without weight and bias, and what it was made with. Rounds: 5, those of rsqrt on the statistics, and 3."""
-    (distances, variance), average = await protocol.together(
-        lambda mine: centred(mine, x, axes), lambda mine: mean(mine, x, axes, keepdims=True)
-    )
+    distances, variance, average = await centred(protocol, x, axes)
     scale = await rsqrt(protocol, plus_public(protocol, variance, eps))
     return Normalised(await multiply(protocol, distances, scale), average, variance, scale)
 
@@ -108,11 +106,10 @@ async def through_norm(
     """
     y = await multiply(protocol, await subtract(protocol, fixed(x), average), scale)
     n = x.raw.size // max(1, average.raw.size)
-    level, along = await protocol.together(
-        lambda mine: mean(mine, grad, axes, keepdims=True), lambda mine: inner(mine, grad, y, axes, keepdims=True)
-    )
-    rest = await multiply(protocol, y, await divide_public(protocol, along, n))
-    left = await subtract(protocol, await subtract(protocol, fixed(grad), level), rest)
+    sums = [await total(protocol, fixed(grad), axes, keepdims=True), await inner(protocol, grad, y, axes, keepdims=True)]
+    means = await divide_public(protocol, Number(stacked([one.raw for one in sums])), n)
+    level, along = (means.each(lambda part, k=k: part[k]) for k in range(2))  # type: ignore[misc]
+    left = await subtract(protocol, await subtract(protocol, fixed(grad), level), await multiply(protocol, y, along))
     return await multiply(protocol, left, scale)
 
 
