@@ -43,19 +43,22 @@ WHOLE = Ring()
 """The ring of all computations but those tests."""
 
 
-SHARE_OF_PARTS = 16
-"""Work at the same time gets the 16th part of the operation numbers that are left, so that it may happen again, within its parts
-too."""
+PARTS = (1 << 34, 1 << 22, 1 << 12)
+"""Operation numbers of a part, of a part within a part, and of one within that: 16 million of the first in a session, 4096 and
+1024 of the others in each above."""
+
+LEAST = 1 << 6
+"""Of a part within those, of which there are 64: for tensors of up to 4 million elements, and work without further parts."""
 
 
 class Operations:
     """Numbers for operations, taken in the same order by all parties. Whatever runs at the same time gets a range of its own
     before it starts."""
 
-    __slots__ = ("_end", "_next")
+    __slots__ = ("_end", "_next", "_size")
 
     def __init__(self, start: int = 0, end: int = 1 << 58) -> None:
-        self._next, self._end = start, end
+        self._next, self._end, self._size = start, end, end - start
 
     def take(self) -> int:
         """One number."""
@@ -66,11 +69,11 @@ class Operations:
         return number
 
     def split(self, parts: int, each: int | None = None) -> list[Operations]:
-        """A range of `each` numbers for every one of `parts` pieces of work that run at the same time; by default plenty."""
+        """A range of `each` numbers for every one of `parts` pieces of work that run at the same time; by default of the
+        size that PARTS has for parts of this range."""
         start = self._next
         if each is None:
-            most = max(1, (self._end - start) // (SHARE_OF_PARTS * parts))
-            each = 1 << (most.bit_length() - 1 & ~1)  # a power of 4, so that roles go around from part to part
+            each = next((size for size in PARTS if size << 8 <= self._size), LEAST)
         if start + parts * each > self._end:
             raise AssertionError("a kernel takes more operations than it declares")
         self._next = start + parts * each

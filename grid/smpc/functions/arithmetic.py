@@ -162,7 +162,7 @@ async def variance(
 
     |x| < 2**21 / n, and the variance below 2048. Error 2**-16 sqrt(1 + variance), of any n. 5 rounds.
     """
-    _, spread = await centred(protocol, x, axis, correction=correction)
+    _, spread, _ = await centred(protocol, x, axis, correction=correction)
     return spread if keepdims else spread.each(lambda part: part.squeeze(_axes(axis)))
 
 
@@ -205,8 +205,8 @@ CENTRED_BITS = 24
 
 async def centred(
     protocol: Protocol, x: Number, axis: int | Sequence[int] | None, *, correction: int = 0
-) -> tuple[Number, Number]:
-    """x less its mean over axes, and its variance, which keeps these axes. 5 rounds.
+) -> tuple[Number, Number, Number]:
+    """x less its mean over axes, its variance and its mean, which keep these axes. 5 rounds.
 
     The distances are scaled by 1 / sqrt(n - correction) before they are squared, so that the sum of squares is the variance.
     """
@@ -219,12 +219,15 @@ async def centred(
     bits = FACTOR_BITS + (n - 1).bit_length()
     scale = 2.0 ** (CENTRED_BITS - FRACTION_BITS)
     both = [apart.times(public(1 / n, bits)), apart.times(public(scale / n / math.sqrt(n - correction), bits))]
-    distances, scaled = await protocol.together(
-        lambda mine: mine.truncate(both[0], bits), lambda mine: mine.truncate(both[1], bits)
+    level = summed.raw.times(public(1 / n, bits))
+    distances, scaled, average = await protocol.together(
+        lambda mine: mine.truncate(both[0], bits),
+        lambda mine: mine.truncate(both[1], bits),
+        lambda mine: mine.truncate(level, bits),
     )
     squares = await protocol.multiply(scaled, scaled)
     spread = squares.each(lambda part: np.asarray(part.sum(axis=_axes(axis), keepdims=True, dtype=np.uint64)))
-    return Number(distances), Number(await protocol.truncate(spread, 2 * CENTRED_BITS - FRACTION_BITS))
+    return Number(distances), Number(await protocol.truncate(spread, 2 * CENTRED_BITS - FRACTION_BITS)), Number(average)
 
 
 def fixed(x: Number) -> Number:

@@ -103,15 +103,11 @@ async def _batch_norm_of_batch(p: Protocol, a: Arguments) -> Sequence[Result]:
 
 
 async def _moved(p: Protocol, a: Arguments, name: str, new: Number, factor: float) -> Number:
-    """A running statistic, moved towards a new one times a factor. With the correct mean of many steps: what is taken off is
-    rounded with what is added."""
+    """A running statistic, moved towards a new one times a factor."""
     old = a.number(p, name)
-    momentum = a["momentum"]
-    off, on = await p.together(
-        lambda mine: arithmetic.multiply_public(mine, old, momentum),
-        lambda mine: arithmetic.multiply_public(mine, new.each(lambda part: part.reshape(old.shape)), momentum * factor),
-    )
-    return await arithmetic.add(p, await arithmetic.subtract(p, old, off), on)
+    new = await arithmetic.multiply_public(p, new.each(lambda part: part.reshape(old.shape)), factor)
+    step = await arithmetic.multiply_public(p, await arithmetic.subtract(p, new, old), a["momentum"])
+    return await arithmetic.add(p, old, step)
 
 
 def _check_batch_norm(a: Arguments) -> None:
