@@ -25,6 +25,7 @@ from grid.smpc.dataflow import OPERATION_NUMBERS, Operation, computed, located
 from grid.smpc.discrepancies import distance, in_torch
 from grid.smpc.interpreter import Value
 from grid.smpc.local import Network, fresh_keystreams, run_parties
+from grid.smpc.operations.values import Absent
 from grid.smpc.packing import unpack
 from grid.smpc.party import PARTIES, Operations, Party
 from grid.smpc.programs import Prepared
@@ -55,10 +56,11 @@ class Measured(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A plan. `differ` counts the truth values and whole numbers of its results that are not PyTorch's."""
+    """A plan. `results` are None where shares have none. `differ` counts those of its truth values and whole numbers that are not
+    PyTorch's."""
 
     operations: tuple[Measured, ...]
-    results: tuple[Tensor, ...]
+    results: tuple[Tensor | None, ...]
     rounds: int
     bytes_sent: int
     error: float
@@ -75,11 +77,11 @@ def measured(prepared: Prepared, inputs: Sequence[Tensor]) -> Whole:
     ]
     path, results, rounds, bytes_sent = _together(prepared, given)
     operations, exact = _alone(prepared, given, inputs, path)
-    opened = [decoded(held) for held in results]
-    pairs = [(found, wanted) for found, wanted in zip(opened, exact, strict=True) if wanted is not None]
+    opened = [None if _is_absent(held) else decoded(held) for held in results]
+    pairs = [(one, wanted) for one, wanted in zip(opened, exact, strict=True) if one is not None and wanted is not None]
     reals = [distance(found, wanted) for found, wanted in pairs if wanted.is_floating_point()]
     differ = sum(int(torch.ne(found, wanted).sum()) for found, wanted in pairs if not wanted.is_floating_point())
-    values = [one.to(held[0].dtype) for one, held in zip(opened, results, strict=True)]
+    values = [None if one is None else one.to(held[0].dtype) for one, held in zip(opened, results, strict=True)]
     return Whole(tuple(operations), tuple(values), rounds, bytes_sent, max(reals, default=0.0), differ)
 
 
@@ -155,7 +157,7 @@ def _alone(
     for place, operation in enumerate(order.operations):
         outputs = operation.step.outputs
         try:
-            made, row = _one(place, operation, held, path[place])
+            made, row = _one(place, operation, held, exact, path[place])
         except GridError as error:
             raise located(error, operation.index, operation.step) from None
         found.append(row)
@@ -168,8 +170,10 @@ def _alone(
     return found, [exact[output] for output in order.outputs]
 
 
-def _one(place: int, operation: Operation, held: Sequence[Held], path: int) -> tuple[Sequence[Held], Measured]:
-    """One operation on what is there; its results."""
+def _one(
+    place: int, operation: Operation, held: Sequence[Held], exact: Sequence[Any], path: int
+) -> tuple[Sequence[Held], Measured]:
+    """One operation on what is there; its results. `exact` has what shares do not."""
     step, call = operation.step, operation.call
     operands = [held[ref] for ref in operation.reads]
     began = time.perf_counter()
@@ -185,21 +189,25 @@ def _one(place: int, operation: Operation, held: Sequence[Held], path: int) -> t
 
     outcome = run_parties(program, network=Network(recorded=False), randomness=fresh_keystreams(checked=False))
     seconds = (time.perf_counter() - began) / PARTIES
-    made = [None if any(one is None for one in each) else list(each) for each in zip(*outcome.results, strict=True)]
+    made = [list(each) for each in zip(*outcome.results, strict=True)]
     rounds, bytes_sent = outcome.rounds, _average(outcome.bytes_sent)
-    return made, _row(operation, operands, made, rounds, path, bytes_sent, seconds, _error(operation, held, made))
+    return made, _row(operation, operands, made, rounds, path, bytes_sent, seconds, _error(operation, held, exact, made))
 
 
-def _error(operation: Operation, held: Sequence[Held], made: Sequence[Held]) -> float:
+def _error(operation: Operation, held: Sequence[Held], exact: Sequence[Any], made: Sequence[Held]) -> float:
     """How far the results on shares are from PyTorch's, for the same operands."""
-    known = [decoded(one) if isinstance(one, list) and ref in operation.reads else one for ref, one in enumerate(held)]
+    known: list[Any] = list(held)
+    for ref in operation.reads:
+        one = held[ref]
+        if isinstance(one, list):
+            known[ref] = exact[ref] if _is_absent(one) else decoded(one)
     wanted = _in_torch(operation, known)
     if wanted is None:
         return float("nan")
     step = operation.step
     bound = bind(lookup(step.op), [resolve(arg, known) for arg in step.args], _resolved(step.kwargs, known))
-    pairs = enumerate(zip(made, wanted, strict=True))
-    return max((distance(decoded(one), two, bound, at) for at, (one, two) in pairs if isinstance(one, list)), default=0.0)
+    pairs = [(at, one, two) for at, (one, two) in enumerate(zip(made, wanted, strict=True)) if isinstance(one, list)]
+    return max((distance(decoded(one), two, bound, at) for at, one, two in pairs if not _is_absent(one)), default=0.0)
 
 
 def _in_torch(operation: Operation, known: Sequence[Any]) -> Sequence[Tensor] | None:
@@ -215,6 +223,10 @@ def _in_torch(operation: Operation, known: Sequence[Any]) -> Sequence[Tensor] | 
 
 def _resolved(kwargs: Sequence[tuple[str, Any]], known: Sequence[Any]) -> dict[str, Any]:
     return {name: resolve(arg, known) for name, arg in kwargs}
+
+
+def _is_absent(held: Sequence[Value]) -> bool:
+    return isinstance(held[0].content, Absent)
 
 
 def _at(one: Held, rank: int) -> Any:

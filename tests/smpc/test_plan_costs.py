@@ -67,11 +67,19 @@ def branches(x: Tensor) -> Tensor:
     return x.relu() * x + (x + 1).exp() * (x > 0) + (x @ x.t()).sum(1, keepdim=True).sigmoid()
 
 
+def images(x: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    weights = [one.detach().requires_grad_() for one in (w, v)]
+    pooled = F.max_pool2d(F.conv2d(x, weights[0]).relu(), 2)
+    loss = F.mse_loss(pooled.flatten(1) @ weights[1], torch.ones(2, 2))
+    return (loss, *torch.autograd.grad(loss, weights))
+
+
 CNN = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4))
 
 WHOLE: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], tuple[int, ...]]] = {
     "training step": (step, (normal(6, 4), normal(4, 5), normal(5, 3), torch.tensor([0, 1, 2, 2, 1, 0])), (3,)),
     "public weights": (step, (normal(6, 4), normal(4, 5), normal(5, 3), torch.tensor([0, 1, 2, 2, 1, 0])), (1, 3)),
+    "training step of images": (images, (normal(2, 1, 6, 6), normal(2, 1, 3, 3), normal(8, 2)), ()),
     "branches": (branches, (normal(5, 5),), ()),
     "network": (lambda x: CNN(x).softmax(1), (normal(2, 1, 8, 8),), ()),
     "several blocks": (lambda x: (x * x).relu(), (normal((DEPTH + 2) * CHUNK + 5) / 4,), ()),
@@ -94,10 +102,12 @@ def test_stages_that_wait_for_memory_are_counted() -> None:
     assert tuple(cost(staged)) == counted(staged, (x,))
 
 
-def test_a_trace_counts_what_is_predicted_for_each_of_its_operations() -> None:
-    function, values, public = WHOLE["training step"]
+@pytest.mark.parametrize("name", ["training step", "training step of images"])
+def test_a_trace_counts_what_is_predicted_for_each_of_its_operations(name: str) -> None:
+    function, values, public = WHOLE[name]
     plan = prepared(function, *values, public=public)
     found = measured(plan, values)
+    assert max(one.error for one in found.operations) < 1e-4 and found.error < 1e-3
     assert tuple(cost(plan)) == (found.rounds, found.bytes_sent)
     assert sum(one.path for one in found.operations) == found.rounds
     assert 0 <= sum(one.bytes_sent for one in found.operations) - found.bytes_sent < len(found.operations)
