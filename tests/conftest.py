@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run side by side, and start processes: threads of torch that spin for one another take twice the time of everything.
 
 LASTING_THREADS = (
     *("grid", "asyncio_", "asyncio-waitpid", "uvloop_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy"),
