@@ -886,8 +886,8 @@ class ShareValue(Message):
 class OwnerRule:
     """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy).
 
-    `part`: what of the dataset was shared, as it stands or whole blocks of it ("features", "targets", "column:age"); "" for
-    anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
+    `part`: what of the dataset was shared, as it stands ("features", "targets", "column:age"), or whole blocks of it ("features
+    in blocks"); "" for anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
     """
 
     dataset: str

@@ -355,6 +355,27 @@ def test_a_plan_listed_with_arguments_opens_on_these_alone() -> None:
             assert trio.run(plan, x, own, public).reveal(to="alice").location.name == "alice"
 
 
+def test_another_owners_dataset_that_a_plan_is_listed_with_is_whole_too() -> None:
+    """Whatever that owner lets out: else a client picks rows of it, and so asks about this one's again and again."""
+    plan = grid.trace(lambda x, y: x.sum() + y.sum(), torch.zeros(9, 2), torch.zeros(7, 2))
+
+    def data(name: str, allowed: str) -> dict[str, Any]:
+        policy = {"release": "deny", "allow": [allowed], "share": list(NAMES), "min_rows": 5}
+        return {name: {"features": torch.ones(10, 2), "targets": torch.zeros(10), "tags": [f"#{name}"], "policy": policy}}
+
+    with LocalGrid(nodes={"alice": data("a", f"{plan.id}(alice/a, bob/b)"), "bob": data("b", plan.id), "carol": {}}) as local:
+        client = local.client()
+        (a,), (b,) = client.search("#a"), client.search("#b")
+        with client.committee(*NAMES) as trio:
+            x = a.features.share(trio)
+            assert near(trio.run(plan, x, b.features.share(trio)).reveal(), torch.tensor(40.0))
+            some = next(iter(b.batches(5)))[0].share(trio)
+            with pytest.raises(grid.ReleaseDenied) as denied:
+                trio.run(plan, x, some).reveal()
+            assert denied.value.details["node"] == "alice"
+            assert near(trio.run(plan, trio.share(torch.zeros(5, 2)), some).reveal(), torch.tensor(10.0))  # bob does not mind
+
+
 def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:
     with LocalGrid(nodes=3) as local:
         client = local.client()
