@@ -5,19 +5,18 @@ Explained in docs/tutorial/10-credit.md.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas
 import torch
-from started import main, refusals, started
+from started import DATA, main, refusals, started
 
 import grid
 
 TRIO = ("bank", "applicant", "watchdog")
 """The nodes that compute: those of the two owners, and one of a consumers' association."""
 
-GERMAN_CREDIT = Path(__file__).parents[2] / "shared" / "data" / "GermanCredit.csv"
+GERMAN_CREDIT = DATA / "GermanCredit.csv"
 UNITS = {"duration": 12, "amount": 1000, "age": 10, "installment_rate": 1, "number_credits": 1, "people_liable": 1}
 """Columns, each with its unit: numbers on shares are best around 1, so durations are in years and amounts in thousands."""
 

@@ -25,6 +25,9 @@ from grid.node.results import listed
 from grid.settings import NodeSettings
 from grid.testing import LocalGrid
 
+DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Public tables and images that are not part of the project; examples do without where they are absent."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Started:

@@ -87,6 +87,7 @@ class Openings:
             dtype=offer.dtype,
             shape=offer.shape,
             given=offer.given,
+            call=offer.call,
         )
         with self.counted(client, memoryview(offer.words).nbytes):
             await self._permitted(opening, offer.owners, deadline_s)

@@ -113,7 +113,7 @@ class ShareOffer(Message):
     """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`), and to MoveShares.
 
     What ShareValue holds, the dtype and shape of the value, the owners behind it, the ids of the plans that made it, "" for
-    operations one by one, and what of datasets was given to that plan."""
+    operations one by one, what of datasets was given to that plan, and the number of its call."""
 
     words: Buffer
     digest: bytes
@@ -122,6 +122,7 @@ class ShareOffer(Message):
     owners: tuple[Owner, ...]
     made: tuple[str, ...]
     given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 @message("lane-broken", FROM_PARTY)

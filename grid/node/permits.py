@@ -20,7 +20,7 @@ from grid.crypto.cards import TOLERANCE_S
 from grid.crypto.envelope import Fields, pack, read, seal
 from grid.crypto.identity import LocalIdentity
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, QuotaExceeded, ReleaseDenied
-from grid.ids import CommitteeId, PeerId, PlanId
+from grid.ids import CommitteeId, ObjectId, PeerId, PlanId
 from grid.node.desk import Dealing
 from grid.node.neighbours import Neighbours, Spawn
 from grid.policy.claims import RowsClaim, merged
@@ -45,6 +45,9 @@ MAX_WAITING_PER_CLIENT = 64
 
 MAX_WAITING = 2048
 """Of all clients: one of them takes a tenth at most, with all three parties of a committee."""
+
+MAX_COUNTED = 4096
+"""Results of one committee that are remembered, so that each counts once however often it is opened; the oldest go first."""
 
 MAX_ANSWERS = 4096
 """Answers that are kept, for a party that asks later than the others."""
@@ -79,11 +82,13 @@ def _payload(message: AskPermit, expiry: int, nonce: bytes) -> bytes:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Dealt:
-    """What went to one committee for one client. `rows`: by dataset, those that went there as they stand."""
+    """What went to one committee for one client. `rows`: by dataset, those that went there as they stand. `counted`: results that
+    were permitted to go to others, by call and object."""
 
     roster: frozenset[PeerId]
     rules: set[OwnerRule] = dataclasses.field(default_factory=set)
     rows: dict[str, RowsClaim] = dataclasses.field(default_factory=dict)
+    counted: OrderedDict[tuple[int, ObjectId], None] = dataclasses.field(default_factory=OrderedDict)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -216,7 +221,7 @@ class Permits:
                 {name: dealt.rows.get(name) if straight[name] else None for name in straight},
                 PlanId(opening.plan) if opening.plan else None,
                 given=given,
-                elements=nbytes // DTYPES[opening.dtype],
+                elements=0 if (opening.call, opening.object) in dealt.counted else nbytes // DTYPES[opening.dtype],
                 nbytes=nbytes,
                 client=opening.client,
                 own=own,
@@ -224,6 +229,10 @@ class Permits:
         except GridError as error:
             log.info("no permit for %s (%s)", what, error.details.get("rule", error.code))
             raise
+        if opening.call and not own:
+            dealt.counted[opening.call, opening.object] = None
+            if len(dealt.counted) > MAX_COUNTED:
+                dealt.counted.popitem(last=False)
         to = "this node" if own else "the client" if opening.recipient == opening.client else opening.recipient
         log.info("permit for %s: %s%s of plan %s to %s", what, opening.dtype, list(opening.shape), opening.plan or "(none)", to)
         return sign(self._me, message, self._clock.wall())

@@ -101,7 +101,8 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
-    `given`: what was dealt to that plan, argument by argument. `seen`: what this party was dealt of the inputs behind it.
+    `given`: what was dealt to that plan, argument by argument, in the call of this number. `seen`: what this party was dealt of
+    the inputs behind it.
     """
 
     value: Value
@@ -110,6 +111,7 @@ class Held:
     dealt: bool = False
     made: str = ""
     given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 Name = tuple[PeerId, ObjectId]
@@ -466,7 +468,7 @@ class ShareLane:
         _, protocol = self._protocol(number, call.seen, asked.count)
         results = await self._finished(Task(call.run(protocol, self._goes_on)))
         for object_id, result in zip(asked.outputs, results, strict=True):
-            self._put(object_id, Held(result, call.owners, call.seen, made=call.made, given=call.given))
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made, given=call.given, call=number))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -523,6 +525,7 @@ class ShareLane:
             owners=owners,
             made=(held.made,),
             given=held.given,
+            call=held.call,
         )
 
     # ------------------------------------------------------------ objects

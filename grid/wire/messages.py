@@ -910,7 +910,8 @@ class Opening:
     """A result that a client asks the parties of a committee to open, as each of them has it in its own record.
 
     `plan` is the id of the plan that it is a direct result of, where nothing but that plan made it of values as they were shared;
-    else "". `given` are the arguments of that plan, in order. `recipient` is the client itself, or a node.
+    else "". `given` are the arguments of that plan, in order, `call` the number of the request that ran it: with `object`, a name
+    that no other value of this client in this committee has. `recipient` is the client itself, or a node.
     """
 
     committee: CommitteeId
@@ -922,6 +923,7 @@ class Opening:
     dtype: str
     shape: tuple[int, ...]
     given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 @message("ask-permit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -374,6 +375,29 @@ def test_another_owners_dataset_that_a_plan_is_listed_with_is_whole_too() -> Non
                 trio.run(plan, x, some).reveal()
             assert denied.value.details["node"] == "alice"
             assert near(trio.run(plan, trio.share(torch.zeros(5, 2)), some).reveal(), torch.tensor(10.0))  # bob does not mind
+
+
+def test_a_result_counts_once_however_often_and_to_whom_it_is_asked_for() -> None:
+    """An owner who lets it go does not lose its count to another one who refuses."""
+    plan = grid.trace(lambda x, y: x + y, torch.zeros(1), torch.zeros(1))
+    common = {"release": "deny", "share": list(NAMES), "min_rows": 1}
+    policies = {"alice": {**common, "allow": [f"{plan.id}(alice/d, bob/d)"], "max_elements": 1}, "bob": common}
+    data = {name: {"d": {"features": torch.ones(1), "tags": ["#d"], "policy": own}} for name, own in policies.items()}
+    with LocalGrid(nodes={"carol": {}, **data}) as local:
+        client = local.client()
+        with client.committee(*NAMES) as trio:
+            x, y = (one.features.share(trio) for one in sorted(client.search("#d"), key=lambda one: one.node.name))
+            result = trio.run(plan, x, y)
+            for to in (None, "carol", "alice"):
+                with pytest.raises(grid.ReleaseDenied, match="bob"):
+                    result.reveal(to=to)
+            assert result.reveal(to="bob").shape == (1,)
+            name = result._handle.object_id
+            del result
+            gc.collect()
+            trio.new_id = lambda: name  # which may stand for another value now
+            with pytest.raises(grid.BudgetExhausted):
+                trio.run(plan, x, y).reveal(to="bob")
 
 
 def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:

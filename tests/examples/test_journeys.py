@@ -31,9 +31,9 @@ def run(name: str, **options: Any) -> dict[str, Any]:
     return found
 
 
-def run_as_shown(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """The same, as it is, and its page is right. What must be refused is: else the example fails."""
-    found = run(name)
+def run_as_shown(name: str, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    """The same, and its page is right. What must be refused is: else the example fails."""
+    found = run(name, **options)
     pages.check(name, capsys.readouterr().out)
     return found
 
@@ -73,6 +73,15 @@ def test_credit(capsys: pytest.CaptureFixture[str]) -> None:
     loss = torch.nn.functional.binary_cross_entropy
     knows_nothing = loss(paid.mean().expand_as(paid), paid)
     assert loss(module.score(answers, model)[:, 0], paid) < 0.97 * knows_nothing
+
+
+def test_mnist(capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module("mnist")
+    if not module.IMAGES.exists():
+        pytest.skip(f"no {module.IMAGES.name} in ../shared/data")
+    found = run_as_shown("mnist", capsys, steps=40)
+    assert found["clear"] > 0.85 and abs(found["shares"] - found["clear"]) <= 0.005
+    assert len(found["refused"]) == 4
 
 
 def test_regression(capsys: pytest.CaptureFixture[str]) -> None:
