@@ -168,6 +168,13 @@ def test_what_would_take_more_memory_than_its_results_is_refused_before(call: Re
         Call(f"aten.{name}.default", args, kwargs, most=MOST)
 
 
+def test_rows_of_an_empty_table_are_refused() -> None:
+    index = Value(Shared(encode(torch.tensor([0, 1]))), torch.int64)
+    for table in (secret(0, 3), torch.zeros(0, 3)):
+        with pytest.raises(InvalidRequest, match="one class or row"):
+            completed(Call("aten.embedding.default", [table, index], {}, most=MOST).run(Plain()))
+
+
 def test_a_loss_of_nothing_has_a_gradient_of_nothing() -> None:
     (found,) = completed(
         Call("aten.mse_loss_backward.default", [secret(), torch.ones(()), secret(0), 1], {}, most=MOST).run(Plain())
