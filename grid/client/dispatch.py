@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakSet
 
 import torch
 
@@ -134,19 +135,19 @@ class Outbox(Protocol):
 class Handle:
     """One object at a node. Several tensors may share it; when the last of them goes, the object is freed there."""
 
-    __slots__ = ("object_id", "outbox", "ref", "viewed")
+    __slots__ = ("__weakref__", "object_id", "outbox", "ref", "relatives")
 
     ref: Ref
     """The form in arguments of commands."""
 
-    viewed: bool
-    """Whether it is a view, or there is one of it. Noted on shares alone."""
+    relatives: WeakSet[Handle] | None
+    """The handles that are views of it or of which it is one, and itself, as long as they live. Noted on shares alone."""
 
     def __init__(self, outbox: Outbox, object_id: ObjectId) -> None:
         self.outbox = outbox
         self.object_id = object_id
         self.ref = Ref(object_id)
-        self.viewed = False
+        self.relatives = None
 
     def __del__(self) -> None:
         self.outbox.free(self.object_id)
@@ -165,6 +166,7 @@ class Transposed(Handle):
         self.object_id = ObjectId(0)
         self.of = of
         self.meta = meta
+        self.relatives = None
         self._place = place
 
     @property

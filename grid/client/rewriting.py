@@ -1,14 +1,15 @@
 """`x += y` on shares: nothing there is written, so the tensor comes to stand for the new value instead.
 
-That is the same as long as nobody sees the old memory through a view: a tensor that is a view, or that has one, is refused.
+That is the same as long as nobody sees the old memory through a view: a tensor that shares it with another one is refused.
 torch itself writes what it has just made in this way, in recurrent cells and normalisations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -17,6 +18,8 @@ from grid.client.origins import describe, origin
 from grid.client.tensors import RemoteTensor
 from grid.errors import InvalidRequest
 from grid.smpc.operations.table import FORMS
+
+aten: Any = torch.ops.aten
 
 
 def _twins() -> Mapping[Any, Any]:
@@ -33,6 +36,20 @@ def _twins() -> Mapping[Any, Any]:
 TWINS: Mapping[Any, Any] = _twins()
 """Operation in place -> the operation that makes a new value."""
 
+
+def trains(func: Any, args: Sequence[Any]) -> bool:
+    """Whether it is a batch norm that writes its running statistics, which its schema does not say."""
+    return func is aten.native_batch_norm.default and bool(args[5]) and args[3] is not None
+
+
+def batch_norm(dispatch: Callable[[Any, Sequence[Any], dict[str, Any]], Any], args: Sequence[Any]) -> tuple[Any, ...]:
+    """A batch norm in training: its running statistics come to stand for the new ones."""
+    *results, mean, variance = dispatch(aten._native_batch_norm_legit_functional.default, args, {})
+    for target, new in zip(args[3:5], (mean, variance), strict=True):
+        rewritten(target, lambda new=new: new, "batch_norm")  # type: ignore[misc]
+    return tuple(results)
+
+
 VIEWS = frozenset(
     call
     for name in FORMS
@@ -44,9 +61,16 @@ VIEWS = frozenset(
 
 
 def mark(operand: Any, results: Any) -> None:
-    """Note that one is a view of the other."""
-    for one in (operand, *(results if isinstance(results, Iterable) and not isinstance(results, torch.Tensor) else [results])):
-        one._handle.viewed = True
+    """Note that one is a view of the other: they are relatives until all but one are gone, as a layer's transposed weights are
+    after a backward pass."""
+    handle: Handle = operand._handle
+    if handle.relatives is None:
+        handle.relatives = WeakSet([handle])
+    for one in results if isinstance(results, Iterable) and not isinstance(results, torch.Tensor) else [results]:
+        made: Handle = one._handle
+        if made is not handle:
+            made.relatives = handle.relatives
+            handle.relatives.add(made)
 
 
 def rewritten(target: Any, make: Callable[[], Any], name: str) -> Any:
@@ -57,7 +81,7 @@ def rewritten(target: Any, make: Callable[[], Any], name: str) -> Any:
             f" layer takes its first hidden state so (at {describe(origin(2))})"
         )
     handle: Handle = target._handle
-    if isinstance(handle, Transposed) or handle.viewed:
+    if isinstance(handle, Transposed) or len(handle.relatives or ()) > 1:
         raise InvalidRequest(
             f"{name} writes in place a tensor on shares that is a view of another, or has one: make a new tensor, as in"
             f" `x = x + y`, and a part with torch.where, torch.cat or torch.select_scatter (at {describe(origin(2))})"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grid.errors import Detail, GridError, InvalidRequest, OpNotSupported
+from grid.errors import Detail, GridError, InvalidRequest
 from grid.plans.checks import resolve
 from grid.plans.interpret import local_apply
 from grid.plans.lines import AT, at_line
@@ -41,6 +41,9 @@ KEPT_FROM = 4096
 
 At = Callable[[int], Protocol]
 """The protocol for the operation at this place, which begins now."""
+
+Ended = Callable[[int], None]
+"""Told when the operation at this place has ended."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -62,11 +65,11 @@ class Operation:
     def known(self, operand: Value) -> Value | None:
         """The result that is kept for this operand."""
         kept = self._kept
-        return None if kept is None or operand.is_bits or kept[0]() is not operand.shared.parts[0] else kept[1]
+        return None if kept is None or not operand.is_numeric or kept[0]() is not operand.shared.parts[0] else kept[1]
 
     def keep(self, operand: Value, result: Value) -> Value:
         """The result; kept where the operand was there in the last run."""
-        if operand.is_bits or operand.shared.size < KEPT_FROM:
+        if not operand.is_numeric or operand.shared.size < KEPT_FROM:
             return result
         part, kept = operand.shared.parts[0], self._kept
         if kept is None or kept[0]() is not part:
@@ -99,9 +102,7 @@ class Order:
         self.stages: list[list[int]] = [[] for _ in range(1 + max((one.stage for one in operations), default=0))]
         for place, operation in enumerate(operations):
             self.stages[operation.stage].append(place)
-        self.needs = tuple(
-            len(before) + (operation.stage > 0) for before, operation in zip(self.before, operations, strict=True)
-        )
+        self.needs = tuple(len(before) + (operation.stage > 0) for before, operation in zip(self.before, operations, strict=True))
         self.uses = [0] * len(known)
         for operation in operations:
             for ref in set(operation.reads):
@@ -110,11 +111,13 @@ class Order:
             self.uses[output] += 1  # for ever
 
 
-async def run(order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor], at: At | None = None) -> list[Value]:
+async def run(
+    order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor], at: At | None = None, ended: Ended | None = None
+) -> list[Value]:
     """The results of a prepared program. See the module."""
     if at is None:
         at = protocol.split(len(order.operations), OPERATION_NUMBERS).__getitem__
-    flow = _Flow(order, inputs, at)
+    flow = _Flow(order, inputs, at, ended)
     del inputs
     try:
         flow.advance()
@@ -127,9 +130,9 @@ async def run(order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor]
 class _Flow:
     """One run."""
 
-    def __init__(self, order: Order, inputs: Sequence[Value | Tensor], at: At) -> None:
+    def __init__(self, order: Order, inputs: Sequence[Value | Tensor], at: At, ended: Ended | None) -> None:
         self.done: Arrival[None] = Arrival()
-        self._order, self._at = order, at
+        self._order, self._at, self._told = order, at, ended
         self._env = list(order.known)
         self._env[: len(inputs)] = inputs
         self._uses = list(order.uses)
@@ -140,7 +143,7 @@ class _Flow:
         self._left = [len(stage) for stage in order.stages]
         self._stage = 0
         self._ready = deque(place for place, needs in enumerate(self._needs) if not needs)
-        self._tasks: dict[int, Task[list[Value | None]]] = {}
+        self._tasks: dict[int, Task[list[Value]]] = {}
         self._advancing = False
         self._missing = len(order.operations)
 
@@ -178,8 +181,6 @@ class _Flow:
         failed = next((one for one in operands if isinstance(one, GridError)), None)
         if failed is not None:
             self._finished(place, failed)
-        elif any(one is None for one in operands):
-            self._finished(place, OpNotSupported("it reads a result that is not computed on shares; on shares only the first is"))
         elif operation.call is None:
             try:
                 self._finished(place, computed(operation.step, *self._arguments(operation.step, operands, operation.reads)))
@@ -225,11 +226,11 @@ class _Flow:
         self._ended(place, self._tasks.pop(place), None)
         self.advance()
 
-    def _ended(self, place: int, task: Task[list[Value | None]], operand: Value | None) -> None:
+    def _ended(self, place: int, task: Task[list[Value]], operand: Value | None) -> None:
         error = task.outcome.error
         if error is None:
             results = task.outcome.result()
-            if operand is not None and results[0] is not None:
+            if operand is not None:
                 results = [self._order.operations[place].keep(operand, results[0]), *results[1:]]
             self._finished(place, results)
         elif isinstance(error, InvalidRequest):
@@ -237,7 +238,7 @@ class _Flow:
         else:
             self.done.fail(error)
 
-    def _finished(self, place: int, outcome: Sequence[Value | Tensor | None] | GridError) -> None:
+    def _finished(self, place: int, outcome: Sequence[Value | Tensor] | GridError) -> None:
         order = self._order
         operation = order.operations[place]
         if isinstance(outcome, GridError):
@@ -247,6 +248,8 @@ class _Flow:
             if self._uses[output] or isinstance(value, GridError):
                 self._env[output] = value
         self._missing -= 1
+        if self._told is not None:
+            self._told(place)
         for waiting in order.after[place]:
             self._met(waiting)
         self._left[operation.stage] -= 1

@@ -19,7 +19,7 @@ from torch import Tensor
 from grid.errors import InvalidRequest, QuotaExceeded
 from grid.smpc.operations.arguments import Arguments, elements
 from grid.smpc.operations.table import find
-from grid.smpc.operations.values import Value, fraction_bits
+from grid.smpc.operations.values import Absent, Value, fraction_bits
 from grid.smpc.protocol import Protocol
 from grid.tensors.bounds import OutOfBoundsError, examine, examines, measure
 from grid.tensors.ops import Bound, bind, lookup
@@ -43,6 +43,8 @@ class Call:
         self._values: dict[int, Value | Tensor] = {}
         op = lookup(name)
         bound = bind(op, [self._meta(arg) for arg in args], {key: self._meta(arg) for key, arg in kwargs.items()})
+        if "output_mask" in op.index and len(bound["output_mask"]) != len(op.call._schema.returns):
+            raise InvalidRequest(f"{name}: output_mask says of each result whether it is asked for", op=name)
         for meta in bound.tensors():
             _check_elements(name, meta.shape, most)
         self.results = measure(bound, _NO_LIMIT)
@@ -103,15 +105,15 @@ class Call:
         except OutOfBoundsError as error:
             raise InvalidRequest(f"{bound.op.name}: {error}", op=bound.op.name) from None
 
-    async def run(self, protocol: Protocol) -> list[Value | None]:
-        """The results; None for one that is not computed on shares. Other results are as torch gives them."""
+    async def run(self, protocol: Protocol) -> list[Value]:
+        """The results, as torch gives them but for what is `Absent`."""
         if not self.results:
             return []
         arguments = await self._arguments.converted(protocol, self._form)
         made = await self._form.kernel(protocol, arguments)
         found = list(made) if isinstance(made, Sequence) else [made]
         return [
-            None if one is None else self._checked(Value.of(one, meta.dtype), meta)
+            Value(Absent(tuple(meta.shape)), meta.dtype) if one is None else self._checked(Value.of(one, meta.dtype), meta)
             for one, meta in zip(found, self.results, strict=True)
         ]
 

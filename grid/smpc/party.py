@@ -47,6 +47,9 @@ PARTS = (1 << 34, 1 << 22, 1 << 12)
 """Operation numbers of a part, of a part within a part, and of one within that: 16 million of the first in a session, 4096 and
 1024 of the others in each above."""
 
+LEAST = 1 << 6
+"""Of a part within those, of which there are 64: for tensors of up to 4 million elements, and work without further parts."""
+
 
 class Operations:
     """Numbers for operations, taken in the same order by all parties. Whatever runs at the same time gets a range of its own
@@ -70,7 +73,7 @@ class Operations:
         size that PARTS has for parts of this range."""
         start = self._next
         if each is None:
-            each = next((size for size in PARTS if size << 8 <= self._size), self._size)
+            each = next((size for size in PARTS if size << 8 <= self._size), LEAST)
         if start + parts * each > self._end:
             raise AssertionError("a kernel takes more operations than it declares")
         self._next = start + parts * each

@@ -755,10 +755,10 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, FreeShares) are
-    numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed,
-    and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after each of the
-    commands.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, MoveShares,
+    FreeShares) are numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its
+    outputs failed, and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after
+    each of the commands.
     """
 
     committee: CommitteeId
@@ -856,6 +856,24 @@ class GetShare(Message):
     transfer: TransferId | None = None
 
 
+@message("move-shares")
+class MoveShares(Message):
+    """Client -> each node of the roster: deal a value on to another committee. Reply: Ok once it is there. Errors: NotFound,
+    ReleaseDenied, ...
+
+    Each of the three deals its first component, refreshed, to the nodes of `roster`, which are the committee `to` of this
+    client, by a DealShare under `name`; there, ExpectShare with all three as owners adds them up. Only for a value with no rows
+    behind it, and no other client's value.
+    """
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+    to: CommitteeId
+    roster: tuple[PeerId, ...]
+    name: ObjectId
+
+
 @message("share-value")
 class ShareValue(Message):
     """Answer to GetShare: the first component of this node, 64-bit words, and the SHA-256 of its second; both refreshed."""
@@ -868,8 +886,8 @@ class ShareValue(Message):
 class OwnerRule:
     """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy).
 
-    `part`: what of the dataset was shared, as it stands or whole blocks of it ("features", "targets", "column:age"); "" for
-    anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
+    `part`: what of the dataset was shared, as it stands ("features", "targets", "column:age"), or whole blocks of it ("features
+    in blocks"); "" for anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
     """
 
     dataset: str
@@ -962,7 +980,9 @@ class ShareObject(Message):
 @message("expect-share")
 class ExpectShare(Message):
     """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`, or the client `owner` offers one
-    under that name (OfferShares). Reply: Ok, as SecureCommands."""
+    under that name (OfferShares). Reply: Ok, as SecureCommands.
+
+    With `others`, two more nodes: each of the three deals a component, and the value is their sum (MoveShares)."""
 
     committee: CommitteeId
     number: int
@@ -970,6 +990,7 @@ class ExpectShare(Message):
     object: ObjectId
     dtype: str
     shape: tuple[int, ...]
+    others: tuple[PeerId, ...] = ()
 
 
 @message("deal-share")

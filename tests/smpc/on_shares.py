@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from grid.client.rewriting import TWINS, trains
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.local import run_parties
 from grid.smpc.numbers import encode
@@ -22,7 +23,7 @@ from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Shared
 from grid.tensors.fixed import decode
-from grid.tensors.ops import OPS, bind, infer, portable
+from grid.tensors.ops import OPS, portable
 from grid.wire.messages import DType, MemoryFormat
 
 MOST = 1 << 18
@@ -39,16 +40,21 @@ class OnShares(torch.Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in (aten.detach.default, aten.alias.default):
             return _wrapped(args[0].values, args[0])
+        if func in TWINS:
+            args[0].values = cls.__torch_dispatch__(TWINS[func], types, args, kwargs).values
+            return args[0]
+        if trains(func, args):
+            *results, mean, variance = cls.__torch_dispatch__(aten._native_batch_norm_legit_functional.default, types, args)
+            args[3].values, args[4].values = mean.values, variance.values
+            return tuple(results)
         if str(func) not in OPS:
             return func.decompose(*args, **(kwargs or {}))
         op, args, kwargs = portable(func, args, kwargs or {})
         kwargs = {name: value for name, value in kwargs.items() if name not in ("device", "layout", "pin_memory")}
         operands = [one for arg in args for one in (arg if isinstance(arg, list) else [arg])]
         parties = len(next(one for one in operands if isinstance(one, cls)).values)
-        if any(one.values[0] is None for one in operands if isinstance(one, cls)):
-            return _wrapped([None] * parties, infer(bind(op, [_geometry(arg) for arg in args], kwargs))[0])
 
-        async def run(protocol: Protocol, rank: int) -> list[Value | None]:
+        async def run(protocol: Protocol, rank: int) -> list[Value]:
             given = [_held(arg, rank) for arg in args]
             call = Call(op.name, given, {name: _held(arg, rank) for name, arg in kwargs.items()}, most=MOST)
             metas.append(call.results)
@@ -60,6 +66,9 @@ class OnShares(torch.Tensor):
         else:
             results = run_parties(functools.partial(_at, run)).results
         made = [_wrapped(list(held), meta) for *held, meta in zip(*results, metas[0], strict=True)]
+        for place, asked in enumerate(kwargs.get("output_mask") or args[-1:][0] if "output_mask" in op.index else ()):
+            if not asked:
+                made.insert(place, None)
         if len(func._schema.returns) == 1:
             return made if func._schema.returns[0].type.kind() == "ListType" else made[0]
         return tuple(made)

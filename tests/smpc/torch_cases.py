@@ -326,3 +326,61 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
         IMAGES,
     ),
 }  # fmt: skip
+
+# ---------------------------------------------------------------- gradients
+
+CLASSES = torch.tensor([0, 3, 2])
+HOT = F.one_hot(CLASSES, 4).float()
+SIDES = 2 * HOT - 1
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cross entropy": lambda x: F.cross_entropy(x, CLASSES),
+    "cross entropy of probabilities": lambda x: F.cross_entropy(x, HOT),
+    "cross entropy smoothed": lambda x: F.cross_entropy(x, CLASSES, label_smoothing=0.1),
+    "squares": lambda x: F.mse_loss(x, HOT),
+    "absolute distances": lambda x: F.l1_loss(x, HOT),
+    "smooth distances": lambda x: F.smooth_l1_loss(x, HOT, beta=0.5),
+    "huber": lambda x: F.huber_loss(x, HOT, delta=0.7),
+    "hinge": lambda x: F.relu(1 - SIDES * x).mean(),
+    "hinge embedding": lambda x: F.hinge_embedding_loss(x, SIDES),
+    "soft margin": lambda x: F.soft_margin_loss(x, SIDES),
+    "binary": lambda x: F.binary_cross_entropy_with_logits(x, HOT),
+    "divergence": lambda x: F.kl_div(F.log_softmax(x, 1), HOT, reduction="batchmean"),
+    "triplets": lambda x: F.triplet_margin_loss(x, HOT, HOT.flip(0)),
+}  # fmt: skip
+"""Of scores (3, 4)."""
+
+NOT_DERIVED = ("clamp infinite", "prod", "trace")
+"""Of the cases: their gradients compare with infinity, multiply cumulatively, or are written by index."""
+
+DERIVED: dict[str, Callable[..., Any]] = {
+    **{name: one.function for name, one in {**ELEMENTWISE, **SHAPED}.items() if name not in NOT_DERIVED and not one.whole},
+    **LOSSES,
+    "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]),
+    "looked up": lambda x: F.embedding(torch.tensor([[0, 1], [2, 2]]), x, padding_idx=1),
+    "max pooled apart": lambda x: F.max_pool2d(x[None, None], 3, 2, 1),
+    "max pooled in lines": lambda x: F.max_pool1d(x[None], 2),
+    "a batch without statistics": lambda x: F.batch_norm(x, None, None, training=True),
+    "instances": lambda x: F.instance_norm(x.reshape(1, 2, 6)),
+    "root mean squares": lambda x: F.rms_norm(x, (4,)),
+}  # fmt: skip
+
+
+def gradients(function: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
+    """Of a weighted sum of a function's results, for each of its inputs; empty where there are none."""
+    results = [one for one in listed(function(*inputs)) if one.dtype.is_floating_point and one.requires_grad]
+    if not results:
+        return []
+    generator = torch.Generator().manual_seed(4)
+    total = sum(((one * torch.randn(one.shape, generator=generator)).sum() for one in results), torch.zeros(()))
+    return [one for one in torch.autograd.grad(total, inputs, allow_unused=True) if one is not None]
+
+
+def derivable(name: str) -> list[Tensor]:
+    """Inputs of one of `DERIVED`: of the case's interval, but no larger than 4."""
+    case = {**ELEMENTWISE, **SHAPED}.get(name, Case(torch.neg, low=-4, high=4))
+    row = SECURE_OPS[case.row] if case.row else None
+    low = case.low if case.low is not None else row.low if row else -4.0
+    high = case.high if case.high is not None else row.high if row else 4.0
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(MATRIX, generator=generator) * (min(high, 4) - max(low, -4)) + max(low, -4) for _ in range(case.count)]

@@ -1,7 +1,7 @@
 """The largest and smallest along an axis.
 
 Groups of items are compared all pairs at once, and the one that beats all others of its group goes on: a whole small tensor is
-one group, large ones go by pairs, as in a tournament. With groups of g items a level takes 10 + ceil(log2(g - 1)) rounds. Of
+one group, large ones go by pairs, as in a tournament. With groups of g items a level takes 8 + ceil(log2(g - 1)) rounds. Of
 equal items the first one wins.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import numpy.typing as npt
 
 from grid.errors import InvalidRequest
 from grid.smpc.functions.comparisons import conjunction
@@ -17,7 +18,9 @@ from grid.smpc.functions.rows import chosen, filled, numbers, row_signs
 from grid.smpc.link import Words
 from grid.smpc.numbers import Number
 from grid.smpc.protocol import Protocol
-from grid.smpc.shares import Bits, Shared, joined, joined_planes
+from grid.smpc.shares import Bits, Shared, joined, joined_planes, stacked
+
+Places = npt.NDArray[np.int64]
 
 PAIRS_AT_ONCE = 1 << 15
 """Comparisons of one level, where groups have more than two items."""
@@ -36,13 +39,13 @@ def level_rounds(items: int, columns: int) -> int:
     rounds = 0
     while items > 1:
         size = group_size(items, columns)
-        rounds += 10 + (size - 2).bit_length()
+        rounds += 8 + (size - 2).bit_length()
         items = items // size + items % size
     return rounds
 
 
 async def largest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
-    """The largest along an axis. Exact. 10 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 10 a level."""
+    """The largest along an axis. Exact. 8 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 8 a level."""
     value, _ = await _winner(protocol, _items(x, axis), indexed=False)
     return Number(value.reshape(_without(x.shape, axis)), x.fraction)
 
@@ -85,14 +88,20 @@ async def max_pool2d(
     padding: tuple[int, int] = (0, 0),
 ) -> Number:
     """The largest of each window of images (..., h, w). Exact. Rounds as for the largest of a window's items."""
+    return await largest(protocol, padded_windows(protocol, x, kernel, stride or kernel, padding), 0)
+
+
+def padded_windows(
+    protocol: Protocol, x: Number, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Number:
+    """Windows of images between what is less than any value. No message."""
     raw = x.raw
     if any(padding):
         (up, left), inside = padding, np.ones(x.shape[-2:], np.uint64)
         edges = [(0, 0)] * (len(x.shape) - 2) + [(up, up), (left, left)]
         outside = 1 - np.pad(inside, edges[-2:])
         raw = protocol.add_public(raw.each(lambda part: np.pad(part, edges)), outside * np.uint64(FAR_BELOW % (1 << 64)))
-    taken = windows(Number(raw, x.fraction), kernel, stride or kernel)
-    return await largest(protocol, taken, 0)
+    return windows(Number(raw, x.fraction), kernel, stride)
 
 
 def windows(x: Number, kernel: tuple[int, int], stride: tuple[int, int]) -> Number:
@@ -106,6 +115,44 @@ def windows(x: Number, kernel: tuple[int, int], stride: tuple[int, int]) -> Numb
     if any(size < width for size, width in zip(x.shape[-2:], kernel, strict=True)):
         raise InvalidRequest(f"a window of {kernel} does not fit into images of {x.shape[-2:]}")
     return x.each(take)
+
+
+def put_back(
+    part: Words, shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> Words:
+    """What `windows` takes apart, (kh kw, ..., rows, columns), added up where it was in images of this shape. No message."""
+    (up, left), (rows, columns) = padding, part.shape[-2:]
+    whole = np.zeros((*shape[:-2], shape[-2] + 2 * up, shape[-1] + 2 * left), np.uint64)
+    for place, one in enumerate(part):
+        top, side = divmod(place, kernel[1])
+        whole[..., top : top + rows * stride[0] : stride[0], side : side + columns * stride[1] : stride[1]] += one
+    return whole[..., up : up + shape[-2], left : left + shape[-1]]
+
+
+async def at_largest(protocol: Protocol, x: Number, value: Number) -> Number:
+    """Along axis 0: `value`, which has the shape of the largest, where the first of the largest is, 0 elsewhere. Exact. Rounds
+    as for the largest, and 2 a level: down from the last level, each group hands on what it has to the item that won."""
+    items = x.raw.reshape((x.shape[0], -1))
+    levels: list[tuple[Bits, int, int]] = []
+    columns = items.shape[1]
+    while (n := items.shape[0]) > 1:
+        size = group_size(n, columns)
+        count = n // size
+        grouped = _groups(items, count, size)
+        planes = await _hot(protocol, grouped)
+        levels.append((planes, count, size))
+        if count == 1 and n == size:  # then nobody needs the largest itself
+            break
+        picked = await chosen(protocol, planes, [grouped[k] - grouped[0] for k in range(1, size)])
+        best = functools.reduce(Shared.__add__, picked, grouped[0])
+        items = joined([best.reshape((count, columns)), items[count * size :]])
+    held = value.raw.reshape((1, -1))
+    for planes, count, size in reversed(levels):
+        own, rest = held[:count].reshape((count * columns,)), held[count:]
+        won = await chosen(protocol, planes, [own] * (size - 1))
+        first = own - functools.reduce(Shared.__add__, won)
+        held = joined([_apart(stacked([first, *won]), count, size), rest])
+    return Number(held.reshape(x.shape), value.fraction)
 
 
 def _items(x: Number, axis: int) -> Shared:
@@ -172,16 +219,26 @@ def _groups(x: Shared, count: int, size: int) -> Shared:
     return x.each(arrange)
 
 
+def _apart(x: Shared, count: int, size: int) -> Shared:
+    """What `_groups` puts together, as it was."""
+    return x.each(lambda part: part.reshape(size, count, -1).swapaxes(0, 1).reshape(count * size, -1))
+
+
 async def _hot(protocol: Protocol, x: Shared) -> Bits:
-    """Plane k - 1: item k of (size, columns) is the first of the largest ones, for k from 1. 8 + ceil(log2(size - 1)) rounds."""
+    """Plane k - 1: item k of (size, columns) is the first of the largest ones, for k from 1. 6 + ceil(log2(size - 1)) rounds."""
     size = x.shape[0]
-    early, late = np.triu_indices(size, 1)
+    early, late, wins = _pairs(size)
     beaten = await row_signs(protocol, filled(x[early] - x[late]))  # the earlier one is less than the later one
+    return await conjunction(protocol, joined_planes([beaten, protocol.invert(beaten)])[wins], size - 1)
+
+
+@functools.cache
+def _pairs(size: int) -> tuple[Places, Places, Places]:
+    """All pairs of items, the earlier and the later one; and which of these and of their opposites say that item k wins: of
+    each item from 1 the first such pair, then of each the second, and so on."""
+    early, late = np.triu_indices(size, 1)
     place = np.zeros((size, size), np.int64)
     place[early, late] = place[late, early] = np.arange(early.size)
     # Item k beats an earlier one where that is less, and a later one where k is not less.
-    kept = protocol.invert(beaten)
-    either = joined_planes([beaten, kept])
-    wanted = np.array([[place[k, i] + (beaten.planes if i > k else 0) for i in range(size) if i != k] for k in range(1, size)])
-    wins = either[wanted.reshape(-1)].each(lambda part: part.reshape(size - 1, size - 1, -1).swapaxes(0, 1))
-    return await conjunction(protocol, [Bits(*(part[i] for part in wins.parts)) for i in range(size - 1)])
+    wins = np.array([[place[k, i] + (early.size if i > k else 0) for i in range(size) if i != k] for k in range(1, size)])
+    return early, late, wins.T.reshape(-1)

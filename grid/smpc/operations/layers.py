@@ -1,18 +1,18 @@
-"""What layers of networks do besides products and activations: softmax, pooling, normalisations, embeddings."""
+"""What layers of networks do besides products and activations: softmax, pooling, embeddings; and the gradients of these."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import arithmetic, extremes, layers, softmaxes
+from grid.smpc.link import Words
 from grid.smpc.numbers import Number
-from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public, axes_of, elements, gathered
+from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, axes_of, elements, gathered
 from grid.smpc.operations.products import matrix_product
 from grid.smpc.operations.values import Value
 from grid.smpc.operations.views import tensor_of, words_of
@@ -95,77 +95,48 @@ async def _adaptive_pool(p: Protocol, a: Arguments) -> Result:
 
 
 def _adaptive_size(a: Arguments) -> tuple[int, int]:
-    shape, (rows, columns) = a.shape_of("self"), a.shape[-2:]
+    shape, (rows, columns) = a.shape_of("self"), _adaptive_sides(a)
     return shape[-2] // rows, shape[-1] // columns
 
 
+def _adaptive_sides(a: Arguments) -> tuple[int, ...]:
+    """Of the pooled images."""
+    return (a.shape_of("grad_output") if "grad_output" in a.op.index else a.shape)[-2:]
+
+
 def _check_adaptive(a: Arguments) -> None:
-    if len(a["output_size"]) != 2 or not all(a.shape[-2:]):
+    sides = _adaptive_sides(a)
+    if len(sides) != 2 or len(a.get("output_size", sides)) != 2 or not all(sides):
         raise InvalidRequest(f"{a.op.name} gives images of two sides of 1 or more")
-    if any(whole % part for whole, part in zip(a.shape_of("self")[-2:], a.shape[-2:], strict=True)):
+    if any(whole % part for whole, part in zip(a.shape_of("self")[-2:], sides, strict=True)):
         raise OpNotSupported(f"{a.op.name} on shares takes images whose sides are multiples of those of the result")
 
 
-# ---------------------------------------------------------------- normalisations
+# ---------------------------------------------------------------- pooling backwards
 
 
-def _affine(made: Number, weight: Any, bias: Any, shape: Sequence[int]) -> Callable[[Protocol], Work[Number]]:
-    """made weight + bias, where they are given, secret or public."""
-
-    async def apply(p: Protocol) -> Number:
-        result = made
-        if isinstance(weight, Value):
-            result = await arithmetic.multiply(p, result, as_number(p, weight).each(lambda part: part.reshape(shape)))
-        elif weight is not None:
-            result = await arithmetic.multiply_public(p, result, as_public(weight).reshape(shape))
-        if bias is not None:
-            result = await arithmetic.add(p, result, as_number(p, bias).each(lambda part: part.reshape(shape)))
-        return result
-
-    return apply
+async def _max_pool_backward(p: Protocol, a: Arguments) -> Result:
+    """Each window's gradient to the first of its largest, which comparisons find anew."""
+    x, size, stride, padding = a.number(p, "self"), _sides(a, "kernel_size"), _stride(a), _sides(a, "padding")
+    taken = extremes.padded_windows(p, x, size, stride, padding)
+    spread = await extremes.at_largest(p, taken, a.number(p, "grad_output"))
+    return spread.each(lambda part: extremes.put_back(part, x.shape, size, stride, padding))
 
 
-async def _batch_norm(p: Protocol, a: Arguments) -> Sequence[Result]:
-    x = a.number(p, "input")
-    weight, bias, mean, variance = (a[name] for name in ("weight", "bias", "running_mean", "running_var"))
-    shape = (-1,) + (1,) * (len(x.shape) - 2)
-    if not any(isinstance(one, Value) for one in (weight, mean, variance)):
-        if not bool((as_public(variance) + a["eps"] > 0).all()):
-            raise InvalidRequest(f"{a.op.name}: a variance and eps are not above 0")
-        scale = 1 / np.sqrt(as_public(variance) + a["eps"]) * (1 if weight is None else as_public(weight))
-        apart = await arithmetic.subtract(p, x, as_number(p, mean).each(lambda part: part.reshape(shape)))
-        made = await _affine(apart, torch.from_numpy(scale), bias, shape)(p)
+async def _average_pool_backward(p: Protocol, a: Arguments) -> Result:
+    """A share of each window's gradient to each of its pixels."""
+    if "kernel_size" in a.op.index:
+        size, stride, padding = _sides(a, "kernel_size"), _stride(a), _sides(a, "padding")
     else:
-        given = [None if one is None else as_number(p, one) for one in (weight, bias)]
-        made = await layers.batch_norm(p, x, as_number(p, mean), as_number(p, variance), *given, eps=a["eps"])
-    empty = Number(p.constant(np.zeros(0, np.uint64)))
-    return [made, *(empty if not elements(meta.shape) else None for meta in a.results[1:])]
+        size = stride = _adaptive_size(a)
+        padding = (0, 0)
+    count, shape = math.prod(size), a.shape_of("self")
+    share = await arithmetic.divide_public(p, a.number(p, "grad_output"), count)
+    return share.each(lambda part: extremes.put_back(np.broadcast_to(part, (count, *part.shape)), shape, size, stride, padding))
 
 
-def _check_batch_norm(a: Arguments) -> None:
-    if a.get("training", False):
-        raise OpNotSupported("on shares a batch norm uses its running statistics: call model.eval() first")
-    if a["running_mean"] is None or a["running_var"] is None:
-        raise OpNotSupported("on shares a batch norm has running statistics: track_running_stats=True")
-
-
-async def _layer_norm(p: Protocol, a: Arguments) -> Sequence[Result]:
-    axes = tuple(range(-len(a["normalized_shape"]), 0))
-    made = await layers.layer_norm(p, a.number(p, "input"), axes=axes, eps=a["eps"])
-    made = await _affine(made, a["weight"], a["bias"], tuple(a["normalized_shape"]))(p)
-    return [made, None, None]
-
-
-async def _group_norm(p: Protocol, a: Arguments) -> Sequence[Result]:
-    x = a.number(p, "input")
-    rows = x.each(lambda part: part.reshape(x.shape[0], a["group"], -1))
-    made = (await layers.layer_norm(p, rows, eps=a["eps"])).each(lambda part: part.reshape(x.shape))
-    made = await _affine(made, a["weight"], a["bias"], (-1,) + (1,) * (len(x.shape) - 2))(p)
-    return [made, None, None]
-
-
-def _norm_peak(a: Arguments) -> int:
-    return 2 * elements(a.shape)
+def _windows_backward(a: Arguments) -> int:
+    return math.prod(_sides(a, "kernel_size")) * elements(a.shape_of("grad_output"))
 
 
 # ---------------------------------------------------------------- embeddings
@@ -184,6 +155,35 @@ async def _embedding(p: Protocol, a: Arguments) -> Result:
     return (await matrix_product(p, flat, table)).each(lambda part: part.reshape(a.shape))
 
 
+async def _embedding_backward(p: Protocol, a: Arguments) -> Result:
+    """Each position's gradient added to its row: by secret positions, a product with one-hot."""
+    grad, index, rows = a.number(p, "grad_output"), a["indices"], a["num_weights"]
+    flat = grad.each(lambda part: part.reshape(-1, a.shape[1]))
+    if isinstance(index, Value):
+        hot = await layers.one_hot(p, as_number(p, index), rows)
+        if a["padding_idx"] >= 0:
+            kept = (np.arange(rows) != a["padding_idx"]).astype(np.uint64)
+            hot = hot.each(lambda part: part * kept)
+        across = hot.each(lambda part: part.reshape(-1, rows).T)
+        return await arithmetic.matmul(p, across, flat)
+    at = index.to(torch.int64).reshape(-1)
+    counted = (at != a["padding_idx"]).to(torch.int64)[:, None]
+
+    def added(part: Words) -> Words:
+        return words_of(torch.zeros(a.shape, dtype=torch.int64).index_add_(0, at, tensor_of(part) * counted))
+
+    return flat.each(added)
+
+
+def _check_embedding_backward(a: Arguments) -> None:
+    if a["scale_grad_by_freq"]:
+        raise OpNotSupported("on shares an embedding has no scale_grad_by_freq: leave it out")
+
+
+def _embedding_backward_peak(a: Arguments) -> int:
+    return a["num_weights"] * elements(a.shape_of("indices")) if a.is_secret("indices") else 0
+
+
 def _vocabulary(a: Arguments) -> int:
     return a.shape_of("weight")[0] * elements(a.shape_of("indices")) if a.is_secret("indices") else 0
 
@@ -193,7 +193,6 @@ def _embedding_products(a: Arguments) -> int:
 
 
 _SOFTMAX = Form(_along(softmaxes.softmax), ("softmax",), check=_check_softmax, peak=_exponentials)
-_STATISTICS = Form(_batch_norm, ("batch_norm", "multiply_public"), check=_check_batch_norm, peak=_norm_peak)
 
 FORMS: Mapping[str, Form] = {
     "_softmax.default": _SOFTMAX,
@@ -203,11 +202,17 @@ FORMS: Mapping[str, Form] = {
     "max_pool2d_with_indices.default": Form(_max_pool, ("max_pool2d",), check=_check_pool, peak=_windows),
     "avg_pool2d.default": Form(_average_pool, ("avg_pool2d",), check=_check_pool, peak=_windows),
     "_adaptive_avg_pool2d.default": Form(_adaptive_pool, ("avg_pool2d",), check=_check_adaptive),
-    "native_batch_norm.default": _STATISTICS,
-    "_native_batch_norm_legit.default": _STATISTICS,
-    "_native_batch_norm_legit_no_training.default": _STATISTICS,
-    "_batch_norm_no_update.default": _STATISTICS,
-    "native_layer_norm.default": Form(_layer_norm, ("layer_norm", "multiply_public"), peak=_norm_peak),
-    "native_group_norm.default": Form(_group_norm, ("layer_norm", "multiply_public"), peak=_norm_peak),
+    "max_pool2d_with_indices_backward.default": Form(
+        _max_pool_backward, ("max", "where"), check=_check_pool, peak=_windows_backward
+    ),
+    "avg_pool2d_backward.default": Form(_average_pool_backward, ("divide_public",), check=_check_pool, peak=_windows_backward),
+    "_adaptive_avg_pool2d_backward.default": Form(_average_pool_backward, ("divide_public",), check=_check_adaptive),
     "embedding.default": Form(_embedding, ("embedding",), peak=_vocabulary, products=_embedding_products),
+    "embedding_dense_backward.default": Form(
+        _embedding_backward,
+        ("embedding",),
+        check=_check_embedding_backward,
+        peak=_embedding_backward_peak,
+        products=lambda a: _embedding_backward_peak(a) * a.shape[1],
+    ),
 }

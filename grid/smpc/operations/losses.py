@@ -1,14 +1,14 @@
-"""Losses, and the derivatives that autograd asks for around them and around common activations."""
+"""Losses and their derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from grid.errors import OpNotSupported
-from grid.smpc.functions import activations, arithmetic, comparisons, exponential, layers
+from grid.smpc.functions import activations, arithmetic, comparisons, layers
 from grid.smpc.numbers import Number
 from grid.smpc.operations.arguments import Arguments, Form, Result, as_number, as_public, elements
 from grid.smpc.operations.values import Value
@@ -41,8 +41,63 @@ async def _squared(p: Protocol, a: Arguments) -> Result:
 
 async def _squared_backward(p: Protocol, a: Arguments) -> Result:
     apart = await arithmetic.subtract(p, a.number(p, "self"), a.number(p, "target"))
-    scaled = await arithmetic.multiply_public(p, apart, 2 / (apart.raw.size if a["reduction"] == _MEAN else 1))
+    scaled = await arithmetic.multiply_public(p, apart, 2 / (max(apart.raw.size, 1) if a["reduction"] == _MEAN else 1))
     return await arithmetic.multiply(p, scaled, a.number(p, "grad_output"))
+
+
+async def _apart(p: Protocol, a: Arguments) -> Number:
+    return arithmetic.fixed(await arithmetic.subtract(p, a.number(p, "self"), a.number(p, "target")))
+
+
+async def _clamped_square(p: Protocol, a: Arguments) -> Result:
+    """c (d - c / 2), of the distance d and c, d kept between bounds: Huber's loss; over the bound, the smooth L1 loss."""
+    apart, bound = await _apart(p, a), _bound(a)
+    near = await comparisons.clamp(p, apart, -bound, bound)
+    half = await arithmetic.divide_public(p, near, 2)
+    losses = await arithmetic.multiply(p, near, await arithmetic.subtract(p, apart, half))
+    if "beta" in a.op.index:
+        losses = await arithmetic.divide_public(p, losses, bound)
+    return await reduced(p, losses, a["reduction"])
+
+
+async def _clamped_square_backward(p: Protocol, a: Arguments) -> Result:
+    apart, bound = await _apart(p, a), _bound(a)
+    near = await comparisons.clamp(p, apart, -bound, bound)
+    count = near.raw.size if a["reduction"] == _MEAN else 1
+    grad = await arithmetic.divide_public(p, a.number(p, "grad_output"), count * (bound if "beta" in a.op.index else 1))
+    return await arithmetic.multiply(p, near, grad)
+
+
+def _bound(a: Arguments) -> float:
+    return float(a["beta"] if "beta" in a.op.index else a["delta"])
+
+
+def _check_bound(a: Arguments) -> None:
+    _check_reduced(a)
+    if not _bound(a) > 0:
+        raise OpNotSupported(f"{a.op.name} with a bound of {_bound(a)}: torch.nn.functional.l1_loss")
+
+
+async def _margin(p: Protocol, a: Arguments) -> Number:
+    """Less score times target."""
+    x, target = a.number(p, "self"), a["target"]
+    if isinstance(target, Value):
+        made = await arithmetic.multiply(p, x, as_number(p, target))
+    else:
+        made = await arithmetic.multiply_public(p, x, as_public(target))
+    return Number(-made.raw, made.fraction)
+
+
+async def _soft_margin(p: Protocol, a: Arguments) -> Result:
+    return await reduced(p, await activations.softplus(p, await _margin(p, a)), a["reduction"])
+
+
+async def _soft_margin_backward(p: Protocol, a: Arguments) -> Result:
+    """Less sigmoid(-x y) y g."""
+    slope = await activations.sigmoid(p, await _margin(p, a))
+    made = await arithmetic.multiply(p, slope, a.number(p, "target"))
+    count = made.raw.size if a["reduction"] == _MEAN else 1
+    return await arithmetic.multiply(p, made, await arithmetic.divide_public(p, a.number(p, "grad_output"), -count))
 
 
 async def _with_logits(p: Protocol, a: Arguments) -> Result:
@@ -88,6 +143,8 @@ async def _class_loss(p: Protocol, a: Arguments) -> Sequence[Result]:
 
 
 async def _class_loss_backward(p: Protocol, a: Arguments) -> Result:
+    if isinstance(a["target"], Value):
+        return await _secret_class_loss_backward(p, a)
     shape, (target, counted) = a.shape, _classes(a)
     count = max(1, int(counted.sum())) if a["reduction"] == _MEAN else 1
     grad = await arithmetic.divide_public(p, a.number(p, "grad_output"), -count)
@@ -99,62 +156,25 @@ async def _class_loss_backward(p: Protocol, a: Arguments) -> Result:
     return grad.each(place)
 
 
-def _check_classes(a: Arguments) -> None:
-    _check_reduced(a)
-    if isinstance(a["target"], Value):
-        if a.op.base == "nll_loss_backward":
-            raise OpNotSupported(f"{a.op.name} takes public targets: write -(one_hot(target, n) * scores).sum(1).mean()")
-
-
-# ---------------------------------------------------------------- activations backwards
-
-
-async def _threshold_backward(p: Protocol, a: Arguments) -> Result:
-    above = await comparisons.greater(p, a.number(p, "self"), as_number(p, a["threshold"]))
-    return await comparisons.where(p, above, a.number(p, "grad_output"), as_number(p, 0.0))
-
-
-def _of_output(slope: Callable[[Protocol, Number, Number], Number]) -> Form:
-    """Times a function of the output y and of its square."""
-
-    async def kernel(p: Protocol, a: Arguments) -> Result:
-        y = a.number(p, "output")
-        square = await arithmetic.multiply(p, y, y)
-        return await arithmetic.multiply(p, a.number(p, "grad_output"), slope(p, y, square))
-
-    return Form(kernel, ("multiply",))
-
-
-def _sigmoid_slope(p: Protocol, y: Number, square: Number) -> Number:
-    return Number(y.raw - square.raw)
-
-
-def _tanh_slope(p: Protocol, y: Number, square: Number) -> Number:
-    return layers.plus_public(p, Number(-square.raw), 1)
-
-
-async def _softmax_backward(p: Protocol, a: Arguments) -> Result:
-    """y g - y sum(y g)."""
-    y = a.number(p, "output")
-    both = await arithmetic.multiply(p, y, a.number(p, "grad_output"))
-    total = await arithmetic.total(p, both, a["dim"] if y.shape else None, keepdims=True)
-    return await arithmetic.subtract(p, both, await arithmetic.multiply(p, y, total))
-
-
-async def _log_softmax_backward(p: Protocol, a: Arguments) -> Result:
-    """g - e**y sum(g)."""
-    y, grad = a.number(p, "output"), a.number(p, "grad_output")
-    total = await arithmetic.total(p, grad, a["dim"] if y.shape else None, keepdims=True)
-    return await arithmetic.subtract(p, grad, await arithmetic.multiply(p, await exponential.exp(p, y), total))
+async def _secret_class_loss_backward(p: Protocol, a: Arguments) -> Result:
+    rows = elements(a.shape[:-1])
+    hot, grad = await p.together(
+        lambda mine: layers.one_hot(mine, a.number(mine, "target").each(lambda part: part.reshape(-1)), a.shape[-1]),
+        lambda mine: arithmetic.divide_public(mine, a.number(mine, "grad_output"), -rows if a["reduction"] == _MEAN else -1),
+    )
+    made = await arithmetic.multiply(p, hot, grad.each(lambda part: part.reshape(-1, 1)))
+    return made.each(lambda part: part.reshape(a.shape))
 
 
 def _exponentials(a: Arguments) -> int:
-    return 6 * elements(a.shape_of("output" if "output" in a.op.index else "self"))
+    return 6 * elements(a.shape_of("self"))
 
 
 def _hot(a: Arguments) -> int:
     return elements(a.shape_of("self")) if a.is_secret("target") else 0
 
+
+_CLAMPED = ("clamp", "multiply", "divide_public")
 
 FORMS: Mapping[str, Form] = {
     "mse_loss.default": Form(_squared, ("multiply", "divide_public"), check=_check_reduced),
@@ -162,15 +182,23 @@ FORMS: Mapping[str, Form] = {
     "binary_cross_entropy_with_logits.default": Form(
         _with_logits, ("softplus", "multiply", "multiply_public"), check=_check_reduced, peak=_exponentials
     ),
+    **{f"{name}.default": Form(_clamped_square, _CLAMPED, check=_check_bound) for name in ("huber_loss", "smooth_l1_loss")},
+    **{
+        f"{name}_backward.default": Form(_clamped_square_backward, _CLAMPED, check=_check_bound)
+        for name in ("huber_loss", "smooth_l1_loss")
+    },
+    "soft_margin_loss.default": Form(_soft_margin, ("multiply", "softplus"), check=_check_reduced, peak=_exponentials),
+    "soft_margin_loss_backward.default": Form(
+        _soft_margin_backward, ("multiply", "sigmoid"), check=_check_reduced, peak=_exponentials
+    ),
     "nll_loss_forward.default": Form(
-        _class_loss, ("divide_public", "multiply"), secret=("self", "target"), check=_check_classes, peak=_hot
+        _class_loss, ("divide_public", "multiply"), secret=("self", "target"), check=_check_reduced, peak=_hot
     ),
     "nll_loss_backward.default": Form(
-        _class_loss_backward, ("divide_public",), secret=("grad_output", "self", "total_weight"), check=_check_classes
+        _class_loss_backward,
+        ("divide_public", "multiply"),
+        secret=("grad_output", "self", "target", "total_weight"),
+        check=_check_reduced,
+        peak=_hot,
     ),
-    "threshold_backward.default": Form(_threshold_backward, ("greater", "where")),
-    "sigmoid_backward.default": _of_output(_sigmoid_slope),
-    "tanh_backward.default": _of_output(_tanh_slope),
-    "_softmax_backward_data.default": Form(_softmax_backward, ("multiply",)),
-    "_log_softmax_backward_data.default": Form(_log_softmax_backward, ("exp", "multiply"), peak=_exponentials),
 }

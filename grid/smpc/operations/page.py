@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from grid.smpc.functions.arithmetic import FINE_BITS
 from grid.smpc.functions.extremes import PAIRS_AT_ONCE
+from grid.smpc.functions.inverses import MOST_DIVISOR_BITS
 from grid.smpc.functions.leading import COMPARED_AT_ONCE
 from grid.smpc.functions.table import SECURE_OPS, WIDE, SecureOp
 from grid.smpc.operations.table import FORMS, INSTEAD
@@ -23,7 +25,7 @@ gives; they return at once, and `reveal()` opens a result.
 a check on values like yours finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
 result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
 messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
-once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
+once, which four of them are. M stands for 8 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
 them are few enough to be compared at once, and for about 10 log2(n) above {PAIRS_AT_ONCE} pairs. Where two numbers are
 given, the second one is that of tensors of up to {COMPARED_AT_ONCE} elements.
 
@@ -33,6 +35,24 @@ factor, products take the rounds of `multiply_public`.
 
 | function | what it is | elements | error | rounds | torch |
 |---|---|---|---|---|---|
+"""
+
+
+_TRAINING = f"""
+## Training
+
+Gradients are numbers as all others: what is below 4e-6 of them is lost, and each has an error of a few roundings. A loss that is
+a mean over a batch divides them by its size; with `reduction="sum"`, and a step size divided by it, they keep as many bits more
+(`torch.optim.Adam` needs no other step size).
+
+Optimizers that divide by roots of sums of squares (Adam, AdamW, RMSprop, Adagrad) would find squares of gradients below 2e-3 to
+be 0. So `addcmul` on shares gives a sum of squares with {FINE_BITS} fraction bits, scaling keeps them, `sqrt` of it has
+{MOST_DIVISOR_BITS}, and `addcdiv` and `/` take such a divisor; every other operation, and `reveal`, gets the value at
+{FRACTION_BITS}. Means of squares must stay below 64. Before its root, 2**-38 is added to such a sum: a gradient of a few
+roundings makes steps of about twice the step size at most, where an `eps` of 1e-8 alone would not hold it.
+
+`python -m benchmarks.training` trains beside plain PyTorch on the same batches, 300 steps of a network on scikit-learn's digits:
+the losses of all steps differ by less than 0.05 with a mean over the batch, and 0.01 with a sum.
 """
 
 
@@ -59,7 +79,7 @@ def secure_ops_page() -> str:
     lines = "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
     without = _bases(name for name, form in FORMS.items() if not form.functions)
     instead = "".join(f"| `{name}` | {text.replace('|', chr(92) + '|')} |\n" for name, text in INSTEAD.items())
-    return f"{_HEAD}{lines}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
+    return f"{_HEAD}{lines}{_TRAINING}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
 
 
 def _bases(names: Iterable[str]) -> str:
@@ -81,7 +101,7 @@ def _line(name: str, op: SecureOp) -> str:
     if op.halving:
         rounds = f"{op.rounds} ceil(log2(n))" if op.rounds > 1 else "ceil(log2(n))"
     if op.sorting:
-        rounds = f"{op.rounds}, 10 a further level"
+        rounds = f"{op.rounds}, 8 a further level"
     if op.largest:
         rounds = f"M + {op.rounds}" if op.rounds else "M"
     uses = _bases(form_name for form_name, form in FORMS.items() if name in form.functions)

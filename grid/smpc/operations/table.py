@@ -6,13 +6,27 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from grid.errors import OpNotSupported
-from grid.smpc.operations import elementwise, layers, losses, nonlinear, ordering, products, reductions, truth, views
+from grid.smpc.operations import (
+    elementwise,
+    gradients,
+    layers,
+    losses,
+    nonlinear,
+    normalisations,
+    ordering,
+    products,
+    reductions,
+    truth,
+    views,
+)
 from grid.smpc.operations.arguments import Form
 
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         f"aten.{name}": form
-        for forms in (elementwise, nonlinear, truth, views, products, reductions, ordering, layers, losses)
+        for forms in (
+            *(elementwise, nonlinear, truth, views, products, reductions, ordering, layers, normalisations, losses, gradients),
+        )
         for name, form in forms.FORMS.items()
     }
 )

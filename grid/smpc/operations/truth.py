@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from grid.smpc.functions import arithmetic, comparisons
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public
 from grid.smpc.operations.values import Value
+from grid.smpc.operations.views import arranged
 from grid.smpc.protocol import Protocol
 from grid.smpc.steps import Work
 
@@ -155,6 +156,35 @@ async def _scattered(p: Protocol, a: Arguments) -> Result:
     return await chosen(p, Value(hot, torch.bool), a["value"], x, a.bits)
 
 
+async def _scattered_items(p: Protocol, a: Arguments) -> Result | Sequence[Result]:
+    """Items at public positions, or at secret ones that differ within a row, as sorting and the largest give them: what their
+    gradients are."""
+    if not a.is_secret("index"):
+        return await arranged("self", "src")(p, a)
+    index, dim = a.number(p, "index"), a["dim"] % len(a.shape)
+    numeric = [await one.numeric(p) if isinstance(one, Value) else one for one in (a["self"], a["src"])]
+    whole, items = (as_number(p, one).with_fraction(a.bits) for one in numeric)
+    places = [1] * (len(a.shape) + 1)
+    places[dim + 1] = a.shape[dim]
+    spread = [one.each(lambda part: np.expand_dims(part, dim + 1)) for one in (index, items)]
+    hot = await comparisons.equal(p, spread[0], as_number(p, torch.arange(a.shape[dim]).reshape(places)))
+    apart = await arithmetic.subtract(p, spread[1], whole.each(lambda part: np.expand_dims(part, dim)))
+    put = await arithmetic.total(p, await comparisons.where(p, hot, apart, as_number(p, 0)), dim)
+    return await arithmetic.add(p, whole, put)
+
+
+def _check_scattered_items(a: Arguments) -> None:
+    wanted, index = list(a.shape), a.shape_of("index")
+    if wanted:
+        wanted[a["dim"]] = index[a["dim"]]
+    if a.is_secret("index") and (not wanted or list(index) != wanted or index != a.shape_of("src")):
+        raise OpNotSupported(f"{a.op.name} at secret positions writes items into whole rows: use torch.where with ==")
+
+
+def _scattered_peak(a: Arguments) -> int:
+    return int(np.prod(a.shape)) * a.shape_of("index")[a["dim"]] if a.is_secret("index") else 0
+
+
 def _check_scattered(a: Arguments) -> None:
     wanted = list(a.shape)
     if wanted:
@@ -200,6 +230,9 @@ FORMS: Mapping[str, Form] = {
     },
     "scatter.value": Form(
         _scattered, ("where", "equal"), either=("self",), check=_check_scattered, peak=lambda a: int(np.prod(a.shape))
+    ),
+    "scatter.src": Form(
+        _scattered_items, ("where", "equal"), either=("self", "src"), check=_check_scattered_items, peak=_scattered_peak
     ),
     **{f"masked_fill.{kind}": Form(_masked_fill, ("where",), either=("self", "mask", "value")) for kind in ("Scalar", "Tensor")},
 }

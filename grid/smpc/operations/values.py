@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from grid.errors import InvalidRequest
+from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import comparisons
 from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
@@ -19,6 +19,8 @@ from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.shares import Shared
 
 Secret = Number | Boolean
+
+_ABSENT = "where a max-pool has its values from is not computed on shares: compare the windows, or use argmax"
 
 
 def fraction_bits(dtype: torch.dtype) -> int:
@@ -37,53 +39,74 @@ def _kept(part: Words) -> Words:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Value:
-    """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits."""
+class Absent:
+    """In place of a result that is not computed on shares: the positions that a max-pool picks, which its gradient finds anew."""
 
-    content: Shared | Boolean
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits.
+
+    `extra` are fraction bits beyond those of the dtype: of squares that are summed up, and of their roots, which optimizers
+    divide by. An operation that does not take them gets the value without them, and so does whoever it is opened to.
+    """
+
+    content: Shared | Boolean | Absent
     dtype: torch.dtype
+    extra: int = 0
 
     @classmethod
     def of(cls, secret: Secret, dtype: torch.dtype) -> Value:
-        """A result of a function, with the scale of its dtype."""
+        """A result of a function, with the scale of its dtype or more fraction bits."""
         if isinstance(secret, Boolean):
             assert dtype == torch.bool
             return cls(secret, dtype)
-        return cls(secret.with_fraction(fraction_bits(dtype)).raw.each(_kept), dtype)
+        bits = fraction_bits(dtype)
+        made = secret.with_fraction(max(bits, secret.fraction if bits else 0))
+        return cls(made.raw.each(_kept), dtype, made.fraction - bits)
 
     @property
     def bits(self) -> int:
         """Its fraction bits."""
-        return fraction_bits(self.dtype)
+        return fraction_bits(self.dtype) + self.extra
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.content.shape
 
     @property
-    def is_bits(self) -> bool:
-        """Whether it has no ring elements yet."""
-        return isinstance(self.content, Boolean)
+    def is_numeric(self) -> bool:
+        """Whether it is as `numeric` gives it."""
+        return not isinstance(self.content, Boolean) and not self.extra
 
     @property
     def secret(self) -> Secret:
         """As functions take it."""
-        return self.content if isinstance(self.content, Boolean) else Number(self.content, self.bits)
+        return self.content if isinstance(self.content, Boolean) else Number(self.shared, self.bits)
 
     @property
     def shared(self) -> Shared:
-        """The ring elements. Truth values have them once they are `numeric`."""
+        """The ring elements. Truth values have them once they are `numeric`. Raises `OpNotSupported` for what is absent."""
+        if isinstance(self.content, Absent):
+            raise OpNotSupported(_ABSENT)
         assert isinstance(self.content, Shared), "truth values are bits until `numeric` makes numbers of them"
         return self.content
 
     @property
     def nbytes(self) -> int:
         """Of this party's components."""
+        if isinstance(self.content, Absent):
+            return 0
         parts = self.content.bits.parts if isinstance(self.content, Boolean) else self.content.parts
         return sum(part.nbytes for part in parts)
 
     async def numeric(self, protocol: Protocol) -> Value:
-        """The same value as ring elements: truth values become 0 and 1. 2 rounds for bits, 0 for what has ring elements."""
-        if isinstance(self.content, Shared):
-            return self
+        """The same value as ring elements of the dtype's scale: truth values become 0 and 1. 2 rounds for bits and for a value
+        with extra bits, 0 for others."""
+        if self.extra:
+            return Value(await protocol.truncate(self.shared, self.extra), self.dtype)
+        if not isinstance(self.content, Boolean):
+            return Value(self.shared, self.dtype)
         return Value((await comparisons.number(protocol, self.content)).raw, self.dtype)

@@ -19,7 +19,7 @@ from grid.smpc.functions import arithmetic
 from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, encoded
-from grid.smpc.operations.values import Value
+from grid.smpc.operations.values import Absent, Value
 from grid.smpc.packing import pack, unpack
 from grid.smpc.protocol import Protocol
 from grid.smpc.shares import Bits, Shared
@@ -46,6 +46,8 @@ def arranged(*names: str) -> Kernel:
 
     async def kernel(p: Protocol, a: Arguments) -> Result | list[Result]:
         held = [one for name in names for one in (a[name] if isinstance(a[name], list) else [a[name]])]
+        if all(_is_absent(one) for one in held):
+            return [None] * len(a.results)
         if a.dtype == torch.bool and all(isinstance(one, Value) and isinstance(one.content, Boolean) for one in held):
             return _bits(a, names, [one.content for one in held])
         numeric = [await one.numeric(p) if isinstance(one, Value) else one for one in held]
@@ -54,6 +56,10 @@ def arranged(*names: str) -> Kernel:
         return [Number(Shared(*map(words_of, parts)), a.bits) for parts in zip(*made, strict=True)]
 
     return kernel
+
+
+def _is_absent(operand: Any) -> bool:
+    return isinstance(operand, Value) and isinstance(operand.content, Absent)
 
 
 def _bits(a: Arguments, names: tuple[str, ...], held: list[Boolean]) -> list[Result]:
@@ -84,13 +90,18 @@ def _component(a: Arguments, names: tuple[str, ...], tensors: list[Tensor]) -> l
         else:
             values.append(None if isinstance(value, _DROPPED) else a.actual(value))
     try:
-        return flatten(Bound(a.op, tuple(values)).run())
+        made = flatten(Bound(a.op, tuple(values)).run())
+        if any(size < 0 for one in made for size in one.shape):
+            raise IndexError("a size below 0")
+        return made
     except (RuntimeError, IndexError) as error:  # about shapes, positions and the like, which the meta device has let pass
         raise InvalidRequest(f"{a.op.name}: {str(error).splitlines()[0][:300]}", op=a.op.name) from None
 
 
 async def _viewed(p: Protocol, a: Arguments) -> Result:
     """The elements in a row, as another shape."""
+    if _is_absent(a["self"]):
+        return None
     return a.secret("self").each(lambda part: part.reshape(a.shape))
 
 
@@ -109,10 +120,28 @@ async def _padded(p: Protocol, a: Arguments) -> Result:
 
 async def _placed(p: Protocol, a: Arguments) -> Result:
     """What moves pixels, as positions: torch does it to their numbers."""
-    count = int(np.prod(a.shape_of("self")))
-    places = torch.arange(count, dtype=torch.float64).reshape(a.shape_of("self"))
-    at = _component(a, ("self",), [places])[0].to(torch.int64)
+    at = _component(a, ("self",), [_places(a.shape_of("self"))])[0].to(torch.int64)
     return a.number(p, "self").each(lambda part: words_of(tensor_of(part).reshape(-1)[at]))
+
+
+async def _placed_back(p: Protocol, a: Arguments) -> Result:
+    """The gradient of that: added up where pixels came from."""
+    places = _places(a.shape)
+    if a.op.base == "upsample_nearest2d_backward":
+        made = torch.ops.aten.upsample_nearest2d(places, a["output_size"], a["scales_h"], a["scales_w"])
+    else:
+        forward = torch.ops.aten.reflection_pad2d if a.op.base.startswith("reflection") else torch.ops.aten.replication_pad2d
+        made = forward(places, a["padding"])
+    at = made.reshape(-1).to(torch.int64)
+
+    def added(part: Words) -> Words:
+        return words_of(torch.zeros(places.numel(), dtype=torch.int64).index_add_(0, at, tensor_of(part).reshape(-1)))
+
+    return a.number(p, "grad_output").each(lambda part: added(part).reshape(a.shape))
+
+
+def _places(shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(int(np.prod(shape)), dtype=torch.float64).reshape(shape)
 
 
 async def _trace(p: Protocol, a: Arguments) -> Result:
@@ -125,10 +154,10 @@ async def _cumulative(p: Protocol, a: Arguments) -> Result:
 
 
 def _constant(value: float | None) -> Kernel:
-    """A tensor of this number; of the argument `fill_value` for None."""
+    """A tensor of this number; of the argument `fill_value` or `value` for None."""
 
     async def kernel(p: Protocol, a: Arguments) -> Result:
-        number = encoded(a["fill_value"] if value is None else value, a.bits)
+        number = encoded(a.get("fill_value", a.get("value")) if value is None else value, a.bits)
         return Number(p.constant(np.broadcast_to(number, a.shape).copy()), a.bits)
 
     return kernel
@@ -148,14 +177,14 @@ _VIEWS = (
     *("squeeze.dim", "squeeze.dims", "expand.default", "flip.default", "roll.default", "repeat.default", "tril.default"),
     *("triu.default", "diagonal.default", "diagonal_copy.default", "diag_embed.default", "split.Tensor", "unbind.int"),
     *("split_with_sizes.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "index_select.default"),
-    *("index.Tensor", "gather.default"),
+    *("index.Tensor", "gather.default", "diagonal_backward.default", "select_backward.default", "slice_backward.default"),
 )
-_WRITTEN = ("select_scatter.default", "slice_scatter.default", "scatter.src", "scatter_add.default")
+_WRITTEN = ("select_scatter.default", "slice_scatter.default", "scatter_add.default")
 
 FORMS: Mapping[str, Form] = {
     "view.default": Form(_viewed, secret=("self",), either=("self",)),
     "_unsafe_view.default": Form(_viewed, secret=("self",), either=("self",)),
-    **{name: _form("self") for name in _VIEWS},
+    **{name: _form("grad_output" if "backward" in name else "self") for name in _VIEWS},
     **{name: _form("self", "src") for name in _WRITTEN},
     "index_put.default": _form("self", "values"),
     "index_add.default": Form(
@@ -169,12 +198,17 @@ FORMS: Mapping[str, Form] = {
         f"{name}.default": Form(_placed, secret=("self",))
         for name in ("upsample_nearest2d", "reflection_pad2d", "replication_pad2d")
     },
+    **{
+        f"{name}_backward.default": Form(_placed_back, secret=("grad_output", "self"))
+        for name in ("upsample_nearest2d", "reflection_pad2d", "replication_pad2d")
+    },
     "cumsum.default": Form(_cumulative, ("cumsum",)),
+    "fill.Scalar": Form(_constant(None), secret=("self",), either=("self",)),
     **{
         f"{name}.default": Form(_constant(value), either=("self",))
         for name, value in (
             *(("zeros_like", 0), ("ones_like", 1), ("full_like", None), ("empty_like", 0)),
-            *(("new_zeros", 0), ("new_ones", 1), ("new_full", None), ("new_empty", 0)),
+            *(("new_zeros", 0), ("new_ones", 1), ("new_full", None), ("new_empty", 0), ("new_empty_strided", 0)),
         )
     },
 }
