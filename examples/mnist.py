@@ -18,7 +18,7 @@ import grid
 
 TRIO = ("alice", "bob", "carol")
 IMAGES, LABELS = DATA / "t10k-images-idx3-ubyte.gz", DATA / "t10k-labels-idx1-ubyte.gz"
-HIDDEN, BATCH, RATE, MOMENTUM = 32, 64, 0.1, 0.5
+HIDDEN, BATCH, RATE, MOMENTUM = 32, 256, 0.1, 0.5
 TEST = 2000
 
 
@@ -68,7 +68,7 @@ def gradient(owned: list[torch.Tensor]) -> torch.Tensor:
     return torch.autograd.grad(cross_entropy(logits(owned[0][:1], model), targets), model[0])[0]
 
 
-def run(*, steps: int = 100, in_processes: bool = False) -> dict[str, Any]:
+def run(*, steps: int = 30, in_processes: bool = False) -> dict[str, Any]:
     """How good is the model, beside the same training in the clear?"""
     if not IMAGES.exists():
         print(f"there is no {IMAGES.name} in {DATA}: nothing to train on")

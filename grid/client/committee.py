@@ -174,27 +174,32 @@ class Committee:
 
         Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
         local tensors and numbers, which are public to the three nodes (a private one: `committee.share(x)`). Results have the
-        structure that the function returned, on shares. A module is traced once for each geometry of its inputs, with its
-        parameters and buffers as they are now; those of a plain one are public.
+        structure that the function returned, on shares; what depends on public arguments alone is a local tensor. A module is
+        traced once for each geometry of its inputs, with its parameters and buffers as they are now; those of a plain one are
+        public.
 
-        With `check`, the plan is first tried here in the clear, on values like the arguments: your own (copies of values of up to
-        1 MiB are kept for that, the latest 64 MiB of a committee; larger ones are looked at where you still have them), or the
-        dataset's mock. For others, as results of earlier operations, standard normal values take their place, and the error or a
-        warning in the log says so. Each operation gets what PyTorch gives for those before it. Raises `InvalidRequest` before
-        anything is sent, that names each one which could overflow on shares, or leave what it is right for, or whose result is
-        another than PyTorch's in double precision, by 1% and 0.005. It cannot tell of other values than these, of errors below
-        that which add up over many operations, or of other committees' and nodes' own values.
+        With `check`, the plan is first tried here in the clear, on values like the arguments: your own (copies of values of up
+        to 1 MiB are kept for that, the latest 64 MiB of a committee; larger ones are looked at where you still have them), or
+        the dataset's mock, or what a checked run before gave for them. For others, as results of other operations, standard
+        normal values take their place, and the error or a warning in the log says so. Each operation gets what PyTorch gives for
+        those before it. Raises `InvalidRequest` before anything is sent, that names each one which could overflow on shares, or
+        leave what it is right for, or whose result is another than PyTorch's in double precision, by 1% and 0.005. It cannot
+        tell of other values than these, of errors below that which add up over many operations, or of other committees' and
+        nodes' own values.
 
         With `trace`, nothing is sent and no node does anything: the plan runs here, by three parties in this process, on the same
         values as for `check`, and a `Trace` comes back, which has rounds, bytes, seconds and the largest error of each operation,
         and the plan's `result` on those values. Print it, or `save` it as a picture.
         """
         plan, leaves = self._runs.plan_of(what, args)
-        if check:
-            self._runs.check(plan, leaves)
+        examples = self._runs.check(plan, leaves) if check else ()
         if trace:
             return self._runs.trace(plan, leaves)
-        return unflatten(plan.gives, iter(self.run_plan(plan, leaves)))
+        results = self.run_plan(plan, leaves)
+        for one, example in zip(results, examples, strict=False):
+            if example is not None and isinstance(one, SharedTensor):
+                self._runs.examples.keep(one._handle.object_id, example)
+        return unflatten(plan.gives, iter(results))
 
     def cost(self, what: Any, *args: Any) -> PlanCost:
         """What `run` with these arguments costs, as `Plan.cost`: `rounds`, and `bytes_sent` by each node on average. Nothing is
@@ -405,7 +410,8 @@ class Committee:
         self._check_open()
         leaves = [plain(leaf) for leaf in leaves]
         place = origin(2)
-        results = self._runs.prepared(plan, leaves).results
+        prepared = self._runs.prepared(plan, leaves)
+        public = prepared.in_public(leaves)
         leaves = [self._share_remote(leaf) if is_at_a_node(leaf) else leaf for leaf in leaves]
         inputs: list[Arg] = []
         frames: list[TensorFrame] = []
@@ -421,7 +427,7 @@ class Committee:
                     " move; share the value here, too"
                 )
         check_size(sum(len(frame.data) for frame in frames))
-        made = [self._made(one.shape, one.dtype) for one in results]
+        made = [self._made(one.shape, one.dtype) for one in prepared.results]
         call = SharedCall(
             plan=plan.id, count=request_numbers(plan), inputs=inputs, outputs=tuple(one._handle.object_id for one in made)
         )
@@ -430,7 +436,7 @@ class Committee:
             self._requests.add(Request(lambda _: [put] * len(self._connections), f"sending the plan {plan.name}", place, count=0))
             self._plans.add(plan.id)
         self._requests.add(PlanCall(call, frames, sum(RESULT_BYTES * one.numel() for one in made), plan, place))
-        return list(made)
+        return [one if known is None else known for one, known in zip(made, public, strict=True)]
 
     # ------------------------------------------------------------ the queue
 

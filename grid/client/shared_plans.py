@@ -70,20 +70,23 @@ class Runs:
         """The plan for these leaves. Raises what the parties would refuse it by, with the user's line."""
         return self._preparations.of(plan, [Given(tuple(leaf.shape), leaf.dtype, is_secret(leaf)) for leaf in leaves])
 
-    def check(self, plan: Plan, leaves: Sequence[Any]) -> None:
-        """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares."""
+    def check(self, plan: Plan, leaves: Sequence[Any]) -> Sequence[Tensor | None]:
+        """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares. Gives its
+        results, as examples for what comes of them, where no argument was made up."""
         inputs, note = self._examples(plan, leaves)
-        found = rehearsal.doubtful(self.prepared(plan, leaves), inputs)
-        if found:
-            shown = _shortened(found, "\n  ")
+        trial = rehearsal.tried(self.prepared(plan, leaves), inputs)
+        if trial.doubts:
+            shown = _shortened(trial.doubts, "\n  ")
             raise InvalidRequest(
                 f"on values like these, operations of the plan {plan.name} could go wrong on shares"
                 f" (docs/reference/secure-ops.md says what each is right for):\n  {shown}\n"
                 f"Scale the data or the weights, or divide by a size before a sum{'; ' if note else ''}{note}",
-                operations=len(found),
+                operations=len(trial.doubts),
             )
         if note:
             log.warning("the plan %s was checked, but %s", plan.name, note)
+            return ()
+        return trial.results
 
     def trace(self, plan: Plan, leaves: Sequence[Any]) -> Trace:
         """Run the plan by three parties in this process, and measure each of its operations."""

@@ -234,8 +234,9 @@ def _on_shares(policy: Policy) -> list[str]:
         " could. Results open at this node, for you."
     ]
     if policy.allow:
+        limit = "" if policy.max_elements is None else f", {policy.max_elements:,} numbers over the dataset's life"
         found.append(
-            f"What the {len(policy.allow)} plans in `allow` make of rows on shares, to the client; no rule looks at the result."
+            f"What the {len(policy.allow)} plans in `allow` make of rows on shares, to others{limit}; no rule looks at it."
         )
     return found
 

@@ -511,7 +511,7 @@ class ShareLane:
         held = self._get(message.object)
         party, protocol = self._protocol(message.number, held.seen)
         value = held.value
-        if value.is_bits:
+        if not value.is_numeric:
             value = await self._finished(Task(value.numeric(protocol)))
         last = ((self._place << NUMBER_BITS | message.number) + 1 << OPERATION_BITS) - 1
         fresh = refreshed(party, Operations(last), value.shared.flat())

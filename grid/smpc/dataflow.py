@@ -65,11 +65,11 @@ class Operation:
     def known(self, operand: Value) -> Value | None:
         """The result that is kept for this operand."""
         kept = self._kept
-        return None if kept is None or operand.is_bits or kept[0]() is not operand.shared.parts[0] else kept[1]
+        return None if kept is None or not operand.is_numeric or kept[0]() is not operand.shared.parts[0] else kept[1]
 
     def keep(self, operand: Value, result: Value) -> Value:
         """The result; kept where the operand was there in the last run."""
-        if operand.is_bits or operand.shared.size < KEPT_FROM:
+        if not operand.is_numeric or operand.shared.size < KEPT_FROM:
             return result
         part, kept = operand.shared.parts[0], self._kept
         if kept is None or kept[0]() is not part:

@@ -57,15 +57,15 @@ def fits(wanted: Tensor) -> bool:
     return wanted.dtype != torch.int64 or bool((wanted > torch.iinfo(torch.int64).min).all())
 
 
-def differs(bound: Bound, place: int, found: Tensor, wanted: Tensor) -> bool:
-    """Whether result `place` on shares is far from what `in_torch` gives for the same arguments, which fits."""
+def differs(bound: Bound, place: int, found: Tensor, wanted: Tensor, *, jumps: bool = False) -> bool:
+    """Whether result `place` on shares is far from what `in_torch` gives for the same arguments, which fits. With `jumps`, it may
+    be as far as roundings of the arguments take it: an optimizer's step for a gradient of the size of a rounding is such."""
     if PICKS.get(bound.op.name) == place:
         return _picks_others(bound, found, wanted)
     if bound.op.base == "nll_loss_forward" and place == 1 and not bound["reduction"]:
         return False  # a weight that nothing divides by, and that PyTorch leaves at 0
     wrong = _far(found, wanted)
-    jumps = bound.op.base in JUMPS or not wanted.is_floating_point()
-    if jumps and wrong.any():
+    if (jumps or bound.op.base in JUMPS or not wanted.is_floating_point()) and wrong.any():
         for nearby in _nearby(bound):
             wrong &= ~_far(wanted, in_torch(nearby)[place])
             wrong &= _far(found, wanted)

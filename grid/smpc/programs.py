@@ -155,6 +155,23 @@ class Prepared:
         is not to have a range of operation numbers of `protocol`; `ended` is told as each one ends."""
         return dataflow.run(self.order, protocol, inputs, at, ended)
 
+    def in_public(self, inputs: Sequence[Any]) -> list[Tensor | None]:
+        """For each result, its value where that depends on public inputs alone, beside secret ones, such as an optimizer's number
+        of steps. Raises `InvalidRequest`."""
+        if not any(one.secret for one in self.inputs):
+            return [None] * len(self.results)
+        env = list(self.order.known)
+        for number, one in enumerate(self.inputs):
+            env[number] = None if one.secret else inputs[number]
+        for operation in self.order.operations:
+            if operation.call is None:
+                step = operation.step
+                args, kwargs = [resolve(arg, env) for arg in step.args], {name: resolve(arg, env) for name, arg in step.kwargs}
+                for output, value in zip(step.outputs, computed(step, args, kwargs), strict=True):
+                    env[output] = value
+        found = [env[output] for output in self.order.outputs]
+        return [None if one.secret else value for one, value in zip(self.results, found, strict=True)]
+
     # ------------------------------------------------------------ one step
 
     def _prepared(self, index: int, step: Step) -> Operation | None:

@@ -1,13 +1,14 @@
 """A prepared plan run in the clear, on values made up: what would go wrong on shares, and what it would cost between parties.
 
 Nothing is sent. Values on shares are fixed point, so they can overflow where PyTorch's would not, and nobody could see it;
-`doubtful` names the operations that do or come near. `cost` adds up what each operation declares.
+`tried` names the operations that do or come near. `cost` adds up what each operation declares.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,23 +42,31 @@ REFUSED = "PyTorch refuses such values"
 REVEALED, READ = 1, 2
 
 
-def in_the_clear(value: Tensor, dtype: torch.dtype | None = None) -> Value:
+def in_the_clear(value: Tensor, dtype: torch.dtype | None = None, extra: int = 0) -> Value:
     """A value that `Plain` computes on, as one of `dtype`. Raises `ExecutionFailed` for one that shares cannot hold."""
     dtype = dtype or value.dtype
-    words = fixed.encode(value, fraction_bits(dtype), 1).numpy().view(np.uint64)
-    return Value(Shared(words), dtype)
+    words = fixed.encode(value, fraction_bits(dtype) + extra, 1).numpy().view(np.uint64)
+    return Value(Shared(words), dtype, extra)
 
 
-def doubtful(prepared: Prepared, inputs: Sequence[Tensor]) -> list[str]:
-    """The operations, with the user's line, that could go wrong on shares, on values such as these, and how. Each is done on
-    what PyTorch gives for those before it, on shares and by PyTorch in double precision.
+class Trial(NamedTuple):
+    """The operations, with the user's line, that could go wrong on shares, and how; PyTorch's results, None for one that shares
+    cannot hold."""
+
+    doubts: list[str]
+    results: list[Tensor | None]
+
+
+def tried(prepared: Prepared, inputs: Sequence[Tensor]) -> Trial:
+    """A plan on values such as these. Each operation is done on what PyTorch gives for those before it, on shares and by PyTorch
+    in double precision.
 
     Not told: errors that only add up over many operations, and what is lost below `discrepancies.ABSOLUTE`. Raises what an
     operation is refused by.
     """
     order, known = prepared.order, list(prepared.order.known)
     known[: len(inputs)] = inputs
-    dtypes = {number: one.dtype for number, one in enumerate(prepared.inputs) if one.secret}
+    kinds = {number: (one.dtype, 0) for number, one in enumerate(prepared.inputs) if one.secret}
     last = {ref: place for place, operation in enumerate(order.operations) for ref in operation.reads}
     found: list[str] = []
     for place, operation in enumerate(order.operations):
@@ -69,26 +78,27 @@ def doubtful(prepared: Prepared, inputs: Sequence[Tensor]) -> list[str]:
                 if operation.call is None:
                     made = computed(step, args, kwargs)
                 else:
-                    given = [in_the_clear(known[ref], dtypes[ref]) if ref in dtypes else known[ref] for ref in operation.reads]
+                    given = [in_the_clear(known[ref], *kinds[ref]) if ref in kinds else known[ref] for ref in operation.reads]
+                    fine = any(extra for ref, (_, extra) in kinds.items() if ref in operation.reads)
                     uses = [REVEALED * (output in order.outputs) + READ * (output in last) for output in step.outputs]
-                    made, doubts = _beside(operation.call.on(given), bind(lookup(step.op), args, kwargs), uses)
+                    on_shares, made, doubts = _beside(operation.call.on(given), bind(lookup(step.op), args, kwargs), uses, fine)
+                    kinds |= {output: (one.dtype, one.extra) for output, one in zip(step.outputs, on_shares, strict=True)}
                     if doubts:
                         found.append(f"step {operation.index} ({step.op}): {', and '.join(doubts)}{at_line(step.line)}")
             except GridError as error:
                 raise located(error, operation.index, step) from None
         for output, value in zip(step.outputs, made, strict=True):
             known[output] = value
-        if operation.call is not None:
-            dtypes |= {output: one.dtype for output, one in zip(step.outputs, operation.call.results, strict=True)}
         for ref in operands:
-            if last[ref] == place:
+            if last[ref] == place and ref not in order.outputs:
                 known[ref] = None
-    return found
+    pairs = zip(order.outputs, prepared.results, strict=True)
+    return Trial(found, [None if known[output] is None else known[output].to(one.dtype) for output, one in pairs])
 
 
-def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor | None], list[str]]:
-    """PyTorch's results, None for one that later steps cannot take, and what is doubtful about those on shares that have a use:
-    REVEALED as a result of the plan, READ by later steps."""
+def _beside(call: Call, bound: Bound, uses: Sequence[int], fine: bool) -> tuple[list[Value], list[Tensor | None], list[str]]:
+    """Results on shares, PyTorch's (None for one that later steps cannot take), and what is doubtful about those on shares that
+    have a use: REVEALED as a result of the plan, READ by later steps. `fine`: an operand has extra fraction bits."""
     watch, doubts = Watch(), []
     on_shares = completed(call.run(Plain(watch=watch)))
     if watch.overflows() and not watch.outside:
@@ -98,7 +108,7 @@ def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor 
     try:
         wanted = in_torch(bound)
     except Exception:  # of torch, about values
-        return [None] * len(on_shares), [*doubts, REFUSED]
+        return on_shares, [None] * len(on_shares), [*doubts, REFUSED]
     kept: list[Tensor | None] = []
     for place, (value, one) in enumerate(zip(on_shares, wanted, strict=True)):
         kept.append(one if fits(one) else None)
@@ -107,12 +117,12 @@ def _beside(call: Call, bound: Bound, uses: Sequence[int]) -> tuple[list[Tensor 
         if not fits(one):
             doubts.append(UNFIT)
             continue
-        number = _decoded(completed(value.numeric(Plain())))
+        number = _decoded(value if value.extra else completed(value.numeric(Plain())))
         if not uses[place] & READ and not value.dtype.is_floating_point:
             number = number.to(value.dtype)
-        if differs(bound, place, number, one):
+        if differs(bound, place, number, one, jumps=fine):
             doubts.append(DIFFERS)
-    return kept, list(dict.fromkeys(doubts))
+    return on_shares, kept, list(dict.fromkeys(doubts))
 
 
 def _decoded(value: Value) -> Tensor:

@@ -25,6 +25,7 @@ from grid.smpc.dataflow import OPERATION_NUMBERS, Operation, computed, located
 from grid.smpc.discrepancies import distance, in_torch
 from grid.smpc.interpreter import Value
 from grid.smpc.local import Network, fresh_keystreams, run_parties
+from grid.smpc.numbers import Boolean
 from grid.smpc.operations.values import Absent
 from grid.smpc.packing import unpack
 from grid.smpc.party import PARTIES, Operations, Party
@@ -96,7 +97,7 @@ def dealt(value: Tensor, dtype: torch.dtype) -> list[Value]:
 def decoded(held: Sequence[Value]) -> Tensor:
     """What the parties' shares hold: floats in double precision, whole numbers in 64 bits, however small their dtype is."""
     one = held[0]
-    if one.is_bits:
+    if isinstance(one.content, Boolean):
         first, second, third = (value.content.bits.parts[0] for value in held)  # type: ignore[union-attr]
         count = int(np.prod(one.shape, dtype=np.int64))
         return torch.from_numpy(unpack(first ^ second ^ third, count)[0].reshape(one.shape)).bool()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import grid
+from benchmarks import training
 from grid.testing import LocalGrid
 
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -103,3 +104,25 @@ def test_a_check_names_the_step_of_training_that_would_overflow(trio: Any) -> No
     w, x, y = (trio.share(torch.full(shape, 3000.0)) for shape in ((3, 1), (50, 3), (50, 1)))
     with pytest.raises(grid.InvalidRequest, match=r"product may overflow.*test_training_on_shares\.py"):
         trio.run(step, w.requires_grad_(), x, y, check=True)
+
+
+@pytest.mark.parametrize("name", ["momentum_of_sums", "adam"])
+def test_losses_stay_beside_those_of_plain_torch(trio: Any, name: str) -> None:
+    """The first of the 300 steps that the benchmark takes."""
+    found = training.train(trio, name, 12).facts
+    assert found["max_abs_error"] < found["bound"] / 5
+    assert abs(found["loss"] - found["plain_loss"]) < found["bound"] / 5
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_unmodified_optimizers_divide_by_roots_of_small_squares(trio: Any, kind: Any) -> None:
+    sizes = torch.tensor([1e-4, 1e-3, 0.01, 0.1, 1.0, 0.0])
+    weights = [nn.Parameter(trio.share(torch.ones(6))), nn.Parameter(torch.ones(6))]
+    for one in weights:
+        optimizer = kind([one], lr=0.01)
+        for factor in (1.0, 1.5, 0.5):
+            optimizer.zero_grad()
+            (one * (trio.share(sizes) if one is weights[0] else sizes) * factor).sum().backward()
+            optimizer.step()
+    off = (weights[0].reveal() - weights[1].detach()).abs()
+    assert off[0] < 6e-3 and off[1:].max() < 1e-3 and off[-1] == 0

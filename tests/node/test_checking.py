@@ -230,6 +230,7 @@ def test_who_may_have_shares_in_plain_words(tmp_path: Path) -> None:
     listed = Policy(release="deny", allow=(PlanId("1" * 64),), share=("bob", "carol"))
     said = " ".join(what_leaves(listed, 100))
     assert "bob, carol and this node" in said and "1 plans in `allow`" in said and "in the clear" in what_stays(listed)[0]
+    assert "to others, 7 numbers over" in what_leaves(dataclasses.replace(listed, max_elements=7), 100)[1]
     (own,) = what_leaves(dataclasses.replace(listed, allow=()), 100)
     assert "bob, carol and this node" in own and own.endswith("Results open at this node, for you.")
     assert what_leaves(dataclasses.replace(listed, share=True), 100) == ["Nothing, to anybody."]

@@ -13,13 +13,13 @@ from torch import Tensor
 
 import grid
 from grid.smpc.programs import UNLIMITED, Given, Prepared
-from grid.smpc.rehearsal import DIFFERS, LEAVES, OVERFLOWS, REFUSED, UNFIT, doubtful
+from grid.smpc.rehearsal import DIFFERS, LEAVES, OVERFLOWS, REFUSED, UNFIT, tried
 from tests.smpc.torch_cases import ELEMENTWISE, MATRIX, SHAPED, made
 
 
 def doubts(function: Callable[..., Any], *values: Tensor) -> list[str]:
     given = [Given(tuple(one.shape), one.dtype, True) for one in values]
-    return doubtful(Prepared(grid.trace(function, *values), given, UNLIMITED), values)
+    return tried(Prepared(grid.trace(function, *values), given, UNLIMITED), values).doubts
 
 
 def test_operations_that_overflow_or_leave_their_domain_are_named() -> None:
@@ -96,5 +96,5 @@ def test_means_of_large_numbers_are_right_and_their_variance_is_named() -> None:
 def test_public_values_and_made_up_infinities() -> None:
     plan = grid.trace(lambda x, y: x * y.exp(), torch.ones(2), torch.ones(2))
     prepared = Prepared(plan, [Given((2,), torch.float32, True), Given((2,), torch.float32, False)], UNLIMITED)
-    assert not doubtful(prepared, [torch.ones(2), torch.ones(2)])
+    assert not tried(prepared, [torch.ones(2), torch.ones(2)]).doubts
     assert not doubts(lambda x: x.clamp(max=math.inf), torch.ones(2))

@@ -80,6 +80,7 @@ CASES: dict[str, Case] = {
     "subtract": Case(np.subtract, pair),
     "multiply": Case(np.multiply, pair),
     "multiply_public": Case(lambda x: x * -0.7, keywords={"factor": -0.7}),
+    "add_product": Case(lambda x, y, z: x + y * z, lambda x: [x, *pair(x)]),
     "divide_public": Case(lambda x: x / 3, keywords={"divisor": 3}),
     "matmul": Case(np.matmul, lambda x: [np.resize(x, (4, 6)), np.resize(x, (6, 5))]),
     "conv2d": Case(
@@ -404,3 +405,18 @@ def test_only_known_classes_are_embedded() -> None:
     index = np.array([3, 4, -1, 0])
     expected = np.stack([table[3], table[0] * 0, table[0] * 0, table[0]])
     assert np.array_equal(on_plain(layers.embedding, number(index), number(table)), expected)
+
+
+def test_roots_and_quotients_of_sums_of_small_squares() -> None:
+    rng = np.random.default_rng(4)
+    sizes = 2.0 ** rng.uniform(-18, 2, 400)
+    squares, means = sizes**2, np.rint(sizes * rng.uniform(-3, 3, 400) / UNIT) * UNIT
+    for place in (slice(0, 400), slice(0, 100)):  # many, and few enough to be compared
+        root = completed(inverses.sqrt(Plain(), number(squares[place], arithmetic.FINE_BITS)))
+        wanted = np.sqrt(squares[place] + inverses.FINE_FLOOR)
+        off = np.abs(revealed([root]) - wanted)
+        assert (off <= 1e-5 * wanted + 2.0**-28 + 2.0**-41 / wanted).all()  # the last is what the square was rounded by
+        steps = revealed([completed(inverses.divide(Plain(), number(means[place]), root))])
+        exact = means[place] / revealed([root])
+        assert (np.abs(steps - exact) <= 4 * UNIT + 6e-6 * np.abs(exact)).all()
+    assert revealed([completed(inverses.divide(Plain(), number(np.ones(3)), number(np.zeros(3))))]).tolist() == [0, 0, 0]

@@ -21,6 +21,12 @@ from grid.smpc.shares import Shared, joined
 FACTOR_BITS = 22
 """Significant bits of a public factor."""
 
+FINE_BITS = 40
+"""Fraction bits of squares that are summed up: a square below 2**-18 is not lost. Values stay below 64 in size."""
+
+FINE_PRODUCT_BITS = 56
+"""Fraction bits of a number with more than FRACTION_BITS, and significant bits of its factor, together at most."""
+
 MOST_FACTOR_BITS = 50
 """Fraction bits of a public factor, however small it is."""
 
@@ -61,11 +67,14 @@ async def multiply_public(protocol: Protocol, x: Number, factor: npt.ArrayLike) 
     x = x.each(lambda part: np.broadcast_to(part, shape))
     if by.dtype.kind in "iub":
         return Number(x.raw.times(np.asarray(by.astype(np.int64)).view(np.uint64)), x.fraction)
-    x = fixed(x)
+    x = x.with_fraction(max(x.fraction, FRACTION_BITS))
     largest = float(np.abs(by).max(initial=0.0))
     if not largest < 2.0**LARGEST_FACTOR:  # written so that NaN fails it, too
         raise InvalidRequest(f"a public factor is not finite, or not smaller than 2**{LARGEST_FACTOR}")
-    bits = min(FACTOR_BITS - (math.frexp(largest)[1] if largest else 0), MOST_FACTOR_BITS)
+    if x.fraction > FRACTION_BITS and by.ndim == 0 and abs(by - 1) < 0.25:  # a decay, whose distance from 1 matters
+        return await add(protocol, x, await multiply_public(protocol, x, by - 1))
+    significant = min(FACTOR_BITS, FINE_PRODUCT_BITS - x.fraction)
+    bits = min(significant - (math.frexp(largest)[1] if largest else 0), MOST_FACTOR_BITS)
     bits = max(bits, FRACTION_BITS) if by.ndim else max(bits, 0)
     factors = public(by, bits)
     spare = min(bits, _trailing_zeros(factors))
@@ -77,6 +86,24 @@ def _trailing_zeros(words: Words) -> int:
     """Of all words."""
     together = int(np.bitwise_or.reduce(words, axis=None)) if words.size else 0
     return (together & -together).bit_length() - 1 if together else 64
+
+
+async def add_product(protocol: Protocol, x: Number, y: Number, z: Number, factor: float = 1.0) -> Number:
+    """x + y z factor, of a public factor with 16 significant bits, at FINE_BITS. |y z| < 1024, and all sums below 2**20; error
+    2**-38, and 2**-16 of the product. 3 rounds, 1 for whole factors, which are exact."""
+    y, z = _together(fixed(y), fixed(z))
+    product = Number(await protocol.multiply(y.raw, z.raw), 2 * FRACTION_BITS)
+    more = FINE_BITS - product.fraction
+    if factor == int(factor):
+        product = Number(product.raw.times(int(factor)), product.fraction)
+    else:
+        bits = FINE_PRODUCT_BITS - FINE_BITS - math.frexp(factor)[1]
+        scaled = product.raw.times(public(factor, bits))
+        if bits > more:
+            product = Number(await protocol.truncate(scaled, bits - more), FINE_BITS)
+        else:
+            product = Number(scaled, product.fraction + bits)
+    return await add(protocol, x, product.with_fraction(FINE_BITS))
 
 
 async def divide_public(protocol: Protocol, x: Number, divisor: npt.ArrayLike) -> Number:

@@ -107,14 +107,16 @@ class Arguments:
         return as_number(protocol, self[name])
 
     async def converted(self, protocol: Protocol, form: Form) -> Arguments:
-        """The same arguments with truth values as the form wants them: bits, as they are, or else 0 and 1. 1 round from numbers
-        to bits, 2 from bits to numbers, and all at the same time."""
-        if not any(one.dtype is torch.bool for one in self._values.values()):
+        """The same arguments as the form wants them: truth values as bits, as they are, or else as 0 and 1; numbers with extra
+        fraction bits as they are, or else without. 1 round from numbers to bits, else 2, and all at the same time."""
+        if not any(one.dtype is torch.bool or (isinstance(one, Value) and one.extra) for one in self._values.values()):
             return self
         wanted: dict[int, Callable[[Protocol], Work[Value]]] = {}
         for parameter, value in zip(self.op.parameters, self.bound.values, strict=True):
             for meta in value if isinstance(value, list) else [value]:
                 held = self._values.get(id(meta)) if isinstance(meta, Tensor) else None
+                if isinstance(held, Value) and held.extra and parameter.name not in form.fine:
+                    wanted[id(meta)] = held.numeric
                 if not isinstance(held, Value) or held.dtype != torch.bool or parameter.name in form.either:
                     continue
                 bits = isinstance(held.content, Boolean)
@@ -158,6 +160,8 @@ class Form:
     """Arguments that it takes as bits, where they are truth values."""
     either: tuple[str, ...] = ()
     """Arguments that it takes as they are."""
+    fine: tuple[str, ...] = ()
+    """Arguments that it takes with extra fraction bits."""
     check: Callable[[Arguments], None] = _anything
     """Raises `OpNotSupported` for arguments that it does not take, with what to write instead."""
     unbounded: tuple[str, ...] = ()

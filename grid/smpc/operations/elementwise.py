@@ -83,6 +83,7 @@ async def product(p: Protocol, x: Any, y: Any) -> Result:
         factor = as_number(p, y)
         return await comparisons.where(p, x.content, factor, as_number(p, 0))
     if isinstance(y, Value):
+        x, y = await x.numeric(p), await y.numeric(p)
         return await arithmetic.multiply(p, as_number(p, x), as_number(p, y))
     return await arithmetic.multiply_public(p, as_number(p, x), as_public(y))
 
@@ -95,6 +96,9 @@ async def quotient(p: Protocol, x: Any, y: Any) -> Number:
     """x / y, by a public divisor or a secret one."""
     if not isinstance(y, Value):
         return await arithmetic.divide_public(p, as_number(p, x), as_public(y))
+    x = await x.numeric(p) if isinstance(x, Value) else x
+    if y.bits > inverses.MOST_DIVISOR_BITS:
+        y = await y.numeric(p)
     return await inverses.divide(p, as_number(p, x), as_number(p, y))
 
 
@@ -107,8 +111,11 @@ def _quotient_peak(a: Arguments) -> int:
 
 
 async def _added_product(p: Protocol, a: Arguments) -> Result:
-    function = product if a.op.base == "addcmul" else quotient
-    made = await function(p, *(a[name] for name in ("tensor1", "tensor2")))
+    x, y = a["tensor1"], a["tensor2"]
+    adds_products = a.op.base == "addcmul"
+    if adds_products and all(isinstance(one, Value) and one.dtype.is_floating_point for one in (x, y)):
+        return await arithmetic.add_product(p, a.number(p, "self"), as_number(p, x), as_number(p, y), float(a["value"]))
+    made = await (product if adds_products else quotient)(p, x, y)
     assert isinstance(made, Number)
     if a["value"] != 1:
         made = await arithmetic.multiply_public(p, made, as_public(a["value"]))
@@ -266,29 +273,30 @@ def _rounding(function: One) -> Form:
 
 _EXP, _INVERSE = times_size(6), times_size(11)
 _ADD, _SUBTRACT, _MULTIPLY = ("add",), ("subtract",), ("multiply", "multiply_public", "where")
+_TWO = ("self", "other")
 _BOUNDS = ("min", "max", "min_val", "max_val")
 _add, _subtract = _sum(arithmetic.add), _sum(arithmetic.subtract)
 
 FORMS: Mapping[str, Form] = {
-    "add.Tensor": Form(_add, _ADD),
-    "add.Scalar": Form(_add, _ADD),
-    "sub.Tensor": Form(_subtract, _SUBTRACT),
-    "sub.Scalar": Form(_subtract, _SUBTRACT),
+    "add.Tensor": Form(_add, _ADD, fine=_TWO),
+    "add.Scalar": Form(_add, _ADD, fine=_TWO),
+    "sub.Tensor": Form(_subtract, _SUBTRACT, fine=_TWO),
+    "sub.Scalar": Form(_subtract, _SUBTRACT, fine=_TWO),
     "rsub.Scalar": Form(_sum(arithmetic.subtract, swapped=True), _SUBTRACT),
     "rsub.Tensor": Form(_sum(arithmetic.subtract, swapped=True), _SUBTRACT),
-    "neg.default": Form(_negated),
-    "mul.Tensor": Form(_product, _MULTIPLY, either=("self", "other")),
-    "mul.Scalar": Form(_product, _MULTIPLY, either=("self",)),
-    "div.Tensor": Form(_quotient, ("divide_public", "divide"), peak=_quotient_peak),
-    "div.Scalar": Form(_quotient, ("divide_public",)),
-    "addcmul.default": Form(_added_product, ("multiply", "multiply_public", "add"), check=_check_added_product),
-    "addcdiv.default": Form(_added_product, ("divide", "divide_public", "add"), check=_check_added_product),
+    "neg.default": Form(_negated, fine=_TWO),
+    "mul.Tensor": Form(_product, _MULTIPLY, either=_TWO, fine=_TWO),
+    "mul.Scalar": Form(_product, _MULTIPLY, either=_TWO, fine=_TWO),
+    "div.Tensor": Form(_quotient, ("divide_public", "divide"), peak=_quotient_peak, fine=_TWO),
+    "div.Scalar": Form(_quotient, ("divide_public",), fine=_TWO),
+    "addcmul.default": Form(_added_product, ("add_product", "multiply_public"), check=_check_added_product, fine=("self",)),
+    "addcdiv.default": Form(_added_product, ("divide", "divide_public", "add"), check=_check_added_product, fine=("tensor2",)),
     "lerp.Scalar": Form(_between, ("multiply_public",)),
     "lerp.Tensor": Form(_between, ("multiply", "multiply_public")),
     "reciprocal.default": Form(of_one(inverses.reciprocal), ("reciprocal",), peak=_INVERSE),
     "square.default": Form(_square, ("multiply",)),
     "pow.Tensor_Scalar": Form(_power, ("multiply", "reciprocal", "sqrt", "rsqrt"), check=check_power, peak=_INVERSE),
-    "sqrt.default": Form(of_one(inverses.sqrt), ("sqrt",), peak=_INVERSE),
+    "sqrt.default": Form(of_one(inverses.sqrt), ("sqrt",), peak=_INVERSE, fine=_TWO),
     "rsqrt.default": Form(of_one(inverses.rsqrt), ("rsqrt",), peak=_INVERSE),
     "exp.default": Form(of_one(exponential.exp), ("exp",), peak=_EXP),
     "expm1.default": Form(_exp_less_1, ("exp",), peak=_EXP),
@@ -307,7 +315,7 @@ FORMS: Mapping[str, Form] = {
     "clamp_min.Tensor": Form(_clamped_by_tensors, ("maximum",)),
     "clamp_max.Tensor": Form(_clamped_by_tensors, ("minimum",)),
     "minimum.default": Form(of_two(comparisons.minimum), ("minimum",)),
-    "maximum.default": Form(of_two(comparisons.maximum), ("maximum",)),
+    "maximum.default": Form(of_two(comparisons.maximum), ("maximum",), fine=_TWO),
     "fmin.default": Form(of_two(comparisons.minimum), ("minimum",)),
     "fmax.default": Form(of_two(comparisons.maximum), ("maximum",)),
     "frac.default": Form(_fraction, ("trunc",), peak=times_size(2)),
@@ -317,8 +325,8 @@ FORMS: Mapping[str, Form] = {
     "trunc.default": _rounding(rounding.trunc),
     "_to_copy.default": Form(_converted, ("number", "not_equal", "trunc"), either=("self",)),
     "copy.default": Form(_copied, ("trunc",), either=("self",), check=_check_copied),
-    "clone.default": Form(_same, either=("self",)),
-    "detach.default": Form(_same, either=("self",)),
-    "alias.default": Form(_same, either=("self",)),
-    "lift_fresh.default": Form(_same, either=("self",)),
+    "clone.default": Form(_same, either=("self",), fine=("self",)),
+    "detach.default": Form(_same, either=("self",), fine=("self",)),
+    "alias.default": Form(_same, either=("self",), fine=("self",)),
+    "lift_fresh.default": Form(_same, either=("self",), fine=("self",)),
 }

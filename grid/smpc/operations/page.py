@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from grid.smpc.functions.arithmetic import FINE_BITS
 from grid.smpc.functions.extremes import PAIRS_AT_ONCE
+from grid.smpc.functions.inverses import MOST_DIVISOR_BITS
 from grid.smpc.functions.leading import COMPARED_AT_ONCE
 from grid.smpc.functions.table import SECURE_OPS, WIDE, SecureOp
 from grid.smpc.operations.table import FORMS, INSTEAD
@@ -36,6 +38,24 @@ factor, products take the rounds of `multiply_public`.
 """
 
 
+_TRAINING = f"""
+## Training
+
+Gradients are numbers as all others: what is below 4e-6 of them is lost, and each has an error of a few roundings. A loss that is
+a mean over a batch divides them by its size; with `reduction="sum"`, and a step size divided by it, they keep as many bits more
+(`torch.optim.Adam` needs no other step size).
+
+Optimizers that divide by roots of sums of squares (Adam, AdamW, RMSprop, Adagrad) would find squares of gradients below 2e-3 to
+be 0. So `addcmul` on shares gives a sum of squares with {FINE_BITS} fraction bits, scaling keeps them, `sqrt` of it has
+{MOST_DIVISOR_BITS}, and `addcdiv` and `/` take such a divisor; every other operation, and `reveal`, gets the value at
+{FRACTION_BITS}. Means of squares must stay below 64. Before its root, 2**-38 is added to such a sum: a gradient of a few
+roundings makes steps of about twice the step size at most, where an `eps` of 1e-8 alone would not hold it.
+
+`python -m benchmarks.training` trains beside plain PyTorch on the same batches, 300 steps of a network on scikit-learn's digits:
+the losses of all steps differ by less than 0.05 with a mean over the batch, and 0.01 with a sum.
+"""
+
+
 _WITHOUT = """
 ## Without a function
 
@@ -59,7 +79,7 @@ def secure_ops_page() -> str:
     lines = "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
     without = _bases(name for name, form in FORMS.items() if not form.functions)
     instead = "".join(f"| `{name}` | {text.replace('|', chr(92) + '|')} |\n" for name, text in INSTEAD.items())
-    return f"{_HEAD}{lines}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
+    return f"{_HEAD}{lines}{_TRAINING}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
 
 
 def _bases(names: Iterable[str]) -> str:

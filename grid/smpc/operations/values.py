@@ -47,32 +47,39 @@ class Absent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits."""
+    """A secret tensor at one party: ring elements of the dtype's scale, or, of truth values, bits.
+
+    `extra` are fraction bits beyond those of the dtype: of squares that are summed up, and of their roots, which optimizers
+    divide by. An operation that does not take them gets the value without them, and so does whoever it is opened to.
+    """
 
     content: Shared | Boolean | Absent
     dtype: torch.dtype
+    extra: int = 0
 
     @classmethod
     def of(cls, secret: Secret, dtype: torch.dtype) -> Value:
-        """A result of a function, with the scale of its dtype."""
+        """A result of a function, with the scale of its dtype or more fraction bits."""
         if isinstance(secret, Boolean):
             assert dtype == torch.bool
             return cls(secret, dtype)
-        return cls(secret.with_fraction(fraction_bits(dtype)).raw.each(_kept), dtype)
+        bits = fraction_bits(dtype)
+        made = secret.with_fraction(max(bits, secret.fraction if bits else 0))
+        return cls(made.raw.each(_kept), dtype, made.fraction - bits)
 
     @property
     def bits(self) -> int:
         """Its fraction bits."""
-        return fraction_bits(self.dtype)
+        return fraction_bits(self.dtype) + self.extra
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.content.shape
 
     @property
-    def is_bits(self) -> bool:
-        """Whether it has no ring elements yet."""
-        return isinstance(self.content, Boolean)
+    def is_numeric(self) -> bool:
+        """Whether it is as `numeric` gives it."""
+        return not isinstance(self.content, Boolean) and not self.extra
 
     @property
     def secret(self) -> Secret:
@@ -96,7 +103,10 @@ class Value:
         return sum(part.nbytes for part in parts)
 
     async def numeric(self, protocol: Protocol) -> Value:
-        """The same value as ring elements: truth values become 0 and 1. 2 rounds for bits, 0 for what has ring elements."""
+        """The same value as ring elements of the dtype's scale: truth values become 0 and 1. 2 rounds for bits and for a value
+        with extra bits, 0 for others."""
+        if self.extra:
+            return Value(await protocol.truncate(self.shared, self.extra), self.dtype)
         if not isinstance(self.content, Boolean):
             return Value(self.shared, self.dtype)
         return Value((await comparisons.number(protocol, self.content)).raw, self.dtype)
