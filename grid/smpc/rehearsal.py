@@ -69,6 +69,7 @@ def tried(prepared: Prepared, inputs: Sequence[Tensor]) -> Trial:
     kinds = {number: (one.dtype, 0) for number, one in enumerate(prepared.inputs) if one.secret}
     last = {ref: place for place, operation in enumerate(order.operations) for ref in operation.reads}
     found: list[str] = []
+    absent: dict[int, Value] = {}
     for place, operation in enumerate(order.operations):
         step, operands = operation.step, {ref: known[ref] for ref in operation.reads}
         made: Sequence[Tensor | None] = [None] * len(step.outputs)
@@ -78,11 +79,19 @@ def tried(prepared: Prepared, inputs: Sequence[Tensor]) -> Trial:
                 if operation.call is None:
                     made = computed(step, args, kwargs)
                 else:
-                    given = [in_the_clear(known[ref], *kinds[ref]) if ref in kinds else known[ref] for ref in operation.reads]
+                    given = [
+                        absent.get(ref) or (in_the_clear(known[ref], *kinds[ref]) if ref in kinds else known[ref])
+                        for ref in operation.reads
+                    ]
                     fine = any(extra for ref, (_, extra) in kinds.items() if ref in operation.reads)
                     uses = [REVEALED * (output in order.outputs) + READ * (output in last) for output in step.outputs]
                     on_shares, made, doubts = _beside(operation.call.on(given), bind(lookup(step.op), args, kwargs), uses, fine)
                     kinds |= {output: (one.dtype, one.extra) for output, one in zip(step.outputs, on_shares, strict=True)}
+                    absent |= {
+                        output: one
+                        for output, one in zip(step.outputs, on_shares, strict=True)
+                        if isinstance(one.content, Absent)
+                    }
                     if doubts:
                         found.append(f"step {operation.index} ({step.op}): {', and '.join(doubts)}{at_line(step.line)}")
             except GridError as error:

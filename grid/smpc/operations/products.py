@@ -180,14 +180,19 @@ def _check_images(a: Arguments) -> None:
         raise InvalidRequest(f"{a.op.name}: stride, padding and dilation have one number, or {sides}")
 
 
+def _fields_of(a: Arguments) -> list[int]:
+    """What a filter covers of each side, with the zeros of its dilation."""
+    sizes = a.shape_of("weight")[2:]
+    steps = a["dilation"] * len(sizes) if len(a["dilation"]) == 1 else a["dilation"]
+    return [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
+
+
 def _with_zeros(a: Arguments) -> int:
     """Elements of the images with their edges, or of the filters with zeros in between."""
-    images, filters = a.shape_of("input"), a.shape_of("weight")
-    sides = len(images) - 2
-    padding, dilation = (a[name] * sides if len(a[name]) < sides else a[name] for name in ("padding", "dilation"))
-    fields = [(size - 1) * step + 1 for size, step in zip(filters[2:], dilation, strict=True)]
-    padded = [size + 2 * pad + field for size, pad, field in zip(images[2:], padding, fields, strict=True)]
-    return max(math.prod((*images[:2], *padded)), math.prod((*filters[:2], *fields)))
+    images, fields = a.shape_of("input"), _fields_of(a)
+    edges = a["padding"] * len(fields) if len(a["padding"]) == 1 else a["padding"]
+    padded = [size + 2 * edge for size, edge in zip(images[2:], edges, strict=True)]
+    return max(math.prod((*images[:2], *padded)), math.prod((*a.shape_of("weight")[:2], *fields)))
 
 
 # ---------------------------------------------------------------- convolutions backwards
@@ -304,8 +309,8 @@ def _fields(a: Arguments) -> int:
 
 def _room_backward(a: Arguments) -> int:
     """Elements of the columns, or of the gradient with zeros around its pixels."""
-    grad, images = a.shape_of("grad_output"), a.shape_of("input")
-    return max(_fields(a), _with_zeros(a), _with_zeros(a) // max(images[1], 1) * grad[1])
+    whole = [size + field - 1 for size, field in zip(a.shape_of("input")[2:], _fields_of(a), strict=True)]
+    return max(_fields(a), _with_zeros(a), math.prod((*a.shape_of("grad_output")[:2], *whole)))
 
 
 def _convolution_backward_products(a: Arguments) -> int:
