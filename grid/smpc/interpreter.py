@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from grid.errors import InvalidRequest, QuotaExceeded
-from grid.smpc.operations.arguments import Arguments, elements
+from grid.smpc.operations.arguments import Arguments, Result, elements
 from grid.smpc.operations.table import find
 from grid.smpc.operations.values import Absent, Value, fraction_bits
 from grid.smpc.protocol import Protocol
@@ -66,10 +66,14 @@ class Call:
         made = object.__new__(type(self))
         made._form, made.results = self._form, self.results
         made._values = dict(zip(self._values, operands, strict=True))
-        made._arguments = Arguments(self._arguments.bound, self.results, made._values)
+        made._arguments = Arguments(self._arguments.bound, self.results, made._values, derives=self._arguments.derives)
         if self._looks:
             made._check_positions(self._arguments.bound)
         return made
+
+    def expect_gradient(self) -> None:
+        """Find what a gradient of the results needs, where that is cheaper now. What is not told that is right all the same."""
+        self._arguments.derives = True
 
     def _meta(self, arg: Any) -> Any:
         """The argument with geometries in place of tensors, each of which stands for one operand."""
@@ -112,12 +116,12 @@ class Call:
         arguments = await self._arguments.converted(protocol, self._form)
         made = await self._form.kernel(protocol, arguments)
         found = list(made) if isinstance(made, Sequence) else [made]
-        return [
-            Value(Absent(tuple(meta.shape)), meta.dtype) if one is None else self._checked(Value.of(one, meta.dtype), meta)
-            for one, meta in zip(found, self.results, strict=True)
-        ]
+        return [self._value(one, meta) for one, meta in zip(found, self.results, strict=True)]
 
-    def _checked(self, value: Value, meta: Tensor) -> Value:
+    def _value(self, one: Result, meta: Tensor) -> Value:
+        if one is None:
+            return Value(Absent(tuple(meta.shape)), meta.dtype)
+        value = one if isinstance(one, Value) else Value.of(one, meta.dtype)
         if value.shape != tuple(meta.shape):
             raise AssertionError(f"{self._form} gave the shape {value.shape}, not {tuple(meta.shape)}")
         return value

@@ -35,6 +35,7 @@ from grid.smpc import dataflow
 from grid.smpc.dataflow import Operation, Order, computed, located
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.operations.arguments import keep_encodings
+from grid.smpc.operations.views import CONSTANTS
 from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.chunks import CHUNK, DEPTH
 from grid.smpc.shares import Shared
@@ -136,6 +137,7 @@ class Prepared:
                 raise located(error, index, step) from None
             if operation is not None and needed[index]:
                 operations.append(operation)
+        _expect_gradients(operations)
         self._admit(operations)
         self.results = tuple(Given.of(self._env[output]) for output in program.outputs)
         """The geometry of the results."""
@@ -182,7 +184,9 @@ class Prepared:
             return None
         args, kwargs = [resolve(arg, env) for arg in step.args], {name: resolve(arg, env) for name, arg in step.kwargs}
         read = tuple(ref for ref in step.refs() if not isinstance(env[ref], int | float))
-        if any(isinstance(env[ref], Value) for ref in read):
+        if step.op in CONSTANTS:
+            args, kwargs = [_empty(arg) for arg in args], {name: _empty(arg) for name, arg in kwargs.items()}
+        elif any(isinstance(env[ref], Value) for ref in read):
             call = Call(step.op, args, kwargs, most=self._limits.most)
             self._count(step, bind(lookup(step.op), _metas(args), _metas(kwargs)), call.results, WORK_ON_SHARES)
             env += [Given(tuple(one.shape), one.dtype, True).stand_in() for one in call.results]
@@ -193,7 +197,7 @@ class Prepared:
             raise OpNotSupported("draws random numbers, of which each party would have its own; pass them as an argument")
         results = measure(bound, self._limits.most)
         self._count(step, bound, results, 1)
-        if all(_is_known(env[ref]) for ref in read):
+        if step.op in CONSTANTS or all(_is_known(env[ref]) for ref in read):
             for one in results:
                 self._keep(one)
             made = computed(step, args, kwargs)
@@ -275,6 +279,16 @@ def _needed(program: Program) -> list[bool]:
     return needed
 
 
+def _expect_gradients(operations: Sequence[Operation]) -> None:
+    """Tell operations of whose results gradients are computed."""
+    maker = {output: operation for operation in operations for output in operation.step.outputs}
+    for operation in operations:
+        if lookup(operation.step.op).base.removesuffix("_data").endswith("_backward"):
+            for ref in operation.reads:
+                if ref in maker and (call := maker[ref].call) is not None:
+                    call.expect_gradient()
+
+
 def _metas(value: Any) -> Any:
     """Arguments with geometries in place of values."""
     if isinstance(value, list):
@@ -282,6 +296,13 @@ def _metas(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _metas(item) for name, item in value.items()}
     return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Value) else value
+
+
+def _empty(arg: Any) -> Any:
+    """A tensor of the geometry of what is not known, which takes no memory."""
+    if isinstance(arg, Value) or (isinstance(arg, Tensor) and arg.is_meta):
+        return torch.zeros((), dtype=arg.dtype).expand(arg.shape)
+    return arg
 
 
 def _is_known(value: Any) -> bool:

@@ -8,6 +8,7 @@ equal items the first one wins.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,20 @@ FAR_BELOW = -(1 << 60)
 """In the ring: less than any value, for the padding of a max-pool."""
 
 
+class Level(NamedTuple):
+    """One level of a tournament: of `groups` groups of `size` items, plane k - 1 says whether item k won, for k from 1."""
+
+    planes: Bits
+    groups: int
+    size: int
+
+
+class Winners(NamedTuple):
+    """Who won, level by level. Items after the groups of a level go on to the next one."""
+
+    levels: tuple[Level, ...]
+
+
 def group_size(items: int, columns: int) -> int:
     """How many of `items` are compared at once, with `columns` independent comparisons beside one another."""
     return max(2, min(items, 1 + 2 * PAIRS_AT_ONCE // max(1, items * -(-columns // 64) * 64)))
@@ -46,7 +61,7 @@ def level_rounds(items: int, columns: int) -> int:
 
 async def largest(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     """The largest along an axis. Exact. 8 + ceil(log2(n - 1)) rounds for n items of a small tensor, else 8 a level."""
-    value, _ = await _winner(protocol, _items(x, axis), indexed=False)
+    value, _, _ = await _winner(protocol, _items(x, axis), indexed=False)
     return Number(value.reshape(_without(x.shape, axis)), x.fraction)
 
 
@@ -63,7 +78,7 @@ async def argmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     if 1 < n == group_size(n, columns):  # then nobody needs the largest itself
         index = await _index_of(protocol, await _hot(protocol, items), columns)
     else:
-        _, index = await _winner(protocol, items, indexed=True)
+        _, index, _ = await _winner(protocol, items, indexed=True)
     return Number(index.reshape(_without(x.shape, axis)), 0)
 
 
@@ -74,7 +89,7 @@ async def argmin(protocol: Protocol, x: Number, axis: int = -1) -> Number:
 
 async def max_with_index(protocol: Protocol, x: Number, axis: int = -1) -> tuple[Number, Number]:
     """Both the largest and where it is, as `torch.max` gives them. Exact. Rounds as for the largest."""
-    value, index = await _winner(protocol, _items(x, axis), indexed=True)
+    value, index, _ = await _winner(protocol, _items(x, axis), indexed=True)
     shape = _without(x.shape, axis)
     return Number(value.reshape(shape), x.fraction), Number(index.reshape(shape), 0)
 
@@ -88,7 +103,16 @@ async def max_pool2d(
     padding: tuple[int, int] = (0, 0),
 ) -> Number:
     """The largest of each window of images (..., h, w). Exact. Rounds as for the largest of a window's items."""
-    return await largest(protocol, padded_windows(protocol, x, kernel, stride or kernel, padding), 0)
+    return (await pooled(protocol, x, kernel, stride=stride or kernel, padding=padding))[0]
+
+
+async def pooled(
+    protocol: Protocol, x: Number, kernel: tuple[int, int], *, stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[Number, Winners]:
+    """The same, and who won in each window."""
+    taken = padded_windows(protocol, x, kernel, stride, padding)
+    value, _, winners = await _winner(protocol, _items(taken, 0), indexed=False)
+    return Number(value.reshape(taken.shape[1:]), x.fraction), winners
 
 
 def padded_windows(
@@ -129,30 +153,22 @@ def put_back(
     return whole[..., up : up + shape[-2], left : left + shape[-1]]
 
 
-async def at_largest(protocol: Protocol, x: Number, value: Number) -> Number:
-    """Along axis 0: `value`, which has the shape of the largest, where the first of the largest is, 0 elsewhere. Exact. Rounds
-    as for the largest, and 2 a level: down from the last level, each group hands on what it has to the item that won."""
-    items = x.raw.reshape((x.shape[0], -1))
-    levels: list[tuple[Bits, int, int]] = []
-    columns = items.shape[1]
-    while (n := items.shape[0]) > 1:
-        size = group_size(n, columns)
-        count = n // size
-        grouped = _groups(items, count, size)
-        planes = await _hot(protocol, grouped)
-        levels.append((planes, count, size))
-        if count == 1 and n == size:  # then nobody needs the largest itself
-            break
-        picked = await chosen(protocol, planes, [grouped[k] - grouped[0] for k in range(1, size)])
-        best = functools.reduce(Shared.__add__, picked, grouped[0])
-        items = joined([best.reshape((count, columns)), items[count * size :]])
+async def winners_of(protocol: Protocol, x: Number) -> Winners:
+    """Who wins along axis 0. Rounds as for the largest."""
+    return (await _winner(protocol, _items(x, 0), indexed=False))[2]
+
+
+async def at_largest(protocol: Protocol, winners: Winners, value: Number) -> Number:
+    """Along a new axis 0: `value`, which has the shape of the largest, where the first of the largest is, and 0 elsewhere. Exact.
+    2 rounds a level: down from the last one, each group hands on what it has to the item that won."""
     held = value.raw.reshape((1, -1))
-    for planes, count, size in reversed(levels):
+    columns = held.shape[1]
+    for planes, count, size in reversed(winners.levels):
         own, rest = held[:count].reshape((count * columns,)), held[count:]
         won = await chosen(protocol, planes, [own] * (size - 1))
         first = own - functools.reduce(Shared.__add__, won)
         held = joined([_apart(stacked([first, *won]), count, size), rest])
-    return Number(held.reshape(x.shape), value.fraction)
+    return Number(held.reshape((held.shape[0], *value.shape)), value.fraction)
 
 
 def _items(x: Number, axis: int) -> Shared:
@@ -167,18 +183,20 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-async def _winner(protocol: Protocol, x: Shared, *, indexed: bool) -> tuple[Shared, Shared]:
-    """The largest of each column of (n, columns), and its index where that is wanted."""
+async def _winner(protocol: Protocol, x: Shared, *, indexed: bool) -> tuple[Shared, Shared, Winners]:
+    """The largest of each column of (n, columns), its index where that is wanted, and who won."""
     n, columns = x.shape
     whole = np.broadcast_to(np.arange(n, dtype=np.uint64)[:, np.newaxis], (n, columns))
     index = protocol.constant(np.ascontiguousarray(whole))
-    first = True
+    levels: list[Level] = []
     while x.shape[0] > 1:
+        first = not levels
         n = x.shape[0]
         size = group_size(n, columns)
         count = n // size
         grouped = [_groups(value, count, size) for value in (x, index)]
         planes = await _hot(protocol, grouped[0])
+        levels.append(Level(planes, count, size))
         taken = [value[k] - value[0] for value in (grouped if indexed and not first else grouped[:1]) for k in range(1, size)]
         # The first level's indices are public, so that its bits need to become numbers only.
         if indexed and first:
@@ -196,8 +214,7 @@ async def _winner(protocol: Protocol, x: Shared, *, indexed: bool) -> tuple[Shar
         rest = count * size
         x = joined([value.reshape((count, columns)), x[rest:]])
         index = joined([(grouped[1][0] + moved).reshape((count, columns)), index[rest:]])
-        first = False
-    return x[0], index[0]
+    return x[0], index[0], Winners(tuple(levels))
 
 
 async def _index_of(protocol: Protocol, hot: Bits, columns: int) -> Shared:

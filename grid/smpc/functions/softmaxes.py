@@ -44,6 +44,12 @@ async def softmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     """
     powers, summed, steps = await _exponentials(protocol, await _less_largest(protocol, fixed(x), axis), axis)
     d, hot = await _normalised(protocol, summed, steps)
+    return await _quotients(protocol, powers, d, hot)
+
+
+async def _quotients(protocol: Protocol, powers: Shared, d: Shared, hot: Sequence[Shared]) -> Number:
+    """Exponentials over their sum. 12 rounds."""
+    steps = len(hot)
     scale = _weighted(hot, [1 << (steps - 1 - k) for k in range(steps)])
     scaled, inverse = await protocol.together(
         lambda mine: mine.multiply(powers, broadcast(scale, powers.shape)),
@@ -61,8 +67,24 @@ async def log_softmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     less = await _less_largest(protocol, fixed(x), axis)
     _, summed, steps = await _exponentials(protocol, less, axis)
     d, hot = await _normalised(protocol, summed, steps)
-    whole = _weighted(hot, [int(public((k + 1) * math.log(2), FRACTION_BITS)) for k in range(steps)])
+    return await _logarithms(protocol, less, d, hot)
+
+
+async def _logarithms(protocol: Protocol, less: Shared, d: Shared, hot: Sequence[Shared]) -> Number:
+    """Of those quotients, whose exponents are given. 9 rounds."""
+    whole = _weighted(hot, [int(public((k + 1) * math.log(2), FRACTION_BITS)) for k in range(len(hot))])
     return Number(less - broadcast(await polynomial(protocol, d, LOG) + whole, less.shape))
+
+
+async def log_softmax_beside_softmax(protocol: Protocol, x: Number, axis: int = -1) -> tuple[Number, Number]:
+    """Both, in the rounds of softmax: the gradient of the first is made of the second."""
+    less = await _less_largest(protocol, fixed(x), axis)
+    powers, summed, steps = await _exponentials(protocol, less, axis)
+    d, hot = await _normalised(protocol, summed, steps)
+    logarithms, quotients = await protocol.together(
+        lambda mine: _logarithms(mine, less, d, hot), lambda mine: _quotients(mine, powers, d, hot)
+    )
+    return logarithms, quotients
 
 
 async def _less_largest(protocol: Protocol, x: Number, axis: int) -> Shared:

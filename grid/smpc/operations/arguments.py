@@ -25,8 +25,8 @@ from grid.smpc.protocol import FRACTION_BITS, Protocol
 from grid.smpc.steps import Work
 from grid.tensors.ops import Bound, Op
 
-Result = Secret | None
-"""None stands for a result that is `Absent`."""
+Result = Secret | Value | None
+"""A `Value` has something `beside`; None stands for a result that is `Absent`."""
 
 
 class Arguments:
@@ -35,9 +35,13 @@ class Arguments:
     `results` are meta tensors: the shapes and dtypes that torch gives.
     """
 
-    def __init__(self, bound: Bound, results: Sequence[Tensor], values: Mapping[int, Value | Tensor]) -> None:
+    def __init__(
+        self, bound: Bound, results: Sequence[Tensor], values: Mapping[int, Value | Tensor], *, derives: bool = False
+    ) -> None:
         self.bound, self.results = bound, results
         self._values = dict(values)
+        self.derives = derives
+        """Whether it is known that a gradient is computed of the results."""
 
     @property
     def op(self) -> Op:
@@ -127,7 +131,8 @@ class Arguments:
         if not wanted:
             return self
         made = [await next(iter(wanted.values()))(protocol)] if len(wanted) == 1 else await protocol.together(*wanted.values())
-        return Arguments(self.bound, self.results, self._values | dict(zip(wanted, made, strict=True)))
+        values = self._values | dict(zip(wanted, made, strict=True))
+        return Arguments(self.bound, self.results, values, derives=self.derives)
 
 
 def _to_bits(value: Value) -> Callable[[Protocol], Work[Value]]:

@@ -49,7 +49,10 @@ def _times(slope: Slope) -> Kernel:
 
 
 async def _threshold(p: Protocol, a: Arguments) -> Result:
-    above = await comparisons.greater(p, a.number(p, "self"), as_number(p, a["threshold"]))
+    x = a["self"]
+    above = x.beside if isinstance(x, Value) and a["threshold"] == 0 else None
+    if not isinstance(above, Boolean):
+        above = await comparisons.greater(p, as_number(p, x), as_number(p, a["threshold"]))
     return await _kept(p, above, _grad(p, a))
 
 
@@ -203,9 +206,12 @@ async def _softmax(p: Protocol, a: Arguments) -> Result:
 
 async def _log_softmax(p: Protocol, a: Arguments) -> Result:
     """g - e**y sum(g)."""
-    y, grad = a.number(p, "output"), _grad(p, a)
-    total = await arithmetic.total(p, grad, a["dim"] if y.shape else None, keepdims=True)
-    return await arithmetic.subtract(p, grad, await arithmetic.multiply(p, await exponential.exp(p, y), total))
+    output, grad = a["output"], _grad(p, a)
+    power = output.beside if isinstance(output, Value) else None
+    if not isinstance(power, Number):
+        power = await exponential.exp(p, as_number(p, output))
+    total = await arithmetic.total(p, grad, a["dim"] if power.shape else None, keepdims=True)
+    return await arithmetic.subtract(p, grad, await arithmetic.multiply(p, power, total))
 
 
 def _size(factor: int) -> Callable[[Arguments], int]:

@@ -14,7 +14,7 @@ from grid.smpc.link import Words
 from grid.smpc.numbers import Number
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, axes_of, elements, gathered
 from grid.smpc.operations.products import matrix_product
-from grid.smpc.operations.values import Value
+from grid.smpc.operations.values import Absent, Value
 from grid.smpc.operations.views import tensor_of, words_of
 from grid.smpc.protocol import Protocol
 from grid.smpc.steps import Work
@@ -31,6 +31,13 @@ def _along(function: Callable[..., Work[Number]]) -> Kernel:
         return await function(p, x, a["dim"])
 
     return kernel
+
+
+async def _log_softmax(p: Protocol, a: Arguments) -> Result | Sequence[Result]:
+    if not a.derives or not a.shape:
+        return await _along(softmaxes.log_softmax)(p, a)
+    made, quotients = await softmaxes.log_softmax_beside_softmax(p, a.number(p, "self"), a["dim"])
+    return Value(made.raw, a.dtype, beside=quotients)
 
 
 async def _log_sum_exp(p: Protocol, a: Arguments) -> Result:
@@ -65,7 +72,8 @@ def _stride(a: Arguments) -> tuple[int, int]:
 
 async def _max_pool(p: Protocol, a: Arguments) -> Sequence[Result]:
     size, stride, padding = _sides(a, "kernel_size"), _stride(a), _sides(a, "padding")
-    return [await extremes.max_pool2d(p, a.number(p, "self"), size, stride=stride, padding=padding), None]
+    value, winners = await extremes.pooled(p, a.number(p, "self"), size, stride=stride, padding=padding)
+    return [value, Value(Absent(a.shape), torch.int64, beside=winners)]
 
 
 async def _average_pool(p: Protocol, a: Arguments) -> Result:
@@ -116,10 +124,12 @@ def _check_adaptive(a: Arguments) -> None:
 
 
 async def _max_pool_backward(p: Protocol, a: Arguments) -> Result:
-    """Each window's gradient to the first of its largest, which comparisons find anew."""
+    """Each window's gradient to the first of its largest, which comparisons find anew where nobody knows it any more."""
     x, size, stride, padding = a.number(p, "self"), _sides(a, "kernel_size"), _stride(a), _sides(a, "padding")
-    taken = extremes.padded_windows(p, x, size, stride, padding)
-    spread = await extremes.at_largest(p, taken, a.number(p, "grad_output"))
+    found = a["indices"].beside if isinstance(a["indices"], Value) else None
+    if not isinstance(found, extremes.Winners):
+        found = await extremes.winners_of(p, extremes.padded_windows(p, x, size, stride, padding))
+    spread = await extremes.at_largest(p, found, a.number(p, "grad_output"))
     return spread.each(lambda part: extremes.put_back(part, x.shape, size, stride, padding))
 
 
@@ -197,7 +207,7 @@ _SOFTMAX = Form(_along(softmaxes.softmax), ("softmax",), check=_check_softmax, p
 FORMS: Mapping[str, Form] = {
     "_softmax.default": _SOFTMAX,
     "_safe_softmax.default": _SOFTMAX,
-    "_log_softmax.default": Form(_along(softmaxes.log_softmax), ("log_softmax",), check=_check_softmax, peak=_exponentials),
+    "_log_softmax.default": Form(_log_softmax, ("log_softmax",), check=_check_softmax, peak=_exponentials),
     "logsumexp.default": Form(_log_sum_exp, ("log_softmax",), check=_check_softmax, peak=_exponentials),
     "max_pool2d_with_indices.default": Form(_max_pool, ("max_pool2d",), check=_check_pool, peak=_windows),
     "avg_pool2d.default": Form(_average_pool, ("avg_pool2d",), check=_check_pool, peak=_windows),

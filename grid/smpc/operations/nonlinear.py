@@ -8,11 +8,18 @@ import numpy as np
 
 from grid.errors import OpNotSupported
 from grid.smpc.functions import activations, arithmetic, comparisons
-from grid.smpc.numbers import Number
+from grid.smpc.numbers import Boolean, Number
 from grid.smpc.operations.arguments import Arguments, Form, Result, as_number, as_public
 from grid.smpc.operations.elementwise import of_one, times_size
 from grid.smpc.operations.values import Value
 from grid.smpc.protocol import Protocol
+
+
+async def _relu(p: Protocol, a: Arguments) -> Result:
+    """With where it is above 0, strictly: there its gradient is 1."""
+    x = a.number(p, "self")
+    above = Boolean(await p.negative(-x.raw), x.shape)
+    return Value(await p.choose(above.bits, x.raw), a.dtype, beside=above)
 
 
 async def _threshold(p: Protocol, a: Arguments) -> Result:
@@ -104,7 +111,7 @@ _EXP, _ACTIVATION = times_size(6), times_size(3)
 
 FORMS: Mapping[str, Form] = {
     "threshold.default": Form(_threshold, ("greater", "where")),
-    "relu.default": Form(of_one(comparisons.relu), ("relu",)),
+    "relu.default": Form(_relu, ("relu",)),
     "leaky_relu.default": Form(_leaky_relu, ("leaky_relu",)),
     "sigmoid.default": Form(of_one(activations.sigmoid), ("sigmoid",), peak=_ACTIVATION),
     "tanh.default": Form(of_one(activations.tanh), ("tanh",), peak=_ACTIVATION),

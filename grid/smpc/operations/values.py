@@ -13,10 +13,11 @@ import torch
 
 from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import comparisons
+from grid.smpc.functions.extremes import Winners
 from grid.smpc.link import Words
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.protocol import FRACTION_BITS, Protocol
-from grid.smpc.shares import Shared
+from grid.smpc.shares import Bits, Shared
 
 Secret = Number | Boolean
 
@@ -28,6 +29,11 @@ def fraction_bits(dtype: torch.dtype) -> int:
     if dtype.is_complex:
         raise InvalidRequest(f"{dtype} values cannot be shared")
     return FRACTION_BITS if dtype.is_floating_point else 0
+
+
+def _nbytes(held: Shared | Bits | Secret) -> int:
+    shares = held.raw if isinstance(held, Number) else held.bits if isinstance(held, Boolean) else held
+    return sum(part.nbytes for part in shares.parts)
 
 
 def _kept(part: Words) -> Words:
@@ -51,11 +57,15 @@ class Value:
 
     `extra` are fraction bits beyond those of the dtype: of squares that are summed up, and of their roots, which optimizers
     divide by. An operation that does not take them gets the value without them, and so does whoever it is opened to.
+
+    `beside` is what making it has found that its gradient needs, too: of a relu where it is above 0, of a log-softmax the
+    softmax, of the positions in a max-pool who won.
     """
 
     content: Shared | Boolean | Absent
     dtype: torch.dtype
     extra: int = 0
+    beside: Boolean | Number | Winners | None = None
 
     @classmethod
     def of(cls, secret: Secret, dtype: torch.dtype) -> Value:
@@ -97,10 +107,10 @@ class Value:
     @property
     def nbytes(self) -> int:
         """Of this party's components."""
-        if isinstance(self.content, Absent):
-            return 0
-        parts = self.content.bits.parts if isinstance(self.content, Boolean) else self.content.parts
-        return sum(part.nbytes for part in parts)
+        own = 0 if isinstance(self.content, Absent) else _nbytes(self.content)
+        if isinstance(self.beside, Winners):
+            return own + sum(_nbytes(level.planes) for level in self.beside.levels)
+        return own + (0 if self.beside is None else _nbytes(self.beside))
 
     async def numeric(self, protocol: Protocol) -> Value:
         """The same value as ring elements of the dtype's scale: truth values become 0 and 1. 2 rounds for bits and for a value

@@ -181,6 +181,15 @@ _VIEWS = (
 )
 _WRITTEN = ("select_scatter.default", "slice_scatter.default", "scatter_add.default")
 
+_NUMBERS = {
+    **{f"{kind}.default": value for kind, value in (("zeros_like", 0), ("ones_like", 1), ("full_like", None), ("empty_like", 0))},
+    **{f"{kind}.default": value for kind, value in (("new_zeros", 0), ("new_ones", 1), ("new_full", None), ("new_empty", 0))},
+    "new_empty_strided.default": 0,
+    "fill.Scalar": None,
+}
+CONSTANTS = frozenset(f"aten.{name}" for name in _NUMBERS)
+"""Operations whose results depend on shapes alone."""
+
 FORMS: Mapping[str, Form] = {
     "view.default": Form(_viewed, secret=("self",), either=("self",)),
     "_unsafe_view.default": Form(_viewed, secret=("self",), either=("self",)),
@@ -203,12 +212,5 @@ FORMS: Mapping[str, Form] = {
         for name in ("upsample_nearest2d", "reflection_pad2d", "replication_pad2d")
     },
     "cumsum.default": Form(_cumulative, ("cumsum",)),
-    "fill.Scalar": Form(_constant(None), secret=("self",), either=("self",)),
-    **{
-        f"{name}.default": Form(_constant(value), either=("self",))
-        for name, value in (
-            *(("zeros_like", 0), ("ones_like", 1), ("full_like", None), ("empty_like", 0)),
-            *(("new_zeros", 0), ("new_ones", 1), ("new_full", None), ("new_empty", 0), ("new_empty_strided", 0)),
-        )
-    },
+    **{name: Form(_constant(value), secret=("self",), either=("self",)) for name, value in _NUMBERS.items()},
 }
