@@ -175,6 +175,22 @@ def test_rows_of_an_empty_table_are_refused() -> None:
             completed(Call("aten.embedding.default", [table, index], {}, most=MOST).run(Plain()))
 
 
+@pytest.mark.parametrize(("kernel", "stride", "side"), [(3, 2, 5), (2, 1, 3)])
+def test_positions_of_another_pool_do_not_count(kernel: int, stride: int, side: int) -> None:
+    """Who won there is kept beside them; here it is found anew."""
+    x, grad = torch.randn(1, 1, side, side, requires_grad=True), torch.ones(1, 1, 2, 2)
+    F.max_pool2d(x, kernel, stride).backward(grad)
+    own, other = ([kernel] * 2, [stride] * 2), ([1, 2], [2, 2])
+    pool = "aten.max_pool2d_with_indices"
+    image = secret(1, 1, 4, 4)
+    _, positions = completed(Call(f"{pool}.default", [image, *other, [0, 0], [1, 1], False], {}, most=MOST).run(Plain()))
+    held = [Value(Shared(encode(one.detach())), torch.float32) for one in (grad, x)]
+    (found,) = completed(
+        Call(f"{pool}_backward.default", [*held, *own, [0, 0], [1, 1], False, positions], {}, most=MOST).run(Plain())
+    )
+    assert x.grad is not None and (found.shared.parts[0] == encode(x.grad)).all()
+
+
 def test_a_loss_of_nothing_has_a_gradient_of_nothing() -> None:
     (found,) = completed(
         Call("aten.mse_loss_backward.default", [secret(), torch.ones(()), secret(0), 1], {}, most=MOST).run(Plain())

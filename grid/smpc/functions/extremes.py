@@ -43,6 +43,11 @@ class Winners(NamedTuple):
 
     levels: tuple[Level, ...]
 
+    @property
+    def items(self) -> int:
+        """How many there were."""
+        return 1 + sum(level.groups * (level.size - 1) for level in self.levels)
+
 
 def group_size(items: int, columns: int) -> int:
     """How many of `items` are compared at once, with `columns` independent comparisons beside one another."""

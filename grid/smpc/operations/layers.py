@@ -127,7 +127,7 @@ async def _max_pool_backward(p: Protocol, a: Arguments) -> Result:
     """Each window's gradient to the first of its largest, which comparisons find anew where nobody knows it any more."""
     x, size, stride, padding = a.number(p, "self"), _sides(a, "kernel_size"), _stride(a), _sides(a, "padding")
     found = a["indices"].beside if isinstance(a["indices"], Value) else None
-    if not isinstance(found, extremes.Winners):
+    if not isinstance(found, extremes.Winners) or found.items != math.prod(size):  # else they are another pool's
         found = await extremes.winners_of(p, extremes.padded_windows(p, x, size, stride, padding))
     spread = await extremes.at_largest(p, found, a.number(p, "grad_output"))
     return spread.each(lambda part: extremes.put_back(part, x.shape, size, stride, padding))
