@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,7 +115,11 @@ def test_losses_stay_beside_those_of_plain_torch(trio: Any, name: str) -> None:
     assert abs(found["loss"] - found["plain_loss"]) < found["bound"] / 5
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad])
+@pytest.mark.parametrize(
+    "kind",
+    [torch.optim.Adam, functools.partial(torch.optim.Adam, amsgrad=True), torch.optim.RMSprop, torch.optim.Adagrad],
+    ids=["Adam", "amsgrad", "RMSprop", "Adagrad"],
+)
 def test_unmodified_optimizers_divide_by_roots_of_small_squares(trio: Any, kind: Any) -> None:
     sizes = torch.tensor([1e-4, 1e-3, 0.01, 0.1, 1.0, 0.0])
     weights = [nn.Parameter(trio.share(torch.ones(6))), nn.Parameter(torch.ones(6))]
