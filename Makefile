@@ -14,7 +14,7 @@ TEST_JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test browser-test containers-test compose-secrets fuzz check docs bench clean
+.PHONY: install demo test browser-test network-test containers-test compose-secrets fuzz check docs bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -33,6 +33,10 @@ test: $(STAMP)
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pytest tests/browser --browser-tests $(PYTEST_ARGS)
+
+# Needs root, for network namespaces of its own.
+network-test: $(STAMP)
+	$(BIN)/python -m pytest tests/faults --network-tests $(PYTEST_ARGS)
 
 # Builds nothing: the images that compose.yaml names must be there (docs/how-to/deploy-with-compose.md).
 containers-test: $(STAMP)

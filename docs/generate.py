@@ -21,7 +21,7 @@ Made from the pages themselves by `make docs`. Where to begin: [the README](../R
 """
 
 SECTIONS = {
-    "tutorial": "Tutorials: read in order; every block of code runs as it stands",
+    "tutorial": "Tutorials: read in order; a test runs every block of code",
     "how-to": "How to",
     "": "About",
     "reference": "Reference, made from the code",
@@ -43,10 +43,16 @@ def index_page() -> str:
     """`docs/index.md`: every other page with its title and first sentence."""
     parts = [HEAD]
     for folder, heading in SECTIONS.items():
-        pages = sorted(path for path in (DOCS / folder).glob("*.md") if path != DOCS / "index.md")
+        pages = sorted((path for path in (DOCS / folder).glob("*.md") if path != DOCS / "index.md"), key=_place)
         if pages:
             parts.append(f"## {heading}\n\n" + "\n".join(map(_line, pages)) + "\n")
     return "\n".join(parts)
+
+
+def _place(page: Path) -> tuple[int, str]:
+    """Where a page stands among those of its folder: by its number, if it has one, then by name."""
+    number = page.name.partition("-")[0]
+    return int(number) if number.isdigit() else 0, page.name
 
 
 def _line(page: Path) -> str:

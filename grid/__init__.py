@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from grid import testing as testing
     from grid.client import api
     from grid.client.blocking import connect as connect
+    from grid.client.fixed_precision import fix_precision as fix_precision
+    from grid.client.hooking import hook as hook
+    from grid.client.hooking import unhook as unhook
+    from grid.client.links import Link as Link
     from grid.client.sums import sum as sum
     from grid.plans.ir import Plan as Plan
     from grid.plans.optimizers import SGD as SGD
@@ -51,14 +55,21 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "AdamW": ("grid.plans.optimizers", "AdamW"),
     "aio": ("grid.client.api", ""),
     "connect": ("grid.client.blocking", "connect"),
+    "fix_precision": ("grid.client.fixed_precision", "fix_precision"),
+    "hook": ("grid.client.hooking", "hook"),
+    "Link": ("grid.client.links", "Link"),
     "plan": ("grid.plans.trace", "plan"),
     "Plan": ("grid.plans.ir", "Plan"),
     "SGD": ("grid.plans.optimizers", "SGD"),
     "sum": ("grid.client.sums", "sum"),
     "testing": ("grid.testing", ""),
     "trace": ("grid.plans.trace", "trace"),
+    "unhook": ("grid.client.hooking", "unhook"),
 }
 """Public name -> (module, name in it); an empty name is the module itself."""
+
+BESIDE = dict.fromkeys(("Plan", "plan", "trace"), "grid.smpc.rehearsal")
+"""Public name -> a module that is loaded with it: `Plan.cost` asks a layer above its own."""
 
 __all__ = [*EXPORTS, "__version__"]
 
@@ -68,6 +79,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'grid' has no attribute {name!r}; it has {', '.join(sorted(EXPORTS))}")
     module_name, attribute = EXPORTS[name]
     module = importlib.import_module(module_name)
+    if name in BESIDE:
+        importlib.import_module(BESIDE[name])
     value = vars(module)[attribute] if attribute else module
     globals()[name] = value
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,23 +11,32 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run side by side, and start processes: threads of torch that spin for one another take twice the time of everything.
+
 LASTING_THREADS = (
     *("grid", "asyncio_", "asyncio-waitpid", "uvloop_", "ThreadPoolExecutor", "pytest_timeout", "QueueFeederThread", "Dummy"),
 )
 """Threads by the start of their name that live as long as the process, or end by themselves soon after their owner."""
 
 
+OPTIONAL = {
+    "browser": ("--browser-tests", "run the tests that drive a real browser, and need one"),
+    "containers": ("--containers", "run the tests that drive a container engine, and need one"),
+    "network": ("--network-tests", "run the tests in network namespaces, which root can make"),
+}
+"""Markers of tests that are run where they are asked for."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--browser-tests", action="store_true", help="run the tests that drive a real browser, and need one")
+    for option, text in OPTIONAL.values():
+        parser.addoption(option, action="store_true", help=text)
     parser.addoption("--fuzz-frames", type=int, default=8000, help="mutated frames that tests/fuzz sends in all")
     parser.addoption("--fuzz-seed", type=int, default=2026, help="the seed that they are made from")
 
 
-    parser.addoption("--containers", action="store_true", help="run the tests that drive a container engine, and need one")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker, option in (("browser", "--browser-tests"), ("containers", "--containers")):
+    for marker, (option, _) in OPTIONAL.items():
         unasked = [] if config.getoption(option) else [item for item in items if item.get_closest_marker(marker)]
         if unasked:
             config.hook.pytest_deselected(items=unasked)

@@ -10,10 +10,12 @@ from typing import Any
 
 import grid
 from grid.client.blocking import Client
+from grid.client.committee import Committee
 from grid.client.datasets import Dataset
 from grid.client.modules import RemoteModule
 from grid.client.nodes import Node
 from grid.client.tensors import RemoteTensor
+from grid.client.traces import Trace
 from grid.plans.trace import TracedFunction
 from grid.testing import LocalGrid
 
@@ -32,6 +34,8 @@ GIVEN = {
     "Remote tensor": (RemoteTensor, "What `node.send`, datasets, plans and operations on other remote tensors give."),
     "Remote module": (RemoteModule, "What `node.send(module)` gives, beside what the module had before."),
     "Traced function": (TracedFunction, "What `@grid.plan` gives."),
+    "Committee": (Committee, "What `g.committee` gives."),
+    "Trace": (Trace, "What `trio.run(..., trace=True)` of a committee gives."),
 }
 """Title -> class and where it comes from."""
 
@@ -40,8 +44,13 @@ TORCHS_OWN = frozenset({"data", "to", "cpu", "cuda", "item", "tolist", "numpy", 
 }  # fmt: skip
 """Methods of a remote tensor that torch documents; the page says nothing new of them."""
 
-INTERNAL = frozenset({"over", "connection", "run_plan", "dry_runs", "encoding", "first_step_value", "leaves_of", "of", "run_on"})
+INTERNAL = frozenset({"over", "connection", "run_plan", "dry_runs", "encoding", "first_step_value", "leaves_of", "of"}) | {
+    "run_on", "costing", "examples",
+}  # fmt: skip
 """Methods that other parts of the package call, and users do not."""
+
+OF_AN_OUTBOX = frozenset({"emit", "free", "read", "open_to", "move", "place"})
+"""What tensors on shares ask their committee for."""
 
 
 class Dots:
@@ -83,7 +92,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("grid."):
             seen |= {name: value for name, value in vars(base).items() if not name.startswith("_") and _is_shown(value)}
-    skipped = INTERNAL | (TORCHS_OWN if cls is RemoteTensor else frozenset())
+    skipped = INTERNAL | {RemoteTensor: TORCHS_OWN, Committee: OF_AN_OUTBOX}.get(cls, frozenset())
     yield from sorted((name, value) for name, value in seen.items() if name not in skipped)
 
 

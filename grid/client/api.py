@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from grid.client.chain import CLIENTS
 from grid.client.committee import Committee, open_committee
 from grid.client.connection import NodeConnection
 from grid.client.datasets import Dataset, Datasets
@@ -81,7 +82,9 @@ class Client:
         self.me = me
         self._trust = trust
         self._shapes = Shapes()
-        self._roster = Roster(self._connection)
+        self._roster = Roster(self._connection, self.gather)
+        self._committees: dict[frozenset[str], Committee] = {}
+        self._gathering = asyncio.Lock()
         self._connections: dict[PeerId, NodeConnection] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -106,6 +109,7 @@ class Client:
         except BaseException:
             await self.close()
             raise
+        CLIENTS.add(self)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -114,6 +118,7 @@ class Client:
     async def close(self) -> None:
         """Leave the grid; nodes forget this client's values. May be called twice."""
         self._closed = True
+        CLIENTS.discard(self)
         self._stop.set()
         if self._life is not None:
             await asyncio.wait([self._life])
@@ -257,7 +262,7 @@ class Client:
         """
         if len(names) != 3 or len(set(names)) != 3:
             raise InvalidRequest('a committee has three different nodes, such as g.committee("alice", "bob", "carol")')
-        return await open_committee(
+        made = await open_committee(
             [self._connection(self._roster.find(name)) for name in names],
             committee=CommitteeId(id or random_id()),
             clients=tuple(map(PeerId, clients)) or (self.me.id,),
@@ -268,6 +273,22 @@ class Client:
             find=lambda name: self._connection(self._roster.find(name)),
             me=self.me.id,
         )
+        if made.clients == (self.me.id,):
+            self._committees[frozenset(one.id for one in made.sites)] = made
+        return made
+
+    def gather(self, places: Sequence[Any]) -> Any:
+        """The committee for `x.share(alice, bob, carol)`: the latest one of these nodes that this client has opened for itself,
+        where it is still there, else a new one. `places`: nodes or names. In an asynchronous client, an awaitable."""
+        nodes = [self._roster.find(one) if isinstance(one, str) else one for one in places]
+        if not all(isinstance(one, Node) and one._roster is self._roster for one in nodes):
+            raise InvalidRequest("share takes three nodes of one client, such as g.nodes['alice'], their names, or a committee")
+        return self._wait(self._gathered([one.name for one in nodes]))
+
+    async def _gathered(self, names: Sequence[str]) -> Committee:
+        async with self._gathering:
+            known = self._committees.get(frozenset(self._roster.find(name).id for name in names))
+            return known if known is not None and known.is_open() and len(names) == 3 else await self.committee(*names)
 
     # ------------------------------------------------------------ facts
 

@@ -10,14 +10,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from grid.client.connection import NodeConnection, Site
 from grid.client.dispatch import Handle, Place
+from grid.client.fixed_precision import FixedTensor, plain, words_of
 from grid.client.flow import Home
+from grid.client.links import Linked
 from grid.client.modules import SharedModule, send_module
 from grid.client.offers import Offer
 from grid.client.origins import Origin, describe, origin
@@ -29,19 +31,17 @@ from grid.client.tensors import RemoteTensor
 from grid.crypto.keys import fresh_seed
 from grid.crypto.prg import ring_elements
 from grid.errors import (
-    ExecutionFailed,
     GridError,
     InvalidRequest,
     OpNotSupported,
     WireError,
 )
 from grid.ids import CommitteeId, ObjectId, PeerId, PlanId, TransferId
-from grid.plans.ir import Plan
+from grid.plans.ir import Plan, PlanCost
 from grid.plans.trees import unflatten
 from grid.smpc import rehearsal
 from grid.smpc.interpreter import find, fraction_bits
 from grid.smpc.programs import request_numbers
-from grid.smpc.rehearsal import PlanCost
 from grid.smpc.replicated.opening import digest
 from grid.tensors import fixed
 from grid.tensors.buffers import short_dtype, to_frame, torch_dtype
@@ -53,6 +53,7 @@ from grid.wire.messages import (
     GetShare,
     Inline,
     Message,
+    MoveShares,
     OfferShares,
     Ok,
     OpenCommittee,
@@ -117,6 +118,15 @@ class Committee:
         """The names of its nodes, in the order of their ranks."""
         return self._names
 
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Its nodes."""
+        return tuple(one.place for one in self._connections)  # type: ignore[misc]
+
+    def is_open(self) -> bool:
+        """Whether it still can be asked for something, as far as is known here."""
+        return not self._closed and not self._requests.is_lost and all(one.flow.error is None for one in self._connections)
+
     def share(self, value: Any) -> Any:
         """The value on shares. A local tensor is split here, and no node sees more than random numbers; one at a node is split
         there, if its owner's rules let it be shared. Of a module, a new one whose parameters and buffers are on shares (other
@@ -128,13 +138,16 @@ class Committee:
         return self._share_tensor(value)
 
     def _share_tensor(self, value: Any) -> SharedTensor:
-        if isinstance(value, RemoteTensor):
+        if isinstance(value, Linked):
+            return value.share(self)  # type: ignore[no-any-return]
+        if isinstance(value, RemoteTensor) and not isinstance(value, FixedTensor):
             return self._share_remote(value)
         if not isinstance(value, torch.Tensor):
             kind = type(value).__name__
             raise InvalidRequest(f"a committee shares tensors and modules, not {kind}; torch.as_tensor makes tensors")
         check_size(8 * value.numel())
-        words = _encoded(value)
+        whole = value.child.child if isinstance(value, FixedTensor) else words_of(value)
+        words: Any = whole.numpy().view(np.uint64)
         dtype, shape = short_dtype(value.dtype), tuple(value.shape)
         seeds = (fresh_seed(), fresh_seed())
         flat = words.reshape(-1)
@@ -143,7 +156,7 @@ class Committee:
         parts = ((seeds[0], seeds[1]), (seeds[1], last), (last, seeds[0]))
         made = self._made(value.shape, value.dtype)
         object_id = made._handle.object_id
-        self._runs.examples.keep(object_id, value)
+        self._runs.examples.keep(object_id, plain(value))
 
         def messages(number: int) -> Sequence[Message]:
             return [
@@ -156,7 +169,7 @@ class Committee:
         self._requests.add(Request(messages, "sharing a tensor", origin(3)))
         return made
 
-    def run(self, what: Any, *args: Any, check: bool = False) -> Any:
+    def run(self, what: Any, *args: Any, check: bool = False, trace: bool = False) -> Any:
         """Run a plan, an `@grid.plan` function or a module on shares, as one request: nothing waits on this client.
 
         Arguments are as the plan takes them: tensors on shares of this committee; tensors at nodes, which are shared first; and
@@ -173,9 +186,15 @@ class Committee:
         leave what it is right for, or whose result is another than PyTorch's in double precision, by 1% and 0.005. It cannot
         tell of other values than these, of errors below that which add up over many operations, or of other committees' and
         nodes' own values.
+
+        With `trace`, nothing is sent and no node does anything: the plan runs here, by three parties in this process, on the same
+        values as for `check`, and a `Trace` comes back, which has rounds, bytes, seconds and the largest error of each operation,
+        and the plan's `result` on those values. Print it, or `save` it as a picture.
         """
         plan, leaves = self._runs.plan_of(what, args)
         examples = self._runs.check(plan, leaves) if check else ()
+        if trace:
+            return self._runs.trace(plan, leaves)
         results = self.run_plan(plan, leaves)
         for one, example in zip(results, examples, strict=False):
             if example is not None and isinstance(one, SharedTensor):
@@ -183,8 +202,8 @@ class Committee:
         return unflatten(plan.gives, iter(results))
 
     def cost(self, what: Any, *args: Any) -> PlanCost:
-        """What `run` with these arguments costs: `rounds`, and `bytes_sent` by each node. Nothing is sent. Local tensors count as
-        public; pass shared ones, of any values, for what is to be secret."""
+        """What `run` with these arguments costs, as `Plan.cost`: `rounds`, and `bytes_sent` by each node on average. Nothing is
+        sent. Local tensors count as public; pass shared ones, of any values, for what is to be secret."""
         plan, leaves = self._runs.plan_of(what, args)
         return rehearsal.cost(self._runs.prepared(plan, leaves))
 
@@ -314,10 +333,12 @@ class Committee:
 
     async def read(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
         """Open a value to this client."""
+        return fixed.decode(await self.words(tensor, timeout_s), fraction_bits(tensor.dtype), tensor.dtype)
+
+    async def words(self, tensor: Any, timeout_s: float | None) -> torch.Tensor:
+        """Open a value to this client: its ring elements, int64."""
         replies = await self._opened(tensor, timeout_s, ShareValue)
-        words = self._put_together(replies, tensor.numel())
-        value = torch.from_numpy(words.view(np.int64)).reshape(tensor.shape)
-        return fixed.decode(value, fraction_bits(tensor.dtype), tensor.dtype)
+        return torch.from_numpy(self._put_together(replies, tensor.numel()).view(np.int64)).reshape(tensor.shape)
 
     async def open_to(self, tensor: Any, to: Any, timeout_s: float | None) -> RemoteTensor:
         """Open a value to a node alone: a remote tensor there."""
@@ -352,14 +373,42 @@ class Committee:
 
         return await self._requests.asked(messages, "revealing a value", timeout_s, kind)
 
-    async def move(self, tensor: Any, to: Place, timeout_s: float | None) -> NoReturn:
-        """Shares stay where they are."""
-        raise InvalidRequest("a value on shares does not move; x.reveal() opens it to this client, x.reveal(to=node) to a node")
+    async def move(self, tensor: Any, to: Any, timeout_s: float | None) -> SharedTensor:
+        """The value on shares at another committee."""
+        if not isinstance(to, Committee) or to.shapes is not self.shapes:
+            raise InvalidRequest("a value on shares moves to a committee of this client, g.committee(...), or to three nodes")
+        if to is self:
+            raise InvalidRequest(f"the value is at {self.place.name} already; clone() makes a copy there")
+        to._check_open()
+        self._check_open()
+        made = to._made(tensor.shape, tensor.dtype)
+        source, name = ObjectId(int(tensor._handle.ref)), made._handle.object_id
+        dtype, shape = short_dtype(tensor.dtype), tuple(tensor.shape)
+
+        def moves(number: int) -> Sequence[Message]:
+            message = MoveShares(committee=self.id, number=number, object=source, to=to.id, roster=to._roster, name=name)
+            return [message] * len(self._connections)
+
+        def expects(number: int) -> Sequence[Message]:
+            first, *others = self._roster
+            expect = ExpectShare(
+                committee=to.id, number=number, owner=first, object=name, dtype=dtype, shape=shape, others=tuple(others)
+            )
+            return [expect] * len(to._connections)
+
+        try:
+            await self._requests.asked(moves, "moving a value", timeout_s, Ok)
+        except BaseException:
+            del made  # an error keeps this frame
+            raise
+        to._requests.add(Request(expects, "a value that moves"))
+        return made
 
     def run_plan(self, plan: Plan, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """Call a plan on leaves, some of which may be local, and are public then, or at nodes, and are shared then. Sends it
         before its first call."""
         self._check_open()
+        leaves = [plain(leaf) for leaf in leaves]
         place = origin(2)
         prepared = self._runs.prepared(plan, leaves)
         public = prepared.in_public(leaves)
@@ -413,16 +462,6 @@ class Committee:
                     " them does not follow the protocol"
                 )
         return components[0] + components[1] + components[2]
-
-
-def _encoded(value: torch.Tensor) -> Any:
-    """The value as ring elements. `ExecutionFailed` where it holds what does not fit, which may be said of one's own values."""
-    bits = fraction_bits(value.dtype)
-    try:
-        return fixed.encode(value, bits, 1).cpu().numpy().view(np.uint64)
-    except ExecutionFailed:
-        fits = f"finite and smaller in size than 2**{63 - bits}"
-        raise ExecutionFailed(f"an element of the value cannot be shared: each must be {fits}; scale the value down") from None
 
 
 async def open_committee(

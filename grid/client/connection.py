@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from grid.client.dispatch import Place
+from grid.client.fixed_precision import plain
 from grid.client.flow import Flow, Home, OpenPeer
 from grid.client.origins import Origin, origin
 from grid.client.outgoing import Single
@@ -181,6 +182,7 @@ class NodeConnection:
         """Call a plan on leaves, some of which may be local. Sends it before its first call; nothing is waited for.
 
         With a leaf on shares, it runs in that committee, and those at nodes are shared first."""
+        leaves = [plain(leaf) for leaf in leaves]
         for leaf in leaves:
             if isinstance(leaf, RemoteTensor) and not isinstance(leaf._handle.outbox, NodeConnection):
                 return leaf._handle.outbox.run_plan(plan, leaves)

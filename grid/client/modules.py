@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NoReturn
 import torch
 
 from grid.client.dispatch import Outbox, Place
+from grid.client.fixed_precision import FixedTensor
+from grid.client.links import Linked
 from grid.client.tensors import RemoteTensor
 from grid.display import html
 from grid.errors import InvalidRequest
@@ -96,9 +98,9 @@ class SharedModule(_Elsewhere):
         outbox = _outbox_of(self)
         return outbox.wait(_fetched(self, timeout))
 
-    def get(self, *, timeout: float | None = None) -> NoReturn:
-        """No node has the values: `reveal` opens them."""
-        raise InvalidRequest("get() asks one node for values, and these are on shares: write model.reveal()")
+    def get(self, *, timeout: float | None = None) -> Any:
+        """What `reveal` gives: modules have no chain."""
+        return self.reveal(timeout=timeout)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Values on shares are never written to."""
@@ -178,6 +180,10 @@ def send(value: object, put: Put) -> Any:
     """A remote tensor for a tensor, a module with remote parameters for a module."""
     if isinstance(value, torch.nn.Module):
         return send_module(value, put)
+    if isinstance(value, Linked):
+        return value.child.run(send, (value, put), {})
+    if isinstance(value, FixedTensor):
+        raise InvalidRequest("a node takes ordinary tensors: node.send(x.float_precision())")
     if isinstance(value, RemoteTensor):
         raise InvalidRequest(f"the tensor is at {value.location.name} already; x.move(node) copies it from node to node")
     if not isinstance(value, torch.Tensor):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from grid.client.chain import Member
 from grid.client.connection import NodeConnection, Site
 from grid.client.datasets import COLUMNS, ByName, Dataset, row_of
 from grid.client.modules import send
@@ -22,8 +23,9 @@ NODE_COLUMNS = ("name", "state", "organisation", "datasets", "id")
 class Roster:
     """The nodes that the gateway last told of, by name."""
 
-    def __init__(self, connect: Callable[[Node], NodeConnection]) -> None:
+    def __init__(self, connect: Callable[[Node], NodeConnection], gather: Callable[[Sequence[Any]], Any]) -> None:
         self._connect = connect
+        self.gather = gather
         self._cards: dict[str, NodeCard] = {}
         self._nodes: dict[str, Node] = {}
 
@@ -59,7 +61,7 @@ class Roster:
         return sorted(self._nodes)
 
 
-class Node(Site):
+class Node(Site, Member):
     """A node: where remote tensors are made, and datasets are."""
 
     def __init__(self, roster: Roster, card: NodeCard) -> None:
@@ -114,6 +116,10 @@ class Node(Site):
     def connection(self) -> NodeConnection:
         """The session with it; opened when it is first needed, and again after it was lost."""
         return self._roster.connection(self)
+
+    def gather(self, places: Sequence[Any]) -> Any:
+        """The committee of three nodes of this one's client; what `x.share(alice, bob, carol)` asks for."""
+        return self._roster.gather(places)
 
     def __str__(self) -> str:
         return self.name

@@ -94,6 +94,8 @@ class ShareRequests:
         self._origins: dict[int, tuple[str, Plan | None]] = {}
         self._refused: dict[int, GridError] = {}
         self._dealing: set[asyncio.Future[Message]] = set()
+        self.is_lost = False
+        """Whether a node has said that the committee, or this client's work in it, is over."""
 
     def add(self, entry: Entry) -> None:
         """Queue something: a request, an operation, a call of a plan, or the id of shares to be freed."""
@@ -199,7 +201,7 @@ class ShareRequests:
 
     def _ask(self, message: Message, what: str) -> None:
         for connection in self._connections:
-            connection.flow.ask(message, what, COMMAND_TIMEOUT_S).add_done_callback(_seen)
+            connection.flow.ask(message, what, COMMAND_TIMEOUT_S).add_done_callback(self._seen)
 
     def _send_request(self, request: Request) -> None:
         messages = request.make(self._next)
@@ -210,7 +212,7 @@ class ShareRequests:
             for connection, message in zip(self._connections, messages, strict=True)
         ]
         for answer in answers:
-            answer.add_done_callback(_seen)
+            answer.add_done_callback(self._seen)
         if request.source is not None:
             owner, message, _ = request.source
             dealt = owner.flow.ask(message, request.what, COMMAND_TIMEOUT_S)
@@ -219,6 +221,11 @@ class ShareRequests:
             dealt.add_done_callback(lambda done: self._dealt(owner, object_id, done))
         if request.answers is not None and not request.answers.done():
             request.answers.set_result(answers)
+
+    def _seen(self, answer: asyncio.Future[Message]) -> None:
+        """Errors of operations come with the values that they made fail."""
+        if not answer.cancelled() and isinstance(answer.exception(), QuorumLost | NodeUnavailable):
+            self.is_lost = True
 
     def _note(self, number: int, what: str, place: Origin, count: int = 1, plan: Plan | None = None) -> None:
         self._next = number + count
@@ -302,7 +309,7 @@ async def settled(answers: Sequence[asyncio.Future[Message]]) -> None:
 
 
 def _seen(answer: asyncio.Future[Message]) -> None:
-    """Errors of operations come with the values that they made fail."""
+    """Whoever waits for all of them raises what says most."""
     if not answer.cancelled():
         answer.exception()
 

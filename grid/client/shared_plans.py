@@ -1,8 +1,8 @@
 """Plans and modules that run on shares: what a committee does for `trio.run`, before anything is sent.
 
 A plan is prepared here as the parties prepare it, so what they would refuse is refused at the line that asks for it. What a run
-would do to values can be tried (`check`) on the client's own ones where they are at hand, the mock of a dataset, else standard
-normal numbers.
+would do to values can be tried (`check`, `trace`) on the client's own ones where they are at hand, the mock of a dataset, else
+standard normal numbers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from grid.client.examples import Examples
+from grid.client.fixed_precision import plain
 from grid.client.shared import SharedTensor
 from grid.client.tensors import RemoteTensor
+from grid.client.traces import Trace
 from grid.errors import InvalidRequest
 from grid.plans.checks import leaf_names
 from grid.plans.ir import Plan
 from grid.plans.trace import TracedFunction
+from grid.plans.trees import unflatten
 from grid.smpc import rehearsal
 from grid.smpc.programs import UNLIMITED, Given, Preparations, Prepared
+from grid.smpc.tracing import measured
 
 MAX_NAMED = 20
 """Operations, or arguments, that one error names."""
@@ -41,7 +45,7 @@ class Runs:
         self._modules: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, ...], TracedFunction]]
         self._modules = weakref.WeakKeyDictionary()
         self.examples = Examples()
-        """For `check`, by the id of the object on shares."""
+        """For `check` and `trace`, by the id of the object on shares."""
 
     def plan_of(self, what: Any, args: tuple[Any, ...]) -> tuple[Plan, list[Any]]:
         """The plan that runs `what`, a plan, a traced function or a module, on these arguments; and its leaves."""
@@ -52,7 +56,7 @@ class Runs:
             what = what.trace_for(*args)
         if not isinstance(what, Plan):
             raise InvalidRequest(f"run takes a plan (grid.trace, @grid.plan) or a module, not {type(what).__name__}")
-        return what, what.leaves_of(args)
+        return what, [plain(leaf) for leaf in what.leaves_of(args)]
 
     def _traced(self, module: torch.nn.Module) -> TracedFunction:
         """A module as a function of its parameters and buffers, traced once for each geometry of its inputs."""
@@ -69,10 +73,7 @@ class Runs:
     def check(self, plan: Plan, leaves: Sequence[Any]) -> Sequence[Tensor | None]:
         """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares. Gives its
         results, as examples for what comes of them, where no argument was made up."""
-        examples = [self._example(leaf) for leaf in leaves]
-        unknown = [name for name, one in zip(leaf_names(plan), examples, strict=True) if one is None]
-        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_TAKEN}" if unknown else ""
-        inputs = [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)]
+        inputs, note = self._examples(plan, leaves)
         trial = rehearsal.tried(self.prepared(plan, leaves), inputs)
         if trial.doubts:
             shown = _shortened(trial.doubts, "\n  ")
@@ -86,6 +87,19 @@ class Runs:
             log.warning("the plan %s was checked, but %s", plan.name, note)
             return ()
         return trial.results
+
+    def trace(self, plan: Plan, leaves: Sequence[Any]) -> Trace:
+        """Run the plan by three parties in this process, and measure each of its operations."""
+        inputs, note = self._examples(plan, leaves)
+        whole = measured(self.prepared(plan, leaves), inputs)
+        return Trace.of(plan.name, whole, unflatten(plan.gives, iter(whole.results)), note)
+
+    def _examples(self, plan: Plan, leaves: Sequence[Any]) -> tuple[list[Tensor], str]:
+        """Local values in place of the inputs, and which of them are made up."""
+        examples = [self._example(leaf) for leaf in leaves]
+        unknown = [name for name, one in zip(leaf_names(plan), examples, strict=True) if one is None]
+        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_TAKEN}" if unknown else ""
+        return [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)], note
 
     def _example(self, leaf: Any) -> Tensor | None:
         """A local value in place of an input: itself, if it is public. None where none is at hand."""

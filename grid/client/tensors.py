@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from grid.client.chain import PLACED, outranked, shared_at
 from grid.client.dispatch import Dispatcher, Handle, Outbox, Place
 from grid.client.shapes import CPU, Meta
 from grid.display import html, printable
@@ -29,6 +30,7 @@ class RemoteTensor(torch.Tensor):
     __slots__ = ("_handle", "_meta")
     _handle: Handle
     _meta: Meta
+    _rank = PLACED
     _source: str = ""
     """`DATASET.part` where it is a part of a dataset, whose rows are its first dimension."""
     _mock: Callable[[], torch.Tensor | None] | None = None
@@ -40,6 +42,8 @@ class RemoteTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if len(types) > 1 and outranked(PLACED, types):
+            return NotImplemented
         return _dispatch(func, args, kwargs or {})
 
     @property
@@ -64,9 +68,25 @@ class RemoteTensor(torch.Tensor):
         outbox = self._handle.outbox
         return outbox.wait(outbox.move(self, to, timeout))
 
-    def share(self, committee: Any) -> Any:
-        """This value on secret shares at the nodes of a committee; they are made where it is, if its owner's rules allow."""
-        return committee.share(self)
+    def share(self, *places: Any, **words: Any) -> Any:
+        """This value on secret shares at three nodes; they are made where it is, if its owner's rules allow.
+
+        `x.share(committee)`, or the nodes or their names, `x.share(alice, bob, carol)`: then at the latest committee of these
+        that this client has opened, or a new one; in an asynchronous client, an awaitable.
+        """
+        return shared_at(self, places, words, self._handle.outbox.place)
+
+    def fix_precision(self, *_: Any, **__: Any) -> Any:
+        """It becomes fixed point where it is shared."""
+        raise InvalidRequest("a value at a node becomes fixed point when it is shared: x.share(alice, bob, carol)")
+
+    fix_prec = fix_precision
+
+    def float_precision(self) -> Any:
+        """It is no fixed-precision tensor."""
+        raise InvalidRequest("a value at a node is an ordinary tensor there: x.get() copies it, if its owner's rules allow")
+
+    float_prec = float_precision
 
     def run_plan(self, plan: Any, leaves: Sequence[Any]) -> list[torch.Tensor]:
         """Call a plan where this tensor is (`plans.ir.PlanTarget`)."""

@@ -43,7 +43,8 @@ POLICY_CHOICES: Mapping[str, tuple[str, ...]] = {
     "plans": ("builtin", "any"),
 }
 
-_PLAN_ID = re.compile(r"[0-9a-f]{64}\Z")
+_ALLOWED = re.compile(r"[0-9a-f]{64}(\([^()]*\))?\Z")
+MAX_ALLOWED = 10_000
 
 
 def check_announcement(message: Announce, max_datasets: int) -> dict[str, int]:
@@ -137,8 +138,10 @@ def _check_policy(dataset: DatasetCard) -> None:
     for field, choices in POLICY_CHOICES.items():
         _one_of(f"{field} rule", dataset, {"release": policy.release, "plans": policy.plans}[field], choices)
     _count("allowed plans", dataset, len(policy.allow), MAX_COLUMNS)
-    if not all(_PLAN_ID.match(plan) for plan in policy.allow):
-        raise InvalidRequest(f"an allowed plan of {printable(dataset.name)!r} is not a plan's id, 64 hexadecimal digits")
+    for plan in policy.allow:
+        _bounded("allowed plan", plan, MAX_ALLOWED)
+        if not _ALLOWED.match(plan):
+            raise InvalidRequest(f"an allowed plan of {printable(dataset.name)!r} has no plan's id, 64 hexadecimal digits")
     _count("sinks", dataset, len(policy.sinks), MAX_COLUMNS)
     for sink in policy.sinks:
         _bounded("sink", sink, MAX_NAME)

@@ -37,7 +37,7 @@ def explain(card: DatasetCard) -> Explained:
         may = (described, approved, *_on_shares(policy))
         return Explained(WORDS["approve"], sentence, may, ("Whatever the owner has not approved", *_stays(policy)))
     if policy.parties:
-        sentence = "Nothing leaves the node in the clear. Plans that the owner has listed may be computed on secret shares of it."
+        sentence = "Nothing leaves the node in the clear. Of secret shares of it, results of plans that the owner lists may open."
         return Explained(WORDS["deny"], sentence, (described, *_on_shares(policy)), ("Rows", "Results of any other plan"))
     sentence = "Nothing that was computed from this data leaves the node."
     return Explained(WORDS["deny"], sentence, (described,), ("Rows", "Results of any kind", *_stays(policy)))

@@ -141,6 +141,7 @@ class Node:
             me=me,
             clock=clock,
             gate=self._custody.gate,
+            neighbours=self._neighbours,
             submit=lambda work: self._owner_lane.submit(work),
             spawn=self.spawn,
             wait_s=settings.session.request_s,

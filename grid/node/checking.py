@@ -138,8 +138,12 @@ def _look_at_policy(description: Description, card: DatasetCard, findings: Findi
             " true); a list of nodes that you trust prevents that",
             "share",
         )
-    if isinstance(policy.share, tuple) and policy.share and not policy.may_share:
-        warn('`share` does nothing: under release = "deny" it is for plans that are listed in `allow`, and none is', "share")
+    if policy.parties() and any(arguments is None for _, arguments in policy.calls):
+        warn(
+            "on secret shares, a client may pass whatever it likes beside these rows to a plan in `allow`, and nobody sees it;"
+            ' "ID(NODE/DATASET, ...)" opens a result only where the plan was given these datasets',
+            "allow",
+        )
     if policy.release != AGGREGATE:
         return
     if policy.plans == ANY:
@@ -230,8 +234,9 @@ def _on_shares(policy: Policy) -> list[str]:
         " could. Results open at this node, for you."
     ]
     if policy.allow:
+        limit = "" if policy.max_elements is None else f", {policy.max_elements:,} numbers over the dataset's life"
         found.append(
-            f"What the {len(policy.allow)} plans in `allow` make of rows on shares, to the client; no rule looks at the result."
+            f"What the {len(policy.allow)} plans in `allow` make of rows on shares, to others{limit}; no rule looks at it."
         )
     return found
 

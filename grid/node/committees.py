@@ -19,7 +19,7 @@ import numpy as np
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.prg import SEED_BYTES, ring_elements
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded, again
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, QuotaExceeded, ReleaseDenied, again
 from grid.ids import CommitteeId, PeerId
 from grid.node.committee import Committee, Common, FromPeer, Participant
 from grid.node.desk import Dealing
@@ -27,16 +27,18 @@ from grid.node.neighbours import Neighbour, Neighbours, Spawn
 from grid.node.openings import Openings
 from grid.node.party import Parties
 from grid.node.party_links import DialParty, Doors
-from grid.node.party_messages import Request
+from grid.node.party_messages import Request, ShareOffer
 from grid.node.permits import Permits
 from grid.settings import NodeSettings
 from grid.smpc.agreement import PARTIES, Terms
 from grid.wire.messages import (
+    Buffer,
     CommitteeOver,
     CommitteeStatement,
     DealShare,
     ErrorInfo,
     Message,
+    MoveShares,
     Ok,
     OpenCommittee,
     ShareObject,
@@ -156,7 +158,9 @@ class Committees:
 
     def submit(self, participant: Participant, message: Request) -> Awaitable[Message]:
         """A client's request to its committee."""
-        return self._find(message.committee).submit(participant, message)
+        committee = self._find(message.committee)
+        answer = committee.submit(participant, message)
+        return self._moved(participant, message, answer) if isinstance(message, MoveShares) else answer
 
     def close(self, participant: Participant, committee: CommitteeId) -> None:
         """A client is done with a committee."""
@@ -188,35 +192,60 @@ class Committees:
         """Deal a value of this node's to the parties. `allowed`: the value, once the rules let the other nodes have shares of it;
         it gets the names on their cards."""
         try:
-            dealing = await allowed(await self._named(message.roster))
+            dealing = await allowed(await self._common.neighbours.names(message.roster))
             await self._permits.note(message.committee, participant.client, message.roster, dealing)
         except GridError as error:
             await self._refuse(participant, message, error)
             raise
-        words = np.frombuffer(dealing.frame.data, "<u8").astype(np.uint64)
-        seeds, rest = deal(words)
-        parts = ((seeds[0], seeds[1]), (seeds[1], rest), (rest, seeds[0]))
-        dealt = [
-            DealShare(
-                committee=message.committee,
-                client=participant.client,
-                object=message.object,
-                dtype=dealing.dtype,
-                shape=dealing.frame.shape,
-                owners=dealing.rules,
-                first=first,
-                second=second,
-            )
-            for first, second in parts
-        ]
-        await asyncio.gather(*(self._deal(node, one) for node, one in zip(message.roster, dealt, strict=True)))
+        value = DealShare(
+            committee=message.committee,
+            client=participant.client,
+            object=message.object,
+            dtype=dealing.dtype,
+            shape=dealing.frame.shape,
+            owners=dealing.rules,
+            first=b"",
+            second=b"",
+        )
+        await self._deal_out(value, dealing.frame.data, message.roster)
         return Ok()
 
-    async def _named(self, roster: Sequence[PeerId]) -> dict[PeerId, str]:
-        """The nodes of a roster beside this one, with the names that their cards prove."""
-        others = [node for node in roster if node != self._common.me.id]
-        sessions = await asyncio.gather(*map(self._common.neighbours.session, others))
-        return {session.id: session.card.name for session in sessions}
+    async def _deal_out(self, value: DealShare, data: Buffer, roster: Sequence[PeerId]) -> None:
+        """Deal ring elements to the nodes of a committee."""
+        seeds, rest = deal(np.frombuffer(data, "<u8").astype(np.uint64))
+        parts = ((seeds[0], seeds[1]), (seeds[1], rest), (rest, seeds[0]))
+        dealt = [dataclasses.replace(value, first=first, second=second) for first, second in parts]
+        await asyncio.gather(*(self._deal(node, one) for node, one in zip(roster, dealt, strict=True)))
+
+    async def _moved(self, participant: Participant, message: MoveShares, answer: Awaitable[Message]) -> Message:
+        """Deal this party's component of a value on to another committee.
+
+        That committee's nodes get random numbers, as from any dealer, and this one's learn nothing new. But any two nodes there
+        can put the value together, and the client has named them: so it is for values of this client's own alone.
+        """
+        offer = await answer
+        assert isinstance(offer, ShareOffer)
+        check_roster(message.roster)
+        if offer.owners:
+            raise ReleaseDenied(
+                "the value depends on rows of a node's dataset, or on another client's value, which were shared with the nodes of"
+                " this committee and with no others",
+                rule="move",
+                instead="share the rows with the other committee, ds.features.share(other), and compute there",
+            )
+        value = DealShare(
+            committee=message.to,
+            client=participant.client,
+            object=message.name,
+            dtype=offer.dtype,
+            shape=offer.shape,
+            owners=(),
+            first=b"",
+            second=b"",
+        )
+        with self._common.openings.counted(participant.client, memoryview(offer.words).nbytes):
+            await self._deal_out(value, offer.words, message.roster)
+        return Ok()
 
     async def _refuse(self, participant: Participant, message: ShareObject, error: GridError) -> None:
         """Tell the parties that the value will not come, so that they need not wait. The reason is for the client."""

@@ -24,11 +24,15 @@ from grid.smpc import ring
 from grid.smpc.interpreter import fraction_bits
 from grid.tensors import fixed
 from grid.tensors.buffers import from_frame, to_frame
+from grid.tensors.rows import Choice
 from grid.wire.dtypes import DTYPES, tensor_bytes
 from grid.wire.messages import ErrorInfo, OwnerRule, PutPlan, TensorFrame
 
 MESSAGE_ROOM = 4096
 """Bytes of a message beside the value in it."""
+
+BLOCKS = " in blocks"
+"""After the part of a dataset, where some rows of it alone are shared."""
 
 MAX_SHOWN_PLAN = 1 << 20
 MAX_SHOWN_PLANS = 16
@@ -129,6 +133,8 @@ class Desk:
         if offer.claim is not None:
             self._gate.check_errors(self._client)
             part = _part(offer.account)
+            if part and any(one.choice != Choice.WHOLE.name for one in offer.claim.rows):
+                part += BLOCKS  # another owner may let its rows go with the whole dataset alone
             shared = self._gate.check_share(offer.claim, nodes)
             rules = tuple(OwnerRule(dataset=name, release=release, part=part) for name, release in shared)
             self._tell(offer.failure)

@@ -32,6 +32,7 @@ from grid.wire.messages import (
     GetShare,
     Message,
     MoveObject,
+    MoveShares,
     OfferShares,
     Ok,
     OpenCommittee,
@@ -66,6 +67,7 @@ CLIENT_HANDLERS: Mapping[type[Any], Handler] = {
     ExpectShare: ClientSession.on_shares,
     OfferShares: ClientSession.on_shares,
     GetShare: ClientSession.on_shares,
+    MoveShares: ClientSession.on_shares,
     FreeShares: ClientSession.free_shares,
     ShareObject: ClientSession.share_object,
 }

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -72,6 +72,11 @@ class Neighbours:
             self._opening[node] = opening
             self._spawn(self._run(node, opening), f"session with node {node}")
         return await asyncio.shield(opening)
+
+    async def names(self, nodes: Iterable[PeerId]) -> dict[PeerId, str]:
+        """Those of the nodes that are not this one, with the names that their cards prove. Raises as `session`."""
+        sessions = await asyncio.gather(*(self.session(node) for node in nodes if node != self._me))
+        return {session.id: session.card.name for session in sessions}
 
     async def _run(self, node: PeerId, opening: asyncio.Future[Neighbour]) -> None:
         """The life of a session that this side opened."""

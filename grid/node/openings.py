@@ -86,8 +86,10 @@ class Openings:
             plan=offer.made[0] if len(offer.made) == 1 else "",
             dtype=offer.dtype,
             shape=offer.shape,
+            given=offer.given,
+            call=offer.call,
         )
-        with self._counted(client, memoryview(offer.words).nbytes):
+        with self.counted(client, memoryview(offer.words).nbytes):
             await self._permitted(opening, offer.owners, deadline_s)
             check()
             if message.recipient is None:
@@ -103,7 +105,8 @@ class Openings:
             return Ok()
 
     @contextlib.contextmanager
-    def _counted(self, client: PeerId, nbytes: int) -> Iterator[None]:
+    def counted(self, client: PeerId, nbytes: int) -> Iterator[None]:
+        """For so long, one more component of this client's is on its way out. Raises `QuotaExceeded`."""
         if self._open[client] >= MAX_PER_CLIENT:
             raise QuotaExceeded(f"{MAX_PER_CLIENT} results of this client are being opened here; wait for some first")
         self._open[client] += 1

@@ -15,7 +15,9 @@ from grid.wire.messages import (
     Failure,
     FreeShares,
     GetShare,
+    GivenRows,
     Message,
+    MoveShares,
     OfferShares,
     Ok,
     OwnerRule,
@@ -27,14 +29,14 @@ from grid.wire.messages import (
     record,
 )
 
-Request = ShareInput | SecureCommands | PutSharedPlan | RunShared | ExpectShare | OfferShares | GetShare | FreeShares
+Request = ShareInput | SecureCommands | PutSharedPlan | RunShared | ExpectShare | OfferShares | GetShare | MoveShares | FreeShares
 """What a client asks of its lane."""
 
 PLACE_BITS = 4
 
 TO_PARTY: dict[str, type[Message]] = {
     cls.tag: cls
-    for cls in (ShareInput, SecureCommands, PutSharedPlan, RunShared, ExpectShare, OfferShares, GetShare, FreeShares)
+    for cls in (ShareInput, SecureCommands, PutSharedPlan, RunShared, ExpectShare, OfferShares, GetShare, MoveShares, FreeShares)
 }
 FROM_PARTY: dict[str, type[Message]] = {cls.tag: cls for cls in (Ok, Failure)}
 
@@ -108,8 +110,10 @@ class Owner:
 
 @message("share-offer", FROM_PARTY)
 class ShareOffer(Message):
-    """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`): what ShareValue holds, the dtype
-    and shape of the value, the owners behind it, and the ids of the plans that made it, "" for operations one by one."""
+    """Answer to GetShare, for the node alone until the owners permit that it goes (`openings`), and to MoveShares.
+
+    What ShareValue holds, the dtype and shape of the value, the owners behind it, the ids of the plans that made it, "" for
+    operations one by one, what of datasets was given to that plan, and the number of its call."""
 
     words: Buffer
     digest: bytes
@@ -117,6 +121,8 @@ class ShareOffer(Message):
     shape: tuple[int, ...]
     owners: tuple[Owner, ...]
     made: tuple[str, ...]
+    given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 @message("lane-broken", FROM_PARTY)

@@ -20,14 +20,15 @@ from grid.crypto.cards import TOLERANCE_S
 from grid.crypto.envelope import Fields, pack, read, seal
 from grid.crypto.identity import LocalIdentity
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, QuotaExceeded, ReleaseDenied
-from grid.ids import CommitteeId, PeerId, PlanId
+from grid.ids import CommitteeId, ObjectId, PeerId, PlanId
 from grid.node.desk import Dealing
-from grid.node.neighbours import Spawn
+from grid.node.neighbours import Neighbours, Spawn
 from grid.policy.claims import RowsClaim, merged
 from grid.policy.gate import Gate
+from grid.policy.rules import argument
 from grid.rpc.channel import time_limit
 from grid.wire.dtypes import DTYPES, tensor_bytes
-from grid.wire.messages import AskPermit, Opening, OwnerRule, Permit
+from grid.wire.messages import AskPermit, GivenRows, Opening, OwnerRule, Permit
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ MAX_WAITING_PER_CLIENT = 64
 
 MAX_WAITING = 2048
 """Of all clients: one of them takes a tenth at most, with all three parties of a committee."""
+
+MAX_COUNTED = 4096
+"""Results of one committee that are remembered, so that each counts once however often it is opened; the oldest go first."""
 
 MAX_ANSWERS = 4096
 """Answers that are kept, for a party that asks later than the others."""
@@ -70,17 +74,21 @@ def verify(envelope: bytes, key: bytes, message: AskPermit, wall: float) -> byte
 
 def _payload(message: AskPermit, expiry: int, nonce: bytes) -> bytes:
     said = dataclasses.asdict(message.opening)
+    given = [[one.node, one.dataset, one.part] for one in message.opening.given]
     rules = [[rule.dataset, rule.release, rule.part] for rule in message.rules]
-    return pack({**said, "shape": list(message.opening.shape), "rules": rules, "expiry": expiry, "nonce": nonce})
+    shape = list(message.opening.shape)
+    return pack({**said, "shape": shape, "given": given, "rules": rules, "expiry": expiry, "nonce": nonce})
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Dealt:
-    """What went to one committee for one client. `rows`: by dataset, those that went there as they stand."""
+    """What went to one committee for one client. `rows`: by dataset, those that went there as they stand. `counted`: results that
+    were permitted to go to others, by call and object."""
 
     roster: frozenset[PeerId]
     rules: set[OwnerRule] = dataclasses.field(default_factory=set)
     rows: dict[str, RowsClaim] = dataclasses.field(default_factory=dict)
+    counted: OrderedDict[tuple[int, ObjectId], None] = dataclasses.field(default_factory=OrderedDict)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -94,10 +102,20 @@ class _Asked:
 
 class Permits:
     """The permits that this node gives. `submit` runs work off the loop, in order; `wait_s`: how long parties wait for one
-    another."""
+    another. `neighbours` knows the names of other owners."""
 
-    def __init__(self, *, me: LocalIdentity, clock: Clock, gate: Gate, submit: Submit, spawn: Spawn, wait_s: float) -> None:
-        self._me, self._clock, self._gate = me, clock, gate
+    def __init__(
+        self,
+        *,
+        me: LocalIdentity,
+        clock: Clock,
+        gate: Gate,
+        neighbours: Neighbours,
+        submit: Submit,
+        spawn: Spawn,
+        wait_s: float,
+    ) -> None:
+        self._me, self._clock, self._gate, self._neighbours = me, clock, gate, neighbours
         self._submit, self._spawn, self._wait_s = submit, spawn, wait_s
         self._dealt: OrderedDict[tuple[CommitteeId, PeerId], _Dealt] = OrderedDict()
         self._asked: OrderedDict[tuple[CommitteeId, PeerId, int], _Asked] = OrderedDict()
@@ -168,7 +186,8 @@ class Permits:
 
     async def _decide(self, asked: _Asked, dealt: _Dealt) -> None:
         try:
-            envelope = await self._submit(lambda: self._decision(asked.message, dealt))
+            given = await self._named(asked.message.opening.given)
+            envelope = await self._submit(lambda: self._decision(asked.message, dealt, given))
         except GridError as error:
             _settle(asked.answer, error)
         except Exception:
@@ -178,7 +197,14 @@ class Permits:
             if not asked.answer.done():
                 asked.answer.set_result(Permit(envelope=envelope))
 
-    def _decision(self, message: AskPermit, dealt: _Dealt) -> bytes:
+    async def _named(self, given: Sequence[GivenRows]) -> list[frozenset[str]]:
+        """For each argument of the plan what policies may call it, by names that cards prove; nothing where no policy asks."""
+        if not self._gate.names_arguments:
+            return []
+        names = {self._me.id: self._me.name, **await self._neighbours.names({one.node for one in given if one.node})}
+        return [frozenset(argument(who, one.dataset, one.part) for who in (one.node, names.get(one.node, ""))) for one in given]
+
+    def _decision(self, message: AskPermit, dealt: _Dealt, given: Sequence[frozenset[str]]) -> bytes:
         """The permit; raises where there is none. Not for the loop: it waits for the store."""
         opening, rules = message.opening, message.rules
         if not rules or not dealt.rules.issuperset(rules):
@@ -194,7 +220,8 @@ class Permits:
             self._gate.release_on_shares(
                 {name: dealt.rows.get(name) if straight[name] else None for name in straight},
                 PlanId(opening.plan) if opening.plan else None,
-                elements=nbytes // DTYPES[opening.dtype],
+                given=given,
+                elements=0 if (opening.call, opening.object) in dealt.counted else nbytes // DTYPES[opening.dtype],
                 nbytes=nbytes,
                 client=opening.client,
                 own=own,
@@ -202,6 +229,10 @@ class Permits:
         except GridError as error:
             log.info("no permit for %s (%s)", what, error.details.get("rule", error.code))
             raise
+        if opening.call and not own:
+            dealt.counted[opening.call, opening.object] = None
+            if len(dealt.counted) > MAX_COUNTED:
+                dealt.counted.popitem(last=False)
         to = "this node" if own else "the client" if opening.recipient == opening.client else opening.recipient
         log.info("permit for %s: %s%s of plan %s to %s", what, opening.dtype, list(opening.shape), opening.plan or "(none)", to)
         return sign(self._me, message, self._clock.wall())

@@ -14,8 +14,8 @@ each holder of a component was dealt of the inputs behind it. A client that asks
 shares that do not fit together, thus gets noise: nothing that one of them hides can be compared with what another hides. Labels
 and operation numbers hold the client's place and the request's number, so the work of two clients never meets.
 
-An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` lets a component out, as an
-offer to the node, which asks the rules of all owners behind it.
+An object belongs to the client that made it: ids are looked up here alone. Nothing but `GetShare` and `MoveShares` let a
+component out, as an offer to the node, which asks the rules of all owners behind it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ from grid.settings import NodeSettings
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.keystreams import Keys, Seen
 from grid.smpc.link import Link, Mailbox, Words
-from grid.smpc.party import Operations, Party
+from grid.smpc.party import PARTIES, Operations, Party
 from grid.smpc.protocol import Protocol
 from grid.smpc.replicated.opening import digest, refreshed
 from grid.smpc.shares import Shared
@@ -56,8 +56,10 @@ from grid.wire.messages import (
     ExpectShare,
     FreeShares,
     GetShare,
+    GivenRows,
     Inline,
     Message,
+    MoveShares,
     OfferShares,
     Ok,
     OwnerRule,
@@ -87,7 +89,7 @@ MAX_DEALT = 64
 TURN_S = 0.005
 """How long a lane works without a turn of the loop, where the other lanes of the party, and its link, wait."""
 
-Numbered = ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare | FreeShares
+Numbered = ShareInput | SecureCommands | RunShared | ExpectShare | OfferShares | GetShare | MoveShares | FreeShares
 """Requests that are in the transcript. A plan need not be, as its calls name it by its hash."""
 
 Answered = Callable[[Message | GridError], None]
@@ -99,7 +101,8 @@ class Held:
 
     `dealt`: it is an input, as a node or the client has dealt it. `made`: the id of the plan that it is a result of, where all
     values with owners in that call were dealt; "" otherwise. So nothing but that plan saw the owners' rows on the way to it.
-    `seen`: what this party was dealt of the inputs behind it.
+    `given`: what was dealt to that plan, argument by argument, in the call of this number. `seen`: what this party was dealt of
+    the inputs behind it.
     """
 
     value: Value
@@ -107,6 +110,8 @@ class Held:
     seen: Seen
     dealt: bool = False
     made: str = ""
+    given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 Name = tuple[PeerId, ObjectId]
@@ -298,7 +303,7 @@ class ShareLane:
                 return Ok()
             if isinstance(message, OfferShares):
                 return self._offer_to_client(message)
-            if isinstance(message, GetShare):
+            if isinstance(message, GetShare | MoveShares):
                 return await self._offer(message)
             if isinstance(message, RunShared):
                 return await self._run_plans(message)
@@ -343,29 +348,39 @@ class ShareLane:
         self._put(message.object, Held(value, frozenset(), seen, dealt=True))
 
     async def _expect(self, message: ExpectShare) -> None:
-        key = (message.owner, message.object)
+        dealers = (message.owner, *message.others)
         if message.object in self._objects:
             raise InvalidRequest("an offer is taken once, and a value dealt once: there are shares under this id here already")
-        dealt = self._dealt.pop(key, None)
-        if dealt is None:
-            due: Arrival[Dealt | Held] = Arrival()
-            self._due, self._waits_since = (key, due), self._clock.monotonic()
-            try:
-                dealt = await due
-            except DeadlineExceeded as error:
-                self._put(message.object, again(error))
-                raise
-            finally:
-                self._due = self._waits_since = None
-        found = dealt
+        if message.others and not len(dealers) == len(set(dealers)) == PARTIES:
+            raise InvalidRequest(f"a value that moves is dealt by {PARTIES} different nodes")
+        try:
+            found = [await self._arrival((dealer, message.object)) for dealer in dealers]
+        except DeadlineExceeded as error:
+            self._put(message.object, again(error))
+            raise
 
         def keep() -> None:
-            held = found if isinstance(found, Held) else self._dealt_value(message.owner, found)
+            parts = [
+                one if isinstance(one, Held) else self._dealt_value(dealer, one)
+                for dealer, one in zip(dealers, found, strict=True)
+            ]
+            held = _together(parts) if message.others else parts[0]
             if (short_dtype(held.value.dtype), held.value.shape) != (message.dtype, message.shape):
                 raise InvalidRequest("the value that was dealt has another shape or dtype than the client has named")
             self._put(message.object, held)
 
         self._attempt((message.object,), keep)
+
+    async def _arrival(self, key: Name) -> Dealt | Held:
+        """What is dealt or offered under this name, once it is here."""
+        if key in self._dealt:
+            return self._dealt.pop(key)
+        due: Arrival[Dealt | Held] = Arrival()
+        self._due, self._waits_since = (key, due), self._clock.monotonic()
+        try:
+            return await due
+        finally:
+            self._due = self._waits_since = None
 
     def _dealt_value(self, owner: PeerId, found: Dealt) -> Held:
         """What a node has dealt, or its refusal raised."""
@@ -453,7 +468,7 @@ class ShareLane:
         _, protocol = self._protocol(number, call.seen, asked.count)
         results = await self._finished(Task(call.run(protocol, self._goes_on)))
         for object_id, result in zip(asked.outputs, results, strict=True):
-            self._put(object_id, Held(result, call.owners, call.seen, made=call.made))
+            self._put(object_id, Held(result, call.owners, call.seen, made=call.made, given=call.given, call=number))
 
     def _goes_on(self) -> None:
         """The next operation of a plan begins: the deadline is for one."""
@@ -491,7 +506,7 @@ class ShareLane:
 
     # ------------------------------------------------------------ results
 
-    async def _offer(self, message: GetShare) -> ShareOffer:
+    async def _offer(self, message: GetShare | MoveShares) -> ShareOffer:
         """This party's part of a value, as nobody has seen it before. What else must allow that it leaves, the node knows."""
         held = self._get(message.object)
         party, protocol = self._protocol(message.number, held.seen)
@@ -509,6 +524,8 @@ class ShareLane:
             shape=held.value.shape,
             owners=owners,
             made=(held.made,),
+            given=held.given,
+            call=held.call,
         )
 
     # ------------------------------------------------------------ objects
@@ -547,6 +564,16 @@ class ShareLane:
         found = self._objects.pop(object_id, None)
         if isinstance(found, Held):
             self._bytes -= _size(found)
+
+
+def _together(parts: Sequence[Held]) -> Held:
+    """The value that each of these is a component of. One that moves here has nobody's rows behind it."""
+    if any(one.owners for one in parts) or len({(one.value.dtype, one.value.shape) for one in parts}) > 1:
+        raise InvalidRequest("what was dealt are not the components of one value that moves here")
+    first = parts[0].value.shared
+    rest = [part.value.shared.flat() for part in parts[1:]]
+    words = [sum((one.parts[at] for one in rest), start).reshape(first.shape) for at, start in enumerate(first.flat().parts)]
+    return Held(Value(Shared(*words), parts[0].value.dtype), frozenset(), Seen.together(part.seen for part in parts))
 
 
 def _components(rank: int, message: ShareInput | Dealt, settings: NodeSettings) -> Value:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from grid.errors import GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded, again
-from grid.ids import ObjectId, PlanId
-from grid.node.party_messages import Owner
+from grid.ids import ObjectId, PeerId, PlanId
+from grid.node.party_messages import CLIENT, Owner
 from grid.plans.ir import Plan, decode
 from grid.settings import NodeSettings
 from grid.smpc import protocol as smpc
@@ -23,9 +23,11 @@ from grid.smpc.interpreter import Value
 from grid.smpc.keystreams import Seen
 from grid.smpc.programs import Given, Limits, Preparations, Prepared, request_numbers
 from grid.smpc.steps import Work
-from grid.wire.messages import Inline, PutSharedPlan, Ref, SharedCall
+from grid.wire.messages import GivenRows, Inline, PutSharedPlan, Ref, SharedCall
 
 MAX_PLANS = 1024
+
+NOT_ROWS = GivenRows(node=PeerId(""), dataset="", part="")
 
 
 class Shares(Protocol):
@@ -43,13 +45,15 @@ class Shares(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanCall:
-    """One call: whose rows are behind its results, and the plan's id where nothing else was done to these rows before."""
+    """One call: whose rows are behind its results, and the plan's id where nothing else was done to these rows before; then
+    `given` says for each argument what of a dataset it is."""
 
     prepared: Prepared
     inputs: list[Value | Tensor]
     owners: frozenset[Owner]
     seen: Seen
     made: str
+    given: tuple[GivenRows, ...]
 
     def run(self, protocol: smpc.Protocol, goes_on: Callable[[], None]) -> Work[list[Value]]:
         """The results; `goes_on` hears when an operation begins."""
@@ -115,7 +119,8 @@ class SharedPlans:
         shares = [one for one in given if not isinstance(one, Tensor)]
         made = str(plan.id) if all(one.dealt for one in shares if one.owners) else ""
         owners = frozenset(owner for one in shares for owner in one.owners)
-        return PlanCall(prepared, inputs, owners, Seen.together(one.seen for one in shares), made)
+        rows = tuple(map(_rows, given)) if made and owners else ()
+        return PlanCall(prepared, inputs, owners, Seen.together(one.seen for one in shares), made, rows)
 
 
 def _input(arg: Any, tensors: Sequence[Tensor], held: Callable[[ObjectId], Shares]) -> Shares | Tensor:
@@ -124,6 +129,14 @@ def _input(arg: Any, tensors: Sequence[Tensor], held: Callable[[ObjectId], Share
     if type(arg) is Inline:
         return inline(arg, tensors)
     raise InvalidRequest("an input of a plan is neither shares of this client nor a tensor of the message")
+
+
+def _rows(given: Shares | Tensor) -> GivenRows:
+    """What of a dataset an argument is: nothing, where it is not just what one node has dealt."""
+    owners = () if isinstance(given, Tensor) else tuple(given.owners)
+    if len(owners) == 1 and owners[0].rule.part and not owners[0].node.startswith(CLIENT):
+        return GivenRows(node=owners[0].node, dataset=owners[0].rule.dataset, part=owners[0].rule.part)
+    return NOT_ROWS
 
 
 def inline(arg: Inline, tensors: Sequence[Tensor]) -> Tensor:

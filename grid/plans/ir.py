@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -25,9 +25,9 @@ from grid.errors import InvalidRequest, NotFound
 from grid.ids import PlanId
 from grid.plans import checks, encoding, interpret, printing, shapes
 from grid.plans.program import Program
-from grid.plans.trees import take, unflatten
+from grid.plans.trees import paths, take, unflatten
 
-__all__ = ["Plan", "PlanTarget", "decode", "encode", "validate"]
+__all__ = ["Plan", "PlanCost", "PlanTarget", "decode", "encode", "validate"]
 
 
 class PlanTarget(ABC):
@@ -50,14 +50,29 @@ class PlanTarget(ABC):
         return NotImplemented
 
 
+class PlanCost(NamedTuple):
+    """Of one run on shares: rounds, the longest chain of messages; and bytes that each of the three nodes sends, on average."""
+
+    rounds: int
+    bytes_sent: int
+
+
 class Plan(Program):
     """A validated program. Make one with `grid.trace`, `@grid.plan`, `Plan.load` or `decode`."""
 
+    costing: ClassVar[Costing]
+    """What `cost` asks; whoever knows says so (`grid.smpc.rehearsal`)."""
+
+    examples: tuple[tuple[int, ...], ...] = ()
+    """The shapes of the inputs that it was traced with, in this process; no part of the plan."""
+
     @classmethod
-    def of(cls, program: Program) -> Plan:
+    def of(cls, program: Program, examples: Sequence[tuple[int, ...]] = ()) -> Plan:
         """The plan of a program. Raises `PlanRejected` unless it is valid."""
         validate(program)
-        return cls(**{name: getattr(program, name) for name in Program.__dataclass_fields__})
+        made = cls(**{name: getattr(program, name) for name in Program.__dataclass_fields__})
+        object.__setattr__(made, "examples", tuple(examples))
+        return made
 
     @cached_property
     def encoding(self) -> bytes:
@@ -128,6 +143,36 @@ class Plan(Program):
         results = self._compiled(leaves) if target is None else target.run_plan(self, leaves)
         return unflatten(self.gives, iter(results))
 
+    def cost(self, *args: Any, secret: str | Sequence[str] | None = None, **sizes: int) -> PlanCost:
+        """What a run on secret shares costs, worked out without running it. Exact, but for plans that sort more than 128
+        items: what that takes is partly chance.
+
+        `args` are as for a call, and only their shapes count. Without them the sizes are those of the examples that the plan was
+        traced with, or those given by the names of its free dimensions: `plan.cost(n0=128)`. `secret` names the parameters that
+        are on shares; all of them are where it is left out. Raises `InvalidRequest`, and what the nodes would refuse the plan by.
+        """
+        shapes = [tuple(leaf.shape) for leaf in self.leaves_of(args)] if args else self._shapes(sizes)
+        if args and sizes:
+            raise InvalidRequest("cost takes arguments or sizes, not both: the arguments have sizes")
+        named = set(self.parameters if secret is None else [secret] if isinstance(secret, str) else secret)
+        if unknown := sorted(named.difference(self.parameters)):
+            raise InvalidRequest(f"the plan {self.name} has no parameter {unknown[0]!r}; it has {', '.join(self.parameters)}")
+        pairs = zip(self.parameters, self.takes.children, strict=True)
+        return type(self).costing(self, shapes, [name in named for name, tree in pairs for _ in paths(tree, name)])
+
+    def _shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+        """The shapes of the inputs for these sizes of free dimensions, else for those of the examples."""
+        free = {size for spec in self.inputs for size in spec.sizes if isinstance(size, str)}
+        if unknown := sorted(set(sizes) - free):
+            known = ", ".join(sorted(free)) or "none"
+            raise InvalidRequest(f"the plan {self.name} has no free dimension {unknown[0]}; it has {known}")
+        if not sizes and self.examples:
+            return list(self.examples)
+        if missing := sorted(free - set(sizes)):
+            given = ", ".join(f"{name}=128" for name in missing)
+            raise InvalidRequest(f"the plan {self.name} takes inputs of any {', '.join(missing)}: say which, plan.cost({given})")
+        return [tuple(sizes[size] if isinstance(size, str) else size for size in spec.sizes) for spec in self.inputs]
+
     def __repr__(self) -> str:
         return f"<Plan {self.name} {self.id[:12]}: {self._size}>"
 
@@ -143,6 +188,10 @@ class Plan(Program):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+
+Costing = Callable[[Plan, Sequence[tuple[int, ...]], Sequence[bool]], PlanCost]
+"""The cost of a plan for inputs of these shapes, and whether each is secret."""
 
 
 def is_tensor(value: object) -> bool:

@@ -78,7 +78,7 @@ class _Tracer:
             captured, leaves = self._generalised()
             self.seen = captured.seen
             program = self._lower(captured, leaves)
-            return Plan.of(limited(program, captured, leaves, self._fixed_program))
+            return Plan.of(limited(program, captured, leaves, self._fixed_program), [leaf.shape for leaf in self._leaves])
 
     def _capture(self, leaves: Sequence[Leaf]) -> Captured:
         return capture(self._function, lambda tensors: unflatten(self._takes, iter(tensors)), leaves)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from grid.errors import BudgetExhausted, QuotaExceeded, ReleaseDenied
 from grid.ids import PeerId, PlanId
 from grid.policy.approvals import Approvals, Content
 from grid.policy.claims import Claim, RowsClaim
-from grid.policy.rules import ANY, ANYBODY, APPROVE, DENY, OPEN, Policy
+from grid.policy.rules import ANY, ANYBODY, ANYTHING, APPROVE, DENY, OPEN, Policy
 from grid.store.base import DatasetState, Store
 from grid.tensors.rows import Cells, Choice, refine_ids
 
@@ -117,6 +117,11 @@ class Gate:
     # ------------------------------------------------------------ what callers ask
 
     @property
+    def names_arguments(self) -> bool:
+        """Whether any dataset here lists a plan on shares with what it is to be given."""
+        return any(arguments is not None for dataset in self._datasets.values() for _, arguments in dataset.policy.calls)
+
+    @property
     def needs_approval(self) -> bool:
         """Whether any dataset here is released by hand, so that what made a value is to be shown to its owner."""
         return any(dataset.policy.release == APPROVE for dataset in self._datasets.values())
@@ -134,7 +139,8 @@ class Gate:
             values = [self._checked(value, claim, origin) for value in guarded if value not in by_hand]
             approved = [self._approved(value, claim, origin, client, content) for value in by_hand]
             self._charge_rate(client, nbytes)
-            after = [self._after(value, elements, origin) for value in values if value.dataset.policy.release != OPEN]
+            ruled = [value for value in values if value.dataset.policy.release != OPEN]
+            after = [self._after(one, elements, counted=not _is_allowed(one.dataset.policy, origin)) for one in ruled]
             after += [self._after_by_hand(value, claim, elements) for value in by_hand]
             for request in approved:
                 request()
@@ -192,12 +198,14 @@ class Gate:
         nbytes: int,
         client: PeerId,
         own: bool,
+        given: Sequence[Collection[str]] = (),
     ) -> None:
         """Let a value that a committee computed of shares of these datasets be opened; raises as `release`.
 
         By dataset: the rows that were shared, None where something else than parts of it as they stand went in. `plan` is the one
-        plan of which it is a direct result. No label follows rows on shares, so that plans are all there is to go by. `own`: it
-        opens to this node alone, where it is as private as the rows.
+        plan of which it is a direct result, `given` what `rules.argument` says of each of its arguments. No label follows rows on
+        shares, so that plans, and a `max_elements` that the owner has written, are all there is to go by. `own`: it opens to this
+        node alone, where it is as private as the rows.
         """
         with self._lock:
             for name in behind:
@@ -206,11 +214,10 @@ class Gate:
             datasets = [self._datasets[name] for name in behind]
             ruled = [] if own else [dataset for dataset in datasets if dataset.policy.release != OPEN]
             for dataset in ruled:
-                self._check_plan_on_shares(dataset, plan, behind[dataset.name])
+                self._check_plan_on_shares(dataset, plan, behind[dataset.name], given)
             self._charge_rate(client, nbytes)
-            origin = Origin(frozenset() if plan is None else frozenset([plan]), plan)
             after = [
-                self._after(_Value(dataset, rows), elements, origin)
+                self._after(_Value(dataset, rows), elements, counted=dataset.policy.max_elements is not None)
                 for dataset in ruled
                 if (rows := behind[dataset.name]) is not None  # it was checked
             ]
@@ -343,10 +350,7 @@ class Gate:
     def _check_share(self, dataset: Guarded) -> None:
         if dataset.policy.may_share:
             return
-        why = "its owner does not let it be split into shares"
-        if isinstance(dataset.policy.share, tuple):
-            why += ' (under release = "deny" they are for plans that are listed in `allow`, and none is)'
-        raise _denied("share", dataset, why, instead="another dataset")
+        raise _denied("share", dataset, "its owner does not let it be split into shares", instead="another dataset")
 
     def _check_parties(self, dataset: Guarded, nodes: Mapping[PeerId, str]) -> None:
         trusted = dataset.policy.parties(dev=self._dev)
@@ -362,13 +366,23 @@ class Gate:
             instead=f"a committee of nodes that the owner trusts, or ask the owner to write share = [{line}] under [policy]",
         )
 
-    def _check_plan_on_shares(self, dataset: Guarded, plan: PlanId | None, rows: RowsClaim | None) -> None:
+    def _check_plan_on_shares(
+        self, dataset: Guarded, plan: PlanId | None, rows: RowsClaim | None, given: Sequence[Collection[str]]
+    ) -> None:
+        listed = [arguments for known, arguments in dataset.policy.calls if known == plan]
         if plan is None:
             what = "this one is no direct result of a plan on values as they were shared"
-        elif plan not in dataset.policy.allow:
+        elif not listed:
             what = f"the plan {plan} is not listed"
         elif rows is None:
             what = "what was shared was no part of the dataset as it stands, but computed from it before"
+        elif None in listed:
+            return
+        elif _Value(dataset, rows).cells.choice != Choice.WHOLE:
+            what = f"the plan {plan} is listed with arguments, each a whole dataset, and some rows of this one were shared alone"
+        elif not any(_are_given(arguments, given) for arguments in listed if arguments is not None):
+            calls = " or ".join(f"({', '.join(arguments or ())})" for arguments in listed)
+            what = f"the plan {plan} is listed for {calls} alone, and was called with something else"
         else:
             return
         by_hand = " (it approves by hand what is computed at its own node alone)" if dataset.policy.release == APPROVE else ""
@@ -406,8 +420,9 @@ class Gate:
         partition = ids.astype("<i4").tobytes()
         return dataset.name, dataclasses.replace(state, partition=partition, elements=state.elements + elements, drawn=drawn)
 
-    def _after(self, value: _Value, elements: int, origin: Origin) -> tuple[str, DatasetState]:
-        """What will be remembered of a dataset once the value has left; raises where that would be too much."""
+    def _after(self, value: _Value, elements: int, *, counted: bool) -> tuple[str, DatasetState]:
+        """What will be remembered of a dataset once the value has left; raises where that would be too much, for more elements
+        than may leave only if they are `counted`."""
         dataset, cells = value.dataset, value.cells
         state = self._store.load(dataset.name)
         assert state is not None  # made when the node started
@@ -421,7 +436,7 @@ class Gate:
         )
         total = state.elements + elements
         limit = dataset.policy.element_limit(dataset.rows)
-        if total > limit and not _is_allowed(dataset.policy, origin):
+        if counted and total > limit:
             raise BudgetExhausted(
                 f"dataset {dataset.name!r}: {state.elements} of {limit} elements have been released, and this value has"
                 f" {elements} more (max_elements). The count is over the dataset's life and all clients",
@@ -454,6 +469,13 @@ class Gate:
 def _is_allowed(policy: Policy, origin: Origin) -> bool:
     """Whether plans that the owner lists, and nothing else, made the value from parts of datasets."""
     return origin.plan is not None and origin.plans is not None and origin.plans <= frozenset(policy.allow)
+
+
+def _are_given(arguments: Sequence[str], given: Sequence[Collection[str]]) -> bool:
+    """Whether a plan's arguments are those that an owner lists."""
+    if len(arguments) != len(given):
+        return False
+    return all(wanted == ANYTHING or wanted in found for wanted, found in zip(arguments, given, strict=True))
 
 
 def _checked_choice(dataset: Guarded, state: DatasetState, cells: Cells) -> str:

@@ -27,7 +27,12 @@ ANYBODY = ("*",)
 """In place of names: whatever three nodes a client names. No node has this name."""
 
 MAX_COUNT = 1 << 62
-PLAN_ID = re.compile(r"[0-9a-f]{64}\Z")
+
+ANYTHING = "*"
+"""In place of an argument: whatever a client passes."""
+
+ALLOWED = re.compile(r"([0-9a-f]{64})(?:\(([^()]*)\))?\Z")
+"""An entry of `allow`: the id of a plan, and in brackets perhaps its arguments."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,8 @@ class Policy:
 
     `release`: "deny", "aggregate", "approve" or "open". `plans`: whose results may leave under "aggregate": "builtin" (the
     built-in statistics and the plan ids in `allow`) or "any" (any plan and pointer result that the labels show to be an
-    aggregate). `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
+    aggregate). `allow` lists plans; one with arguments, "ID(alice/bid, bob/bid)", is for these on shares alone (`calls`).
+    `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
     move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
     sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `epsilon` and
     `delta` bound what differential privacy may spend.
@@ -44,7 +50,7 @@ class Policy:
 
     release: str = DENY
     plans: str = BUILTIN
-    allow: tuple[PlanId, ...] = ()
+    allow: tuple[str, ...] = ()
     min_rows: int = DEFAULT_MIN_ROWS
     max_elements: int | None = None
     sinks: tuple[str, ...] = ()
@@ -58,9 +64,8 @@ class Policy:
         _check_count("min_rows", self.min_rows, 1)
         if self.max_elements is not None:
             _check_count("max_elements", self.max_elements, 0)
-        for plan in _texts("allow", self.allow):
-            if not PLAN_ID.match(plan):
-                raise InvalidRequest(f"'allow' lists plan ids, which have 64 hexadecimal digits; {plan[:80]!r} is none")
+        for entry in _texts("allow", self.allow):
+            _parsed(entry)
         _texts("sinks", self.sinks)
         if isinstance(self.share, tuple):
             if not all(isinstance(one, str) and is_name(one) for one in self.share):
@@ -89,19 +94,24 @@ class Policy:
         """Whether values with rows may be split into secret shares at all."""
         if isinstance(self.share, bool):
             return self.share
-        return self.release != DENY or bool(self.share and self.allow)
+        return self.release != DENY or bool(self.share)
 
     def parties(self, *, dev: bool = False) -> tuple[str, ...]:
         """The nodes, by name or id, that may hold shares of rows in a committee, beside the owner's own; `ANYBODY` for all.
 
         Where the owner has not said, these are nobody; all in `dev`, and for what everybody may fetch anyway. Under "deny" only
-        nodes that are named count, and only where plans are listed in `allow`, whose results are then all that can be opened.
+        nodes that are named count: results open at the owner's node, and to others those of plans in `allow`.
         """
         if isinstance(self.share, tuple):
-            return self.share if self.release != DENY or self.allow else ()
+            return self.share
         if self.release == DENY or self.share is False:
             return ()
         return ANYBODY if self.share or dev or self.release == OPEN else ()
+
+    @property
+    def calls(self) -> list[tuple[PlanId, tuple[str, ...] | None]]:
+        """The entries of `allow`: each plan, and its arguments as `argument` writes them or `ANYTHING`, None for any at all."""
+        return [_parsed(entry) for entry in self.allow]
 
     def card(self, rows: int, *, dev: bool = False) -> PolicyCard:
         """The rules as clients may read them."""
@@ -115,6 +125,28 @@ class Policy:
             share=self.may_share,
             parties=self.parties(dev=dev),
         )
+
+
+def argument(node: str, dataset: str, part: str = "features") -> str:
+    """What of a dataset is given to a plan, as `allow` names it: "alice/bid" for features, "alice/bid/targets"."""
+    return f"{node}/{dataset}" if part == "features" else f"{node}/{dataset}/{part}"
+
+
+def _parsed(entry: str) -> tuple[PlanId, tuple[str, ...] | None]:
+    """One entry of `allow`. Raises `InvalidRequest`."""
+    found = ALLOWED.match(entry)
+    if found is None:
+        raise InvalidRequest(
+            f"'allow' lists plan ids, which have 64 hexadecimal digits, each perhaps with its arguments: {entry[:80]!r} is none"
+        )
+    if found[2] is None:
+        return PlanId(found[1]), None
+    arguments = tuple(one.strip() for one in found[2].split(","))
+    for one in arguments:
+        node, _, rest = one.partition("/")
+        if one != ANYTHING and not (is_name(node) and rest):
+            raise InvalidRequest(f"an argument in 'allow' is NODE/DATASET, NODE/DATASET/targets or *; {one[:80]!r} is none")
+    return PlanId(found[1]), arguments
 
 
 def _check_choice(key: str, value: object, choices: tuple[str, ...]) -> None:

@@ -42,6 +42,9 @@ KEPT_FROM = 4096
 At = Callable[[int], Protocol]
 """The protocol for the operation at this place, which begins now."""
 
+Ended = Callable[[int], None]
+"""Told when the operation at this place has ended."""
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Operation:
@@ -108,11 +111,13 @@ class Order:
             self.uses[output] += 1  # for ever
 
 
-async def run(order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor], at: At | None = None) -> list[Value]:
+async def run(
+    order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor], at: At | None = None, ended: Ended | None = None
+) -> list[Value]:
     """The results of a prepared program. See the module."""
     if at is None:
         at = protocol.split(len(order.operations), OPERATION_NUMBERS).__getitem__
-    flow = _Flow(order, inputs, at)
+    flow = _Flow(order, inputs, at, ended)
     del inputs
     try:
         flow.advance()
@@ -125,9 +130,9 @@ async def run(order: Order, protocol: Protocol, inputs: Sequence[Value | Tensor]
 class _Flow:
     """One run."""
 
-    def __init__(self, order: Order, inputs: Sequence[Value | Tensor], at: At) -> None:
+    def __init__(self, order: Order, inputs: Sequence[Value | Tensor], at: At, ended: Ended | None) -> None:
         self.done: Arrival[None] = Arrival()
-        self._order, self._at = order, at
+        self._order, self._at, self._told = order, at, ended
         self._env = list(order.known)
         self._env[: len(inputs)] = inputs
         self._uses = list(order.uses)
@@ -243,6 +248,8 @@ class _Flow:
             if self._uses[output] or isinstance(value, GridError):
                 self._env[output] = value
         self._missing -= 1
+        if self._told is not None:
+            self._told(place)
         for waiting in order.after[place]:
             self._met(waiting)
         self._left[operation.stage] -= 1

@@ -72,6 +72,18 @@ def differs(bound: Bound, place: int, found: Tensor, wanted: Tensor, *, jumps: b
     return bool(wrong.any())
 
 
+def distance(found: Tensor, wanted: Tensor, bound: Bound | None = None, place: int = 0) -> float:
+    """The largest difference; for indices of items of `bound`, that of the items. Not a number or infinite where `wanted` is."""
+    if not wanted.numel():
+        return 0.0
+    if bound is not None and PICKS.get(bound.op.name) == place:
+        pair = _items_at(bound, found, wanted)
+        if pair is None:
+            return float("inf")
+        found, wanted = pair
+    return float((found.to(torch.float64) - wanted.to(torch.float64)).abs().max())
+
+
 def _wide(value: object) -> object:
     if isinstance(value, Tensor):
         return value.to(torch.float64) if value.is_floating_point() else value
@@ -108,14 +120,22 @@ def _nearby(bound: Bound) -> Iterator[Bound]:
 
 def _picks_others(bound: Bound, found: Tensor, wanted: Tensor) -> bool:
     """Whether items at other places are others."""
+    pair = _items_at(bound, found, wanted)
+    if pair is None:
+        return True
+    one, other = pair
+    return bool(((one - other).abs() > NEAR).any()) if one.is_floating_point() else bool((one != other).any())
+
+
+def _items_at(bound: Bound, found: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The items of `self` at these indices; the indices where there is one item; None where there are fewer items."""
     items, dim = bound["self"], bound.get("dim")
     if not items.dim() or not found.numel():
-        return bool((found != wanted).any())
+        return found, wanted
     if dim is None:
         items, found, wanted, dim = items.reshape(-1), found.reshape(-1), wanted.reshape(-1), 0
     elif found.dim() < items.dim():
         found, wanted = found.unsqueeze(dim), wanted.unsqueeze(dim)
     if bool(((found < 0) | (found >= items.shape[dim])).any()):
-        return True
-    one, other = items.gather(dim, found), items.gather(dim, wanted)
-    return bool(((one - other).abs() > NEAR).any()) if items.is_floating_point() else bool((one != other).any())
+        return None
+    return items.gather(dim, found), items.gather(dim, wanted)

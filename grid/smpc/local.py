@@ -30,15 +30,16 @@ class Outcome(NamedTuple, Generic[T]):
 
 
 class Network:
-    """The links of three parties. A message sent is held until `deliver`."""
+    """The links of three parties. A message sent is held until `deliver`. Without `recorded`, `views` stay empty."""
 
-    def __init__(self, shuffle: random.Random | None = None) -> None:
+    def __init__(self, shuffle: random.Random | None = None, *, recorded: bool = True) -> None:
         self.mailboxes = [Mailbox() for _ in range(PARTIES)]
         self.bytes_sent = [0] * PARTIES
         self.rounds = 0
         self.views: list[list[tuple[int, int, Words]]] = [[] for _ in range(PARTIES)]
         self._held: list[tuple[int, int, int, Words]] = []
         self._shuffle = shuffle
+        self._recorded = recorded
 
     def link(self, rank: int) -> LocalLink:
         return LocalLink(self, rank)
@@ -57,7 +58,8 @@ class Network:
         if self._shuffle is not None:
             self._shuffle.shuffle(held)
         for sender, to, label, words in held:
-            self.views[to].append((sender, label, words.copy()))
+            if self._recorded:
+                self.views[to].append((sender, label, words.copy()))
             self.mailboxes[to].deliver(sender, label, words)
         return True
 
@@ -92,12 +94,13 @@ def run_parties(
     ring: Ring = WHOLE,
     randomness: Sequence[Randomness] | None = None,
     shuffle: random.Random | None = None,
+    network: Network | None = None,
 ) -> Outcome[T]:
     """Run `program` as each of three parties until all are done. Raises what the first of them raises.
 
-    `shuffle` delivers the messages of a round in a random order.
+    `shuffle` delivers the messages of a round in a random order. `network` is one that the caller looks at meanwhile.
     """
-    network = Network(shuffle)
+    network = network or Network(shuffle)
     streams = randomness or fresh_keystreams()
 
     async def run(party: Party) -> T:

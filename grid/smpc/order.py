@@ -10,11 +10,11 @@ and could be drawn by anybody. How many rounds there are, and how large the mess
 Rows are compared with themselves only, and their orders are independent: nothing shows how one row relates to another.
 
 All rows go side by side. In each level every unfinished segment is divided by a few pivots at once, more where there is little
-to compare, since a level has 10 rounds (9 of the comparison, 1 of the opening) however much it compares. Levels: about
+to compare, since a level has 8 rounds (7 of the comparison, 1 of the opening) however much it compares. Levels: about
 log4(n) for n in the thousands, one up to 128 items in all. After MAX_LEVELS of them, which chance never brings, whatever is left
 is compared in full.
 
-What is compared is ordered for all ring elements, by signs that are worked out once (8 rounds) where a difference would wrap:
+What is compared is ordered for all ring elements, by signs that are worked out once (6 rounds) where a difference would wrap:
 else the results for values beyond the domain could contradict each other, which all parties would see and the client could time.
 So values beyond it come out in a wrong order, and nothing else shows.
 
@@ -54,7 +54,7 @@ class Ordered(NamedTuple):
 
 
 async def sort(protocol: Protocol, x: Shared, *, descending: bool = False) -> Ordered:
-    """The items of each row (..., n) in order; equal ones keep theirs. 11 rounds, and 10 for each level."""
+    """The items of each row (..., n) in order; equal ones keep theirs. 9 rounds, and 8 for each level."""
     return await topk(protocol, x, x.shape[-1], largest=descending)
 
 
@@ -143,12 +143,12 @@ class _Comparable(NamedTuple):
 
     @classmethod
     async def of(cls, protocol: Protocol, keys: Shared) -> _Comparable:
-        """8 rounds."""
+        """6 rounds."""
         signs = await protocol.negative(keys)
         return cls(keys, [unpack(part, keys.size)[0] for part in signs.parts])
 
     async def less(self, protocol: Protocol, x: Indices, y: Indices) -> npt.NDArray[np.bool_]:
-        """Whether the elements at `x` are less than those at `y`, opened. 10 rounds."""
+        """Whether the elements at `x` are less than those at `y`, opened. 8 rounds."""
         wrapped = await protocol.negative(self.keys[x] - self.keys[y])
         negative, other = self._signs_at(x), self._signs_at(y)
         differ = await protocol.conjunction(negative ^ other, wrapped ^ negative)

@@ -146,10 +146,16 @@ class Prepared:
         self._env.clear()
         self.order = Order(operations, program.outputs, known)
 
-    def run(self, protocol: Protocol, inputs: Sequence[Value | Tensor], at: dataflow.At | None = None) -> Work[list[Value]]:
+    def run(
+        self,
+        protocol: Protocol,
+        inputs: Sequence[Value | Tensor],
+        at: dataflow.At | None = None,
+        ended: dataflow.Ended | None = None,
+    ) -> Work[list[Value]]:
         """The results, for inputs of the geometry that it was prepared for. `at` gives the protocol for an operation where it
-        is not to have a range of operation numbers of `protocol`."""
-        return dataflow.run(self.order, protocol, inputs, at)
+        is not to have a range of operation numbers of `protocol`; `ended` is told as each one ends."""
+        return dataflow.run(self.order, protocol, inputs, at, ended)
 
     def in_public(self, inputs: Sequence[Any]) -> list[Tensor | None]:
         """For each result, its value where that depends on public inputs alone, beside secret ones, such as an optimizer's number

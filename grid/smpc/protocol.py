@@ -95,15 +95,15 @@ class Protocol(ABC):
 
     @abstractmethod
     async def negative(self, x: Shared) -> Bits:
-        """One plane: 1 where x < 0, for every x. 8 rounds."""
+        """One plane: 1 where x < 0, for every x. 6 rounds."""
 
     @abstractmethod
     async def is_zero(self, x: Shared) -> Bits:
-        """One plane: 1 where x = 0. 7 rounds."""
+        """One plane: 1 where x = 0. 6 rounds."""
 
     @abstractmethod
     async def bits(self, x: Shared, count: int) -> Bits:
-        """The lowest `count` bits of x as planes, lowest first. 2 + ceil(log2(count - 1)) rounds."""
+        """The lowest `count` bits of x as planes, lowest first. 2 + ceil(log2((count - 1) / 4)) rounds, 1 for one bit."""
 
     @abstractmethod
     async def conjunction(self, a: Bits, b: Bits) -> Bits:

@@ -6,6 +6,7 @@ Nothing is sent. Values on shares are fixed point, so they can overflow where Py
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,19 +16,21 @@ from torch import Tensor
 
 from grid.errors import GridError
 from grid.plans.checks import resolve
+from grid.plans.ir import Plan, PlanCost
 from grid.plans.lines import at_line
-from grid.smpc.dataflow import computed, located
+from grid.smpc.dataflow import OPERATION_NUMBERS, computed, located
 from grid.smpc.discrepancies import differs, fits, in_torch
 from grid.smpc.interpreter import Call, Value, fraction_bits
 from grid.smpc.operations.values import Absent
-from grid.smpc.party import PARTIES
+from grid.smpc.party import PARTIES, Operations
 from grid.smpc.plain import Plain, Watch, completed
-from grid.smpc.programs import Given, Prepared
+from grid.smpc.programs import UNLIMITED, Given, Prepared
 from grid.smpc.protocol import Protocol
-from grid.smpc.replicated.costs import Cost
-from grid.smpc.replicated.counting import Counting
+from grid.smpc.replicated.counting import Counting, later
+from grid.smpc.replicated.spans import START, Clock
 from grid.smpc.shares import Shared
 from grid.tensors import fixed
+from grid.tensors.buffers import torch_dtype
 from grid.tensors.ops import Bound, bind, lookup
 
 OVERFLOWS = "a product may overflow, it is 2**25 or larger"
@@ -37,13 +40,6 @@ DIFFERS = "it gives another result than PyTorch"
 REFUSED = "PyTorch refuses such values"
 
 REVEALED, READ = 1, 2
-
-
-class PlanCost(NamedTuple):
-    """Of one run: rounds at most, and bytes that each of the parties sends, on average."""
-
-    rounds: int
-    bytes_sent: int
 
 
 def in_the_clear(value: Tensor, dtype: torch.dtype | None = None, extra: int = 0) -> Value:
@@ -73,6 +69,7 @@ def tried(prepared: Prepared, inputs: Sequence[Tensor]) -> Trial:
     kinds = {number: (one.dtype, 0) for number, one in enumerate(prepared.inputs) if one.secret}
     last = {ref: place for place, operation in enumerate(order.operations) for ref in operation.reads}
     found: list[str] = []
+    absent: dict[int, Value] = {}
     for place, operation in enumerate(order.operations):
         step, operands = operation.step, {ref: known[ref] for ref in operation.reads}
         made: Sequence[Tensor | None] = [None] * len(step.outputs)
@@ -82,11 +79,19 @@ def tried(prepared: Prepared, inputs: Sequence[Tensor]) -> Trial:
                 if operation.call is None:
                     made = computed(step, args, kwargs)
                 else:
-                    given = [in_the_clear(known[ref], *kinds[ref]) if ref in kinds else known[ref] for ref in operation.reads]
+                    given = [
+                        absent.get(ref) or (in_the_clear(known[ref], *kinds[ref]) if ref in kinds else known[ref])
+                        for ref in operation.reads
+                    ]
                     fine = any(extra for ref, (_, extra) in kinds.items() if ref in operation.reads)
                     uses = [REVEALED * (output in order.outputs) + READ * (output in last) for output in step.outputs]
                     on_shares, made, doubts = _beside(operation.call.on(given), bind(lookup(step.op), args, kwargs), uses, fine)
                     kinds |= {output: (one.dtype, one.extra) for output, one in zip(step.outputs, on_shares, strict=True)}
+                    absent |= {
+                        output: one
+                        for output, one in zip(step.outputs, on_shares, strict=True)
+                        if isinstance(one.content, Absent)
+                    }
                     if doubts:
                         found.append(f"step {operation.index} ({step.op}): {', and '.join(doubts)}{at_line(step.line)}")
             except GridError as error:
@@ -137,23 +142,33 @@ def _decoded(value: Value) -> Tensor:
 
 
 def cost(prepared: Prepared) -> PlanCost:
-    """What a run costs; values do not matter. Each operation begins when those that it waits for are done."""
+    """What a run costs; values do not matter, but where the plan sorts. Each operation begins at a party when those that it waits
+    for are done there."""
     order, meters = prepared.order, dict[int, Counting]()
-    ends: dict[int, int] = {}
+    stages: dict[int, Clock] = {0: START}
 
     def at(place: int) -> Protocol:
-        begins = max((meters[earlier].cost.rounds for earlier in order.before[place] if earlier in meters), default=0)
         stage = order.operations[place].stage
-        if stage and stage not in ends:
-            ends[stage] = max((meter.cost.rounds for meter in meters.values()), default=0)
-        meters[place] = Counting(max(begins, ends.get(stage, 0)))
+        if stage not in stages:
+            stages[stage] = functools.reduce(later, (meter.clock for meter in meters.values()), START)
+        waits = (meters[earlier].clock for earlier in order.before[place] if earlier in meters)
+        numbers = Operations(place * OPERATION_NUMBERS, (place + 1) * OPERATION_NUMBERS)
+        meters[place] = Counting(numbers, functools.reduce(later, waits, stages[stage]))
         return meters[place]
 
     completed(prepared.run(Plain(), [_nothing(one) for one in prepared.inputs], at))
-    total = Cost(0, 0)
-    for meter in meters.values():
-        total = total.beside(meter.cost)
-    return PlanCost(total.rounds, -(-total.bytes_sent // PARTIES))
+    costs = [meter.cost for meter in meters.values()]
+    rounds = max((one.rounds for one in costs), default=0)
+    return PlanCost(rounds, -(-sum(one.bytes_sent for one in costs) // PARTIES))
+
+
+def plan_cost(plan: Plan, shapes: Sequence[tuple[int, ...]], secret: Sequence[bool]) -> PlanCost:
+    """`Plan.cost`. Raises what the plan is refused by on inputs of these shapes."""
+    given = zip(shapes, plan.inputs, secret, strict=True)
+    return cost(Prepared(plan, [Given(shape, torch_dtype(one.dtype), hidden) for shape, one, hidden in given], UNLIMITED))
+
+
+Plan.costing = plan_cost
 
 
 def _nothing(one: Given) -> Value | Tensor:

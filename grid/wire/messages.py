@@ -296,15 +296,16 @@ class ColumnCard:
 class PolicyCard:
     """An owner's rules for one dataset, as clients may read them.
 
-    `share`: whether it may be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in
-    a committee beside its own, ("*",) for whichever a client names.
+    `allow`: ids of plans, each perhaps with the arguments that it is to have on shares (`policy.rules`). `share`: whether it may
+    be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
+    own, ("*",) for whichever a client names.
     """
 
     release: str
     plans: str
     min_rows: int
     max_elements: int
-    allow: tuple[PlanId, ...] = ()
+    allow: tuple[str, ...] = ()
     sinks: tuple[str, ...] = ()
     share: bool = True
     parties: tuple[str, ...] = ()
@@ -754,10 +755,10 @@ class ShareInput(Message):
 class SecureCommands(Message):
     """Client -> each node of the roster: operations on shares, in order; numbers `first`, `first + 1`, ... Reply: Ok once done.
 
-    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, FreeShares) are
-    numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its outputs failed,
-    and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after each of the
-    commands.
+    All requests of a client to a committee (this, RunShared, ShareInput, ExpectShare, OfferShares, GetShare, MoveShares,
+    FreeShares) are numbered on from 1 without gaps, and are the same at all three nodes but for shares. What fails leaves its
+    outputs failed, and the first failure is the reply. `frees`, where it is not empty, has the shares that are not needed after
+    each of the commands.
     """
 
     committee: CommitteeId
@@ -855,6 +856,24 @@ class GetShare(Message):
     transfer: TransferId | None = None
 
 
+@message("move-shares")
+class MoveShares(Message):
+    """Client -> each node of the roster: deal a value on to another committee. Reply: Ok once it is there. Errors: NotFound,
+    ReleaseDenied, ...
+
+    Each of the three deals its first component, refreshed, to the nodes of `roster`, which are the committee `to` of this
+    client, by a DealShare under `name`; there, ExpectShare with all three as owners adds them up. Only for a value with no rows
+    behind it, and no other client's value.
+    """
+
+    committee: CommitteeId
+    number: int
+    object: ObjectId
+    to: CommitteeId
+    roster: tuple[PeerId, ...]
+    name: ObjectId
+
+
 @message("share-value")
 class ShareValue(Message):
     """Answer to GetShare: the first component of this node, 64-bit words, and the SHA-256 of its second; both refreshed."""
@@ -867,8 +886,8 @@ class ShareValue(Message):
 class OwnerRule:
     """Whose rows are behind a share, and how that owner lets values leave (`release` of the policy).
 
-    `part`: what of the dataset was shared, as it stands or whole blocks of it ("features", "targets", "column:age"); "" for
-    anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
+    `part`: what of the dataset was shared, as it stands ("features", "targets", "column:age"), or whole blocks of it ("features
+    in blocks"); "" for anything that was computed before. `allow`: in place of all that, the plans of an OfferShares.
     """
 
     dataset: str
@@ -878,11 +897,21 @@ class OwnerRule:
 
 
 @record
+class GivenRows:
+    """An argument of a plan on shares: the part of a dataset that its node dealt (`OwnerRule`); all "" for any other value."""
+
+    node: PeerId
+    dataset: str
+    part: str
+
+
+@record
 class Opening:
     """A result that a client asks the parties of a committee to open, as each of them has it in its own record.
 
     `plan` is the id of the plan that it is a direct result of, where nothing but that plan made it of values as they were shared;
-    else "". `recipient` is the client itself, or a node.
+    else "". `given` are the arguments of that plan, in order, `call` the number of the request that ran it: with `object`, a name
+    that no other value of this client in this committee has. `recipient` is the client itself, or a node.
     """
 
     committee: CommitteeId
@@ -893,6 +922,8 @@ class Opening:
     plan: str
     dtype: str
     shape: tuple[int, ...]
+    given: tuple[GivenRows, ...] = ()
+    call: int = 0
 
 
 @message("ask-permit")
@@ -949,7 +980,9 @@ class ShareObject(Message):
 @message("expect-share")
 class ExpectShare(Message):
     """Client -> each node of the roster: the node `owner` deals a value to be kept as `object`, or the client `owner` offers one
-    under that name (OfferShares). Reply: Ok, as SecureCommands."""
+    under that name (OfferShares). Reply: Ok, as SecureCommands.
+
+    With `others`, two more nodes: each of the three deals a component, and the value is their sum (MoveShares)."""
 
     committee: CommitteeId
     number: int
@@ -957,6 +990,7 @@ class ExpectShare(Message):
     object: ObjectId
     dtype: str
     shape: tuple[int, ...]
+    others: tuple[PeerId, ...] = ()
 
 
 @message("deal-share")

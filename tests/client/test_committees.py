@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,13 +184,28 @@ def test_what_cannot_be_done_names_itself_and_the_way_out(client: Any, trio: Any
     with pytest.raises(grid.InvalidRequest, match=r"x = x [+] y"):
         x[:1].add_(1)
     bob = client.nodes["bob"]
-    for wrong in (x.get, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
+    for wrong in (x.float_precision, x.item, x.numpy, lambda: x.move(bob), lambda: x + bob.send(torch.ones(2))):
         with pytest.raises(grid.InvalidRequest):
             wrong()
     with pytest.raises(grid.InvalidRequest):
         client.committee("alice", "bob", "bob")
     with pytest.raises(grid.NotFound):
         client.committee("alice", "bob", "nobody")
+
+
+def test_the_chain_and_a_move_to_another_committee(client: Any, trio: Any) -> None:
+    alice, bob, carol = (client.nodes[name] for name in NAMES)
+    x = torch.randn(3)
+    s = grid.fix_precision(x, bits=18).share(alice, bob, carol)
+    assert type(s) is type(trio.share(x)) and s.child.child.parent is s.child and list(s.child.child.child) == list(NAMES)
+    assert near(s.get().float_precision(), x) and near((s + trio.share(x)).reveal(), x + x)
+    there = s.move("dave", "bob", "carol")
+    assert near((there * there).reveal(), x * x) and near((s * s).reveal(), x * x)
+    (private,) = client.search("#private")
+    rows = private.features.share(trio)
+    for value in (rows, rows.sum(), rows * 0 + 1, torch.cat([trio.share(torch.zeros(1, 2)), rows])):
+        with pytest.raises(grid.ReleaseDenied, match="with the nodes of this committee and with no others"):
+            value.move("dave", "bob", "carol")
 
 
 @pytest.mark.parametrize("value", [torch.tensor([1.0, torch.nan]), torch.tensor([2.0**45]), torch.tensor([-(2**63)])])
@@ -315,6 +331,73 @@ def test_results_of_listed_plans_open_and_nothing_else_does() -> None:
                 d.features.share(strangers).reveal()
             with pytest.raises(grid.ReleaseDenied):
                 plan(d.features, w).get()
+
+
+def test_a_plan_listed_with_arguments_opens_on_these_alone() -> None:
+    """The client who runs it cannot put values of its own in the place of another owner's, and so ask about this one's."""
+    value = torch.tensor([[3.0]])
+    plan = grid.trace(lambda x, y, public: x - y + public, value, value, torch.zeros(1, 1))
+    policy = {"release": "deny", "allow": [f"{plan.id}(alice/d, dave/d, *)"], "share": list(NAMES), "min_rows": 1}
+    data = {"d": {"features": value, "tags": ["#d"], "policy": policy}}
+    rogue = {"d": {"features": value, "tags": ["#d"], "policy": {"release": "open"}}}
+    with LocalGrid(nodes={"alice": data, "bob": {}, "carol": rogue, "dave": data}) as local:
+        client, other = local.client(), local.client()
+        who = (client.me.id, other.me.id)
+        with client.committee(*NAMES, clients=who) as trio, other.committee(*NAMES, clients=who, id=trio.id) as theirs:
+            x, rogues, y = (one.features.share(trio) for one in sorted(client.search("#d"), key=lambda one: one.node.name))
+            own, public = trio.share(value), torch.ones(1, 1)
+            offered = trio.take(theirs.offer(theirs.share(value), to=client.me.id, freely=True))
+            assert near(trio.run(plan, x, y, public).reveal(), public) and near(trio.run(plan, x, y, own).reveal(), value)
+            wrong = {"own": (x, own), "public": (x, value), "swapped": (y, x), "twice": (x, x), "changed": (x, y * 1)}
+            for what, given in {**wrong, "another node's": (x, rogues), "offered": (x, offered)}.items():
+                with pytest.raises(grid.ReleaseDenied) as denied:
+                    trio.run(plan, *given, public).reveal()
+                assert denied.value.details["rule"] == "committee.release", what
+            assert trio.run(plan, x, own, public).reveal(to="alice").location.name == "alice"
+
+
+def test_another_owners_dataset_that_a_plan_is_listed_with_is_whole_too() -> None:
+    """Whatever that owner lets out: else a client picks rows of it, and so asks about this one's again and again."""
+    plan = grid.trace(lambda x, y: x.sum() + y.sum(), torch.zeros(9, 2), torch.zeros(7, 2))
+
+    def data(name: str, allowed: str) -> dict[str, Any]:
+        policy = {"release": "deny", "allow": [allowed], "share": list(NAMES), "min_rows": 5}
+        return {name: {"features": torch.ones(10, 2), "targets": torch.zeros(10), "tags": [f"#{name}"], "policy": policy}}
+
+    with LocalGrid(nodes={"alice": data("a", f"{plan.id}(alice/a, bob/b)"), "bob": data("b", plan.id), "carol": {}}) as local:
+        client = local.client()
+        (a,), (b,) = client.search("#a"), client.search("#b")
+        with client.committee(*NAMES) as trio:
+            x = a.features.share(trio)
+            assert near(trio.run(plan, x, b.features.share(trio)).reveal(), torch.tensor(40.0))
+            some = next(iter(b.batches(5)))[0].share(trio)
+            with pytest.raises(grid.ReleaseDenied) as denied:
+                trio.run(plan, x, some).reveal()
+            assert denied.value.details["node"] == "alice"
+            assert near(trio.run(plan, trio.share(torch.zeros(5, 2)), some).reveal(), torch.tensor(10.0))  # bob does not mind
+
+
+def test_a_result_counts_once_however_often_and_to_whom_it_is_asked_for() -> None:
+    """An owner who lets it go does not lose its count to another one who refuses."""
+    plan = grid.trace(lambda x, y: x + y, torch.zeros(1), torch.zeros(1))
+    common = {"release": "deny", "share": list(NAMES), "min_rows": 1}
+    policies = {"alice": {**common, "allow": [f"{plan.id}(alice/d, bob/d)"], "max_elements": 1}, "bob": common}
+    data = {name: {"d": {"features": torch.ones(1), "tags": ["#d"], "policy": own}} for name, own in policies.items()}
+    with LocalGrid(nodes={"carol": {}, **data}) as local:
+        client = local.client()
+        with client.committee(*NAMES) as trio:
+            x, y = (one.features.share(trio) for one in sorted(client.search("#d"), key=lambda one: one.node.name))
+            result = trio.run(plan, x, y)
+            for to in (None, "carol", "alice"):
+                with pytest.raises(grid.ReleaseDenied, match="bob"):
+                    result.reveal(to=to)
+            assert result.reveal(to="bob").shape == (1,)
+            name = result._handle.object_id
+            del result
+            gc.collect()
+            trio.new_id = lambda: name  # which may stand for another value now
+            with pytest.raises(grid.BudgetExhausted):
+                trio.run(plan, x, y).reveal(to="bob")
 
 
 def test_a_committees_id_is_used_once_even_by_nodes_that_have_started_again() -> None:

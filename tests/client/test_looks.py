@@ -140,7 +140,7 @@ def hostile() -> Dataset:
         feature_names=(f"{ATTACK}={ATTACK}",), feature_shape=(1,), feature_dtype="f4", target_shape=(), target_dtype="",
         classes=0,
     )  # fmt: skip
-    roster = Roster(lambda node: pytest.fail("a look at something opened a session"))
+    roster = Roster(lambda node: pytest.fail("a look at something opened a session"), lambda places: None)
     facts: dict[str, Any] = dict(id=PeerId("x" * 26), state="online", address="", card=b"", datasets=(card,))
     roster.update((NodeCard(name=ATTACK, organisation=ATTACK, **facts),))
     return Dataset(roster.find(ATTACK), card)

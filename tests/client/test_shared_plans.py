@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 import grid
@@ -148,6 +153,51 @@ def test_costs_are_known_before(trio: Any) -> None:
     assert public == (0, 0)
 
 
+def step(params: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    held = {name: one.detach().requires_grad_() for name, one in params.items()}
+    loss = F.cross_entropy((x @ held["w"]).relu() @ held["v"], y)
+    gradients = torch.autograd.grad(loss, list(held.values()))
+    return {name: one - 0.1 * by for (name, one), by in zip(params.items(), gradients, strict=True)}, loss
+
+
+def test_a_training_step_is_traced_and_nothing_is_asked_of_a_node(trio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, x, y = {"w": torch.randn(4, 5), "v": torch.randn(5, 3)}, torch.randn(6, 4), torch.tensor([0, 2, 1, 0, 1, 2])
+    plan = grid.trace(step, params, x, y)
+    shared = [{name: trio.share(one) for name, one in params.items()}, trio.share(x)]
+    asked: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(trio._requests, "add", asked.append)
+        trace = trio.run(plan, *shared, y, trace=True)
+    assert not [one for one in asked if not isinstance(one, int)]  # others forget objects of tests before
+    assert trace.result[0]["w"].dtype == torch.float32 and near(trace.result[0]["w"], step(params, x, y)[0]["w"])
+    assert 0 < trace.error < 1e-3 and not trace.differ and not trace.note
+    assert trio.cost(plan, *shared, y).bytes_sent == trace.bytes_sent
+    first = trace.operations[0]
+    assert (first.op, first.operands, first.results) == ("aten.mm.default", "(6, 4), (4, 5)", "(6, 5)")
+    assert 'loss = F.cross_entropy((x @ held["w"])' in first.line and any("public" in one.operands for one in trace.operations)
+
+
+def test_a_trace_is_read_as_text_in_a_terminal_in_a_notebook_and_as_a_picture(trio: Any, tmp_path: Path) -> None:
+    shared = trio.share(Net())
+    trace = trio.run(shared, trio.share(torch.ones(3, 4)) + 0, trace=True)
+    text, page = repr(trace), trace._repr_html_()
+    terminal = Console(width=80, file=io.StringIO())
+    terminal.print(trace)
+    drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
+    for shown in (text, page, drawn):
+        assert f"Net on shares: {trace.rounds} rounds, {trace.bytes_sent:,} bytes by each node" in shown
+        assert "addmm" in shown and "relu" in shown and "more" in shown and "o values are at hand for arg1" in shown
+    assert all(len(line) <= 80 for line in drawn.splitlines())
+    trace.save(tmp_path / "cost.svg")
+    picture = ElementTree.parse(tmp_path / "cost.svg").getroot()
+    kinds = [one.tag.rpartition("}")[2] for one in picture.iter()]
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg" and kinds.count("rect") > 8 and "script" not in kinds
+    with pytest.raises(grid.InvalidRequest, match=r"SVG: name the file cost\.svg"):
+        trace.save(tmp_path / "cost.png")
+    with pytest.raises(grid.InvalidRequest, match="cannot be saved"):
+        trace.save(tmp_path / "nowhere" / "cost.svg")
+
+
 class Net(nn.Module):
     """Nested modules, a tied weight and a buffer."""
 
@@ -215,7 +265,7 @@ def test_what_a_shared_module_cannot_do_says_what_to_do_instead(trio: Any, clien
     with pytest.raises(grid.InvalidRequest, match="share that"):
         shared.load_state_dict(nn.Linear(2, 2).state_dict())
     with pytest.raises(grid.InvalidRequest, match="reveal"):
-        shared.state_dict()["weight"].get()
+        shared.state_dict()["weight"].numpy()
     with pytest.raises(grid.InvalidRequest, match=r"committee of .* already"):
         trio.share(shared)
     with pytest.raises(grid.InvalidRequest, match="device"):

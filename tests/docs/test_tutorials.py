@@ -32,7 +32,7 @@ POLICY_PAGE = DOCS / "how-to" / "write-a-policy.md"
 
 
 def test_the_policy_page_runs_on_the_description_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (description,) = re.findall(r"^```toml\n(.*?)^```", POLICY_PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (description, *_) = re.findall(r"^```toml\n(.*?)^```", POLICY_PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     data = tmp_path / "data"
     data.mkdir()
     (data / "patients.toml").write_text(description, encoding="utf-8")
@@ -51,8 +51,9 @@ def test_the_policy_page_explains_every_key_and_every_choice() -> None:
         assert f'| `"{choice}"` |' in text, choice
 
 
-def test_there_are_five_tutorials() -> None:
-    assert [page.name[0] for page in PAGES] == ["1", "2", "3", "4", "5"]
+def test_each_tutorial_has_a_number_of_its_own() -> None:
+    numbers = [int(page.name.partition("-")[0]) for page in PAGES]
+    assert len(set(numbers)) == len(PAGES)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.namespaces import LEASE_S, PATIENCE_S, Rig, missing, rig
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.network, pytest.mark.timeout(240)]
 
 IN_TIME_S = PATIENCE_S + LEASE_S + 4.0
 """Silence is noticed after `patience_s`, and then the connection has `lease_s` to come back; the rest is for a busy machine."""

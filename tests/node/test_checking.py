@@ -230,13 +230,16 @@ def test_who_may_have_shares_in_plain_words(tmp_path: Path) -> None:
     listed = Policy(release="deny", allow=(PlanId("1" * 64),), share=("bob", "carol"))
     said = " ".join(what_leaves(listed, 100))
     assert "bob, carol and this node" in said and "1 plans in `allow`" in said and "in the clear" in what_stays(listed)[0]
-    for useless in (dataclasses.replace(listed, share=True), dataclasses.replace(listed, allow=())):
-        assert what_leaves(useless, 100) == ["Nothing, to anybody."]
+    assert "to others, 7 numbers over" in what_leaves(dataclasses.replace(listed, max_elements=7), 100)[1]
+    (own,) = what_leaves(dataclasses.replace(listed, allow=()), 100)
+    assert "bob, carol and this node" in own and own.endswith("Results open at this node, for you.")
+    assert what_leaves(dataclasses.replace(listed, share=True), 100) == ["Nothing, to anybody."]
     table = 'file = "people.csv"\n[policy]\nmin_rows = 10\n'
     anybody = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = true\n'))
     assert any("join forces" in warning for warning in anybody.warnings)
-    nobody = report_of(write(tmp_path, table + 'release = "deny"\nshare = ["bob"]\n'))
-    assert any("`share` does nothing" in warning for warning in nobody.warnings)
+    for allowed, warned in (("1" * 64, True), ("1" * 64 + "(alice/people, bob/people)", False)):
+        loose = report_of(write(tmp_path, table + f'release = "deny"\nshare = ["bob"]\nallow = ["{allowed}"]\n'))
+        assert any("whatever it likes" in warning for warning in loose.warnings) is warned
     broken = report_of(write(tmp_path, table + 'release = "aggregate"\nshare = ["b b"]\n'))
     assert any("names of nodes" in error and "line 5" in error for error in broken.errors)
 

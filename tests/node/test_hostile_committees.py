@@ -59,6 +59,8 @@ from grid.wire.messages import (
     GetObject,
     GetShare,
     MoveObject,
+    MoveShares,
+    OfferShares,
     Ok,
     OpenCommittee,
     Ref,
@@ -562,6 +564,93 @@ async def test_a_statement_that_is_said_again_ends_the_committee(made: Mesh, raw
     await until(lambda: not made.nodes["alice"].committees.count)
     assert kinds(await trio.share(1, X)) <= {WireError, QuorumLost}
     assert await works(await opened(raw, who))
+
+
+def move(trio: Trio, other: Trio, source: int, **changed: Any) -> Callable[[int, int], MoveShares]:
+    """Asks each node of one committee to deal a value on to another one, under the name 70."""
+    fields: dict[str, Any] = {"to": other.committee, "roster": other.roster, "name": ObjectId(70), "object": ObjectId(source)}
+    return lambda rank, number: MoveShares(committee=trio.committee, number=number, **{**fields, **changed})
+
+
+def expect(trio: Trio, dealers: tuple[PeerId, ...], name: int = 70) -> Callable[[int, int], ExpectShare]:
+    return lambda rank, number: ExpectShare(
+        committee=trio.committee,
+        number=number,
+        owner=dealers[0],
+        others=dealers[1:],
+        object=ObjectId(name),
+        dtype="i8",
+        shape=(3,),
+    )
+
+
+async def test_a_value_moves_and_its_components_say_nothing(raw: dict[str, RawClient], trio: Trio) -> None:
+    other = await opened(raw, (me_of(raw),))
+    await trio.share(1, X)
+    assert kinds(await trio.ask(move(trio, other, 1))) == {Ok}
+    for rank, name in enumerate(NAMES):  # what is dealt of a component, and the component itself, are random numbers
+        waiting = raw[name].node.committees._running[other.committee]._party._work._lanes[0]._dealt  # type: ignore[union-attr]
+        assert {key[0] for key in waiting} == set(trio.roster) and rank < 3
+        assert not any((np.frombuffer(bytes(one.second), "<u8")[:3] == X).any() for one in waiting.values())
+    assert kinds(await other.ask(expect(other, trio.roster))) == {Ok}
+    assert (await other.reveal(70) == X).all()
+    await other.run("aten.mul.Tensor", Ref(70), Ref(70), output=71)
+    assert (await other.reveal(71) == X * X).all() and await works(trio) and await works(other)
+
+
+async def test_what_depends_on_rows_or_on_another_client_does_not_move(made: Mesh, raw: dict[str, RawClient]) -> None:
+    async with sessions(made) as second:
+        who = (me_of(raw), me_of(second))
+        trio, other = await opened(raw, who), await opened(raw, (me_of(raw),))
+        message = OpenCommittee(committee=trio.committee, roster=trio.roster, clients=who, deadline_s=20)
+        await asyncio.gather(*(second[name].request(message) for name in NAMES))
+        theirs, dave = Trio(second, trio.committee), raw["dave"]
+        rows = await dave.open("d")
+        dealt = lambda rank, number: ExpectShare(  # noqa: E731
+            committee=trio.committee, number=number, owner=dave.node.id, object=ObjectId(1), dtype="f4", shape=(20, 2)
+        )
+        deal_rows = ShareObject(committee=trio.committee, roster=trio.roster, source=ObjectId(int(rows)), object=ObjectId(1))
+        await asyncio.gather(trio.ask(dealt), dave.request(deal_rows))
+        await trio.run("aten.sum.default", Ref(1), output=2)
+        await trio.run("aten.mul.Scalar", Ref(1), 0, output=3)
+        await theirs.share(4, X)
+        name = ObjectId((1 << 62) + 5)
+        offer = lambda rank, number: OfferShares(  # noqa: E731
+            committee=trio.committee, number=number, object=ObjectId(4), client=who[1], to=0, name=name, freely=True
+        )
+        assert kinds(await theirs.ask(offer)) == {Ok}
+        taken = lambda rank, number: ExpectShare(  # noqa: E731
+            committee=trio.committee, number=number, owner=who[1], object=name, dtype="i8", shape=(3,)
+        )
+        assert kinds(await trio.ask(taken)) == {Ok}
+        for source in (1, 2, 3, int(name)):
+            replies = await trio.ask(move(trio, other, source))
+            assert kinds(replies) == {ReleaseDenied} and {reply.details["rule"] for reply in replies} == {"move"}
+        assert kinds(await trio.ask(move(trio, other, 99))) == {NotFound}
+        assert kinds(await theirs.ask(move(theirs, other, 4))) == {InvalidRequest}, "it takes no part in the other committee"
+        # Nor can a node's rows come in as the parts of what is said to move.
+        await trio.share(5, X)
+        assert kinds(await trio.ask(move(trio, other, 5))) == {Ok}
+        await dave.request(dataclasses.replace(deal_rows, committee=other.committee, object=ObjectId(70)))
+        replies = await other.ask(expect(other, (trio.roster[0], trio.roster[1], dave.node.id)))
+        assert kinds(replies) == {InvalidRequest} and kinds(await other.reveal(70)) == {InvalidRequest}
+        assert await works(trio) and await works(other)
+
+
+async def test_moves_that_do_not_fit_together_give_noise_or_an_error(raw: dict[str, RawClient]) -> None:
+    trio, other = await opened(raw, (me_of(raw),)), await opened(raw, (me_of(raw),), deadline_s=0.5)
+    await trio.share(1, X)
+    await trio.share(2, X)
+    assert kinds(await trio.ask(move(trio, other, 1, roster=trio.roster[:2]))) == {InvalidRequest}
+    assert kinds(await trio.ask(move(trio, other, 1, to=CommitteeId(random_id())))) == {NotFound}
+    for dealers in (trio.roster[:2], (*trio.roster[:2], trio.roster[0]), (*trio.roster, trio.roster[0])):
+        assert kinds(await other.ask(expect(other, dealers))) == {InvalidRequest}
+    different = lambda rank, number: move(trio, other, 1 if rank else 2)(rank, number)  # noqa: E731
+    assert kinds(await trio.ask(different)) == {Ok}
+    assert kinds(await other.ask(expect(other, trio.roster))) == {Ok}
+    assert not (await other.reveal(70) == X).any(), "two nodes took one value, and the third another: noise"
+    assert kinds(await other.ask(expect(other, trio.roster, 71))) == {DeadlineExceeded}
+    assert await works(other)
 
 
 async def test_a_node_that_deals_what_nobody_expects_is_refused(made: Mesh, trio: Trio) -> None:

@@ -44,6 +44,7 @@ from grid.wire.messages import (
     ExpectShare,
     GetObject,
     GetShare,
+    GivenRows,
     OfferShares,
     Ok,
     Opening,
@@ -149,6 +150,8 @@ def test_a_permit_is_for_one_result_to_one_recipient() -> None:
         {"plan": ""},
         {"dtype": "f8"},
         {"shape": (3, 2)},
+        {"call": 6},
+        {"given": (GivenRows(node=PeerId("n"), dataset="d", part="features"),)},
     ]
     others = [dataclasses.replace(ASKED, opening=dataclasses.replace(ASKED.opening, **change)) for change in changes]
     for field in ({"dataset": "e"}, {"release": "open"}, {"part": "targets"}):

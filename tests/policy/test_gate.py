@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -397,7 +398,7 @@ NAMES = {BOB: "bob", CAROL: "carol"}
         ({"release": "deny", "allow": [PLAN], "share": ["bob", "carol"]}, False, ""),
         ({"release": "deny", "allow": [PLAN], "share": True}, True, "share.committee"),
         ({"release": "deny", "allow": [PLAN]}, True, "share"),
-        ({"release": "deny", "share": ["bob", "carol"]}, True, "share"),
+        ({"release": "deny", "share": ["bob", "carol"]}, False, ""),
         ({"share": True}, False, ""),
         ({"share": False}, True, "share"),
         ({"share": []}, True, "share.committee"),
@@ -425,7 +426,8 @@ def test_the_card_says_who_may_have_shares() -> None:
     policies: list[tuple[dict[str, object], tuple[str, ...]]] = [
         ({"release": "aggregate"}, ()),
         ({"release": "aggregate", "share": ["bob"]}, ("bob",)),
-        ({"release": "deny", "share": ["bob"]}, ()),
+        ({"release": "deny"}, ()),
+        ({"release": "deny", "share": ["bob"]}, ("bob",)),
         ({"release": "aggregate", "share": True}, ("*",)),
     ]
     for table, parties in policies:
@@ -444,10 +446,11 @@ def rows_of(bench: Bench, value: Tensor) -> RowsClaim:
     return rows
 
 
-def opens(bench: Bench, plan: PlanId | None, rows: RowsClaim | None, *, elements: int = 4, own: bool = False) -> str:
+def opens(bench: Bench, plan: PlanId | None, rows: RowsClaim | None, *, elements: int = 4, own: bool = False, **more: Any) -> str:
     """The rule by which a result on shares stays closed, "" where it opens."""
+    nbytes = 4 * elements
     try:
-        bench.gate.release_on_shares({"d": rows}, plan, elements=elements, nbytes=4 * elements, client=CLIENT, own=own)
+        bench.gate.release_on_shares({"d": rows}, plan, elements=elements, nbytes=nbytes, client=CLIENT, own=own, **more)
     except ReleaseDenied as denied:
         return str(denied.details["rule"])
     return ""
@@ -455,13 +458,60 @@ def opens(bench: Bench, plan: PlanId | None, rows: RowsClaim | None, *, elements
 
 @pytest.mark.parametrize("release", ["aggregate", "approve", "deny"])
 def test_a_result_on_shares_opens_where_its_plan_is_listed(release: str) -> None:
-    bench = Bench(release=release, plans="builtin", allow=[PLAN], share=["bob"])
+    bench = Bench(release=release, plans="builtin", allow=[PLAN], share=["bob"], max_elements=None)
     rows = rows_of(bench, bench.x)
-    assert opens(bench, PLAN, rows, elements=100_000) == ""  # whatever its size
+    assert opens(bench, PLAN, rows, elements=100_000) == ""  # whatever its size, where the owner has written no limit
     assert opens(bench, OTHER, rows) == opens(bench, None, rows) == opens(bench, PLAN, None) == "committee.release"
     assert opens(bench, None, None, own=True) == ""
     state = bench.store.load("d")
     assert state is not None and state.elements == 100_000
+
+
+WITH = f"{PLAN}(alice/d, bob/d/targets, *)"
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ([{"alice/d", "id-a/d"}, {"id-b/d/targets", "bob/d/targets"}, {"/"}], ""),
+        ([{"alice/d"}, {"bob/d/targets"}, {"alice/d"}], ""),
+        ([{"bob/d/targets"}, {"alice/d"}, {"/"}], "committee.release"),
+        ([{"alice/d"}, {"/"}, {"/"}], "committee.release"),
+        ([{"alice/d"}, {"bob/d"}, {"/"}], "committee.release"),
+        ([{"alice/d"}, {"bob/d/targets"}], "committee.release"),
+        ([], "committee.release"),
+    ],
+)
+def test_a_plan_that_is_listed_with_arguments_is_for_these(given: list[set[str]], rule: str) -> None:
+    bench = Bench(release="deny", allow=[OTHER, WITH], share=["bob"])
+    rows = rows_of(bench, bench.x)
+    assert opens(bench, PLAN, rows, given=given) == rule
+    assert opens(bench, OTHER, rows, given=given) == ""
+    assert bench.gate.names_arguments and not Bench(allow=[PLAN]).gate.names_arguments
+
+
+def test_a_plan_that_is_listed_with_arguments_takes_whole_datasets_and_is_for_shares_alone() -> None:
+    bench = Bench(release="aggregate", plans="builtin", allow=[f"{PLAN}(alice/d)"], share=["bob"])
+    block = rows_of(bench, bench.batch(0))
+    assert opens(bench, PLAN, block, given=[{"alice/d"}]) == "committee.release"
+    assert opens(bench, PLAN, rows_of(bench, bench.x), given=[{"alice/d"}]) == ""
+    mean = claim_of(bench.labels.type_of(bench.x.mean(0)))
+    with pytest.raises(ReleaseDenied) as denied:
+        bench.gate.release(mean, Origin(frozenset([PLAN]), PLAN), elements=2, nbytes=8, client=CLIENT)
+    assert denied.value.details["rule"] == "plans"
+
+
+def test_a_written_max_elements_holds_for_results_on_shares() -> None:
+    bench = Bench(release="deny", allow=[PLAN], share=["bob"], max_elements=5)
+    rows = rows_of(bench, bench.x)
+    assert [opens(bench, PLAN, rows, elements=count) for count in (3, 3, 2, 1)] == ["", "max_elements", "", "max_elements"]
+    assert opens(bench, None, None, own=True) == ""
+
+
+@pytest.mark.parametrize("end", [" (a/b)", "()", "(a)", "(a/b, )", "(a b/c)", "(a/b", "(a/b))", "0"])
+def test_what_allow_does_not_take(end: str) -> None:
+    with pytest.raises(InvalidRequest, match="allow"):
+        Policy.from_table({"allow": [PLAN + end]})
 
 
 def test_public_rows_on_shares_open_and_other_nodes_rows_do_not() -> None:

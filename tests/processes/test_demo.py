@@ -89,16 +89,6 @@ def test_an_interrupted_demo_leaves_no_process(mark: str) -> None:
     assert "Traceback" not in errors
 
 
-def test_a_killed_demo_leaves_no_process(mark: str) -> None:
-    process = start(mark, "--steps", "200")
-    read_until(process, "Training")
-    children = [child for child in marked(mark) if child.pid != process.pid]
-    process.kill()
-    process.communicate(timeout=30)
-    gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive and len(gone) == 4
-
-
 def test_a_demo_that_fails_leaves_no_process(mark: str, tmp_path: Path) -> None:
     """One owner's folder exists already, so its data cannot be written."""
     (tmp_path / "bob").mkdir()

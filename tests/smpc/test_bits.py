@@ -10,7 +10,8 @@ from grid.smpc.link import Words
 from grid.smpc.local import Outcome, run_parties
 from grid.smpc.packing import unpack
 from grid.smpc.party import Operations, Party
-from grid.smpc.replicated.decomposition import network
+from grid.smpc.replicated import groups
+from grid.smpc.replicated.networks import network
 from grid.smpc.replicated.protocol import Replicated
 from grid.smpc.shares import Bits
 
@@ -56,11 +57,23 @@ def test_any_shape_and_the_border_of_a_chunk(shape: tuple[int, ...]) -> None:
 
 def test_rounds_are_those_of_the_design() -> None:
     shares = 1 + 1  # the input and the opening
-    assert opened(EDGES, "is_zero").rounds - shares == 7
-    assert [opened(EDGES, "bits", count).rounds - shares for count in COUNTS] == [1, 2, 3, 4, 7, 8, 8]
+    assert opened(EDGES, "is_zero").rounds - shares == 6
+    assert [opened(EDGES, "bits", count).rounds - shares for count in COUNTS] == [1, 2, 2, 2, 5, 6, 6]
+    assert opened(EDGES, "negative").rounds - shares == 6
 
 
 def test_the_network_has_as_many_gates_as_it_must() -> None:
-    levels = network(63)
-    assert sum(level.high.size for level in levels) == 186
-    assert sum(level.rows for level in levels) == 186 + 124
+    levels = network(63, 4)
+    assert [level.high.size for level in levels] == [31, 31, 31, 31]
+    assert sum(level.rows for level in levels) == 4 * 31 + (31 - 4) + (31 - 8) + (31 - 16)
+    assert sum(level.rows for level in network(63, 1)) == 186 + 124
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 5])
+def test_groups_of_any_size_give_the_same(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "GROUP", group)
+    values = np.r_[EDGES, np.random.default_rng(group).integers(-(2**63), 2**63 - 1, 60)]
+    planes = values >> np.arange(24)[:, np.newaxis] & 1
+    for method, arguments, expected in (("bits", (24,), planes), ("negative", (), values < 0), ("is_zero", (), values == 0)):
+        found = opened(values, method, *arguments).results[0]
+        assert (unpack(found, values.size) == expected).all(), method

@@ -126,9 +126,9 @@ def test_figures_of_the_design() -> None:
     """Bytes for an element, in all."""
     n = 64
     relu = costs.negative(n).then(costs.choose(n))
-    assert relu == (10, 116 * n)
-    assert costs.is_zero(n) == (7, 31.625 * n)
-    assert costs.bits(n, 64) == (8, 140 * n)
-    assert costs.bits(n, 24) == (7, 36.5 * n)
+    assert relu == (8, (46.625 + 48) * n)
+    assert costs.is_zero(n) == (6, 39.625 * n)
+    assert costs.bits(n, 64) == (6, 130.5 * n)
+    assert costs.bits(n, 24) == (5, 33.25 * n)
     assert costs.multiply(n, 18) == (3, (24 + 4.25) * n)
     assert costs.number(n) == (2, 24 * n)

@@ -67,7 +67,7 @@ def test_a_program_costs_what_is_counted(name: str) -> None:
     outcome = run_parties(program)
     declared = completed(counted())
     assert sum(outcome.bytes_sent) == declared.bytes_sent
-    assert 0.9 * declared.rounds - 1 <= outcome.rounds <= declared.rounds
+    assert outcome.rounds == declared.rounds
 
 
 def test_every_method_that_costs_is_counted() -> None:

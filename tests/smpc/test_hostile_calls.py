@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from grid.errors import GridError
+from grid.errors import GridError, InvalidRequest, QuotaExceeded
 from grid.smpc.functions import comparisons
 from grid.smpc.interpreter import Call, Value
 from grid.smpc.numbers import Number, encode
@@ -131,6 +131,55 @@ def test_calls_with_other_arguments_compute_or_refuse(recorded: list[Recorded]) 
         computed += 1
         assert all(result is None or result.content is not None for result in results), name
     assert computed > 500
+
+
+def secret(*shape: int) -> Value:
+    return Value(Shared(encode(torch.ones(shape))), torch.float32)
+
+
+_PLAIN, _BOTH = (False, [0, 0], 1), [True, True, True]
+
+TOO_MUCH: list[Recorded] = [
+    # filters spread over 8000 pixels, on images with as wide an edge: one result
+    ("convolution", [secret(1, 1, 1, 1), secret(1, 1, 2, 2), None, [1, 1], [4000, 4000], [8000, 8000], *_PLAIN], {}),
+    ("convolution", [secret(1, 1, 1), secret(1, 1, 2), None, [1], [1 << 22], [1 << 23], False, [0], 1], {}),
+    (
+        "convolution_backward",
+        [
+            *(secret(1, 1, 1, 1), secret(1, 1, 1, 1), secret(1, 1, 2, 2)),
+            *([0], [1, 1], [4000, 4000], [8000, 8000], *_PLAIN, _BOTH),
+        ],
+        {},
+    ),
+    (
+        "convolution_backward",  # lists longer than images have sides
+        [secret(2, 6, 2), secret(2, 4, 6), secret(6, 4, 3), [6], [2], [1], [2, 3, 3, 1], False, [0], 1, [False, True, True]],
+        {},
+    ),
+    ("log_sigmoid_backward", [secret(3, 4), secret(3, 4), torch.zeros(2, 3, 4)], {}),
+    ("silu_backward", [secret(1), secret(1 << 12)], {}),  # 3 times as many on its way
+]
+
+
+@pytest.mark.parametrize("call", TOO_MUCH, ids=[f"{one[0]}-{at}" for at, one in enumerate(TOO_MUCH)])
+def test_what_would_take_more_memory_than_its_results_is_refused_before(call: Recorded) -> None:
+    name, args, kwargs = call
+    with pytest.raises((InvalidRequest, QuotaExceeded)):
+        Call(f"aten.{name}.default", args, kwargs, most=MOST)
+
+
+def test_rows_of_an_empty_table_are_refused() -> None:
+    index = Value(Shared(encode(torch.tensor([0, 1]))), torch.int64)
+    for table in (secret(0, 3), torch.zeros(0, 3)):
+        with pytest.raises(InvalidRequest, match="one class or row"):
+            completed(Call("aten.embedding.default", [table, index], {}, most=MOST).run(Plain()))
+
+
+def test_a_loss_of_nothing_has_a_gradient_of_nothing() -> None:
+    (found,) = completed(
+        Call("aten.mse_loss_backward.default", [secret(), torch.ones(()), secret(0), 1], {}, most=MOST).run(Plain())
+    )
+    assert found.shape == (0,)
 
 
 def test_the_record_has_most_operations(recorded: list[Recorded]) -> None:

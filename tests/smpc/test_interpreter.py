@@ -192,22 +192,22 @@ ROUNDS: dict[str, tuple[int, list[tuple[str, Callable[[list[Any]], tuple[Any, ..
     ),
     "~(x > 0)": (8, [("gt.Scalar", lambda m: (m[0], 0)), ("bitwise_not.default", lambda m: (m[1],))]),
     "(x > 0) & (x < 1)": (
-        17,
+        13,
         [
             ("gt.Scalar", lambda m: (m[0], 0)),
             ("lt.Scalar", lambda m: (m[0], 1.0)),
             ("bitwise_and.Tensor", lambda m: (m[1], m[2])),
         ],
     ),
-    "(x > 0).any(1)": (12, [("gt.Scalar", lambda m: (m[0], 0)), ("any.dim", lambda m: (m[1], 1))]),
+    "(x > 0).any(1)": (10, [("gt.Scalar", lambda m: (m[0], 0)), ("any.dim", lambda m: (m[1], 1))]),
     "2 * x": (0, [("mul.Tensor", lambda m: (m[0], 2.0))]),
     "x / 3": (2, [("div.Tensor", lambda m: (m[0], 3.0))]),
     "x * x": (3, [("mul.Tensor", lambda m: (m[0], m[0]))]),
     "x @ public": (2, [("mm.default", lambda m: (m[0], torch.ones(10, 2)))]),
     "x @ whole": (0, [("mm.default", lambda m: (m[0], torch.ones(10, 2, dtype=torch.int64)))]),
     "x.t() @ x": (3, [("t.default", lambda m: (m[0],)), ("mm.default", lambda m: (m[1], m[0]))]),
-    "norm": (3 + 26, [("linalg_vector_norm.default", lambda m: (m[0], 2, [1]))]),
-    "sort": (21, [("sort.default", lambda m: (m[0], 1))]),
+    "norm": (3 + 24, [("linalg_vector_norm.default", lambda m: (m[0], 2, [1]))]),
+    "sort": (17, [("sort.default", lambda m: (m[0], 1))]),
     "views": (0, [("view.default", lambda m: (m[0], [40])), ("flip.default", lambda m: (m[1], [0]))]),
 }
 
@@ -215,7 +215,7 @@ ROUNDS: dict[str, tuple[int, list[tuple[str, Callable[[list[Any]], tuple[Any, ..
 @pytest.mark.parametrize("name", ROUNDS)
 def test_operations_take_the_rounds_of_their_functions(name: str) -> None:
     stated, calls = ROUNDS[name]
-    assert stated - 3 <= rounds(*calls) <= stated
+    assert stated - 4 <= rounds(*calls) <= stated
 
 
 def test_a_small_result_does_not_keep_a_large_operand() -> None:

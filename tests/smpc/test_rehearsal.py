@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import grid
+from grid.errors import OpNotSupported
 from grid.smpc.programs import UNLIMITED, Given, Prepared
 from grid.smpc.rehearsal import DIFFERS, LEAVES, OVERFLOWS, REFUSED, UNFIT, tried
 from tests.smpc.torch_cases import ELEMENTWISE, MATRIX, SHAPED, made
@@ -98,3 +99,15 @@ def test_public_values_and_made_up_infinities() -> None:
     prepared = Prepared(plan, [Given((2,), torch.float32, True), Given((2,), torch.float32, False)], UNLIMITED)
     assert not tried(prepared, [torch.ones(2), torch.ones(2)]).doubts
     assert not doubts(lambda x: x.clamp(max=math.inf), torch.ones(2))
+
+
+def test_what_reads_a_result_that_shares_do_not_have_is_refused() -> None:
+    x = torch.randn(1, 4, 4)
+    with pytest.raises(OpNotSupported, match=r"step 1 .*max-pool"):
+        doubts(lambda x: F.max_pool2d(x, 2, return_indices=True)[1] + 1, x)
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)[0]
+
+    assert not doubts(gradient, x)

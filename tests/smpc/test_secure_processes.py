@@ -7,8 +7,8 @@ from benchmarks import secure_processes, secure_workloads
 
 def test_rounds_are_those_of_the_protocols() -> None:
     assert secure_processes.rounds_of("mul_1e4") == 3
-    assert secure_processes.rounds_of("relu_1e4") == 10
-    assert secure_processes.rounds_of("mlp_b1") <= 3 * 3 + 2 * 10  # fewer where the roles of a layer and the next overlap
+    assert secure_processes.rounds_of("relu_1e4") == 8
+    assert secure_processes.rounds_of("mlp_b1") <= 3 * 3 + 2 * 8  # fewer where the roles of a layer and the next overlap
 
 
 def test_every_workload_is_one_that_peers_are_measured_with() -> None:

@@ -82,7 +82,7 @@ class Regions(NamedTuple):
 
 
 async def _regions(protocol: Protocol, x: Shared, bound: float) -> Regions:
-    """x < 0; -bound <= x < 0; 0 <= x < bound; bound <= x. 8 rounds."""
+    """x < 0; -bound <= x < 0; 0 <= x < bound; bound <= x. 6 rounds."""
     at = public(bound, FRACTION_BITS)
     planes = await signs(protocol, [x, protocol.add_public(x, at), protocol.add_public(x, -at)])
     negative, far_below, not_above = (plane(planes, number) for number in range(3))
@@ -90,27 +90,27 @@ async def _regions(protocol: Protocol, x: Shared, bound: float) -> Regions:
 
 
 async def sigmoid(protocol: Protocol, x: Number) -> Number:
-    """1 / (1 + e**-x). Every |x| < 2**42; error 1.8e-4. 20 rounds."""
+    """1 / (1 + e**-x). Every |x| < 2**42; error 1.8e-4. 18 rounds."""
     return _raised(protocol, await _centred_sigmoid(protocol, fixed(x).raw))
 
 
 async def tanh(protocol: Protocol, x: Number) -> Number:
-    """The hyperbolic tangent, 2 sigmoid(2 x) - 1. Every |x| < 2**41; error 3.6e-4. 20 rounds."""
+    """The hyperbolic tangent, 2 sigmoid(2 x) - 1. Every |x| < 2**41; error 3.6e-4. 18 rounds."""
     return Number((await _centred_sigmoid(protocol, fixed(x).raw.times(2))).times(2))
 
 
 async def gelu_slope(protocol: Protocol, x: Number) -> Number:
-    """The derivative of GELU. Every |x| < 2**42; error 1e-4. 23 rounds."""
+    """The derivative of GELU. Every |x| < 2**42; error 1e-4. 21 rounds."""
     return _raised(protocol, await _odd(protocol, fixed(x).raw, GELU_SLOPE_BOUND, 1, -1.125, GELU_SLOPE))
 
 
 async def gelu_tanh_slope(protocol: Protocol, x: Number) -> Number:
-    """The derivative of GELU's approximation by tanh. Every |x| < 2**42; error 1.4e-4. 23 rounds."""
+    """The derivative of GELU's approximation by tanh. Every |x| < 2**42; error 1.4e-4. 21 rounds."""
     return _raised(protocol, await _odd(protocol, fixed(x).raw, GELU_TANH_SLOPE_BOUND, 1, -1.0625, GELU_TANH_SLOPE))
 
 
 async def silu_slope(protocol: Protocol, x: Number) -> Number:
-    """The derivative of x sigmoid(x). Every |x| < 2**42; error 2.9e-4. 23 rounds."""
+    """The derivative of x sigmoid(x). Every |x| < 2**42; error 2.9e-4. 21 rounds."""
     return _raised(protocol, await _odd(protocol, fixed(x).raw, SILU_BOUND, 2, SILU_OFFSET, SILU_SLOPE))
 
 
@@ -126,7 +126,7 @@ async def _centred_sigmoid(protocol: Protocol, x: Shared) -> Shared:
 
 async def _odd(protocol: Protocol, x: Shared, bound: float, shift: int, offset: float, coefficients: Sequence[float]) -> Shared:
     """An odd function that tends to 1/2: the sign of x times a polynomial of |x| / 2**shift + offset, or 1/2 from the bound on.
-    11 rounds (8 + 2 + 1), and those of the polynomial."""
+    9 rounds (6 + 2 + 1), and those of the polynomial."""
     where = await _regions(protocol, x, bound)
     far = protocol.invert(where.near_below ^ where.near_above)
     near, flags = await protocol.together(
@@ -139,24 +139,24 @@ async def _odd(protocol: Protocol, x: Shared, bound: float, shift: int, offset: 
 
 
 async def gelu(protocol: Protocol, x: Number) -> Number:
-    """x Phi(x), Phi the normal distribution's function. Every |x| < 2**42; error 1.4e-4. 19 rounds."""
+    """x Phi(x), Phi the normal distribution's function. Every |x| < 2**42; error 1.4e-4. 17 rounds."""
     return await _rectified_less(protocol, x, GELU_BOUND, 1, -1, GELU)
 
 
 async def gelu_tanh(protocol: Protocol, x: Number) -> Number:
-    """GELU's approximation by tanh. Every |x| < 2**42; error 1.4e-4. 19 rounds."""
+    """GELU's approximation by tanh. Every |x| < 2**42; error 1.4e-4. 17 rounds."""
     return await _rectified_less(protocol, x, GELU_BOUND, 1, -1, GELU_TANH)
 
 
 async def silu(protocol: Protocol, x: Number) -> Number:
-    """x sigmoid(x). Every |x| < 2**42; error 1.8e-4. 22 rounds."""
+    """x sigmoid(x). Every |x| < 2**42; error 1.8e-4. 20 rounds."""
     return await _rectified_less(protocol, x, SILU_BOUND, 2, SILU_OFFSET, SILU)
 
 
 async def _rectified_less(
     protocol: Protocol, x: Number, bound: float, shift: int, offset: float, coefficients: Sequence[float]
 ) -> Number:
-    """max(x, 0) less a polynomial of |x| / 2**shift + offset that is 0 at x = 0. 10 rounds and those of the polynomial."""
+    """max(x, 0) less a polynomial of |x| / 2**shift + offset that is 0 at x = 0. 8 rounds and those of the polynomial."""
     raw = fixed(x).raw
     where = await _regions(protocol, raw, bound)
     planes = joined_planes([where.near_above, where.near_below, where.above])
@@ -166,14 +166,14 @@ async def _rectified_less(
 
 
 async def leaky_relu(protocol: Protocol, x: Number, slope: float = 0.01) -> Number:
-    """x, times a public slope where it is negative. |x| < 2**21; error 2**-22 of the result, and 4e-6. 12 rounds."""
+    """x, times a public slope where it is negative. |x| < 2**21; error 2**-22 of the result, and 4e-6. 10 rounds."""
     x = fixed(x)
     below = Number(await protocol.choose(await protocol.negative(x.raw), x.raw))
     return Number(x.raw - below.raw + (await multiply_public(protocol, below, slope)).raw)
 
 
 async def elu(protocol: Protocol, x: Number, alpha: float = 1.0) -> Number:
-    """x where it is positive, alpha (e**x - 1) elsewhere. -2**18 < x; error 2e-5 (1 + |alpha|). 30 rounds, 32 with an alpha."""
+    """x where it is positive, alpha (e**x - 1) elsewhere. -2**18 < x; error 2e-5 (1 + |alpha|). 26 rounds, 28 with an alpha."""
     x = fixed(x)
     below = await protocol.choose(await protocol.negative(x.raw), x.raw)
     lost = Number(protocol.add_public(await exponential(protocol, below, FRACTION_BITS), public(-1, FRACTION_BITS)))
@@ -181,7 +181,7 @@ async def elu(protocol: Protocol, x: Number, alpha: float = 1.0) -> Number:
 
 
 async def softplus(protocol: Protocol, x: Number) -> Number:
-    """ln(1 + e**x), as max(x, 0) + ln(1 + e**-|x|). |x| < 2**18; error 3e-5. 39 rounds."""
+    """ln(1 + e**x), as max(x, 0) + ln(1 + e**-|x|). |x| < 2**18; error 3e-5. 35 rounds."""
     x = fixed(x)
     below = await protocol.choose(await protocol.negative(x.raw), x.raw)
     power = await exponential(protocol, below.times(2) - x.raw, FRACTION_BITS)

@@ -20,34 +20,34 @@ from grid.smpc.shares import Bits, joined_planes
 
 
 async def less(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x < y. Exact. 8 rounds."""
+    """x < y. Exact. 6 rounds."""
     x, y = aligned(x, y)
     return Boolean(await protocol.negative(x.raw - y.raw), x.shape)
 
 
 async def less_equal(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x <= y. Exact. 8 rounds."""
+    """x <= y. Exact. 6 rounds."""
     return invert(protocol, await less(protocol, y, x))
 
 
 async def greater(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x > y. Exact. 8 rounds."""
+    """x > y. Exact. 6 rounds."""
     return await less(protocol, y, x)
 
 
 async def greater_equal(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x >= y. Exact. 8 rounds."""
+    """x >= y. Exact. 6 rounds."""
     return invert(protocol, await less(protocol, x, y))
 
 
 async def equal(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x == y. Exact. 7 rounds."""
+    """x == y. Exact. 6 rounds."""
     x, y = aligned(x, y)
     return Boolean(await protocol.is_zero(x.raw - y.raw), x.shape)
 
 
 async def not_equal(protocol: Protocol, x: Number, y: Number) -> Boolean:
-    """x != y. Exact. 7 rounds."""
+    """x != y. Exact. 6 rounds."""
     return invert(protocol, await equal(protocol, x, y))
 
 
@@ -80,8 +80,7 @@ async def every(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
         raise InvalidRequest("all or any of nothing needs no shares: the axis has no items")
     count, shape = b.shape[0], b.shape[1:]
     planes = [pack(unpack(part, math.prod(b.shape))[0].reshape(count, math.prod(shape))) for part in b.bits.parts]
-    rows = Bits(*planes)
-    return Boolean(await conjunction(protocol, [rows[at : at + 1] for at in range(count)]), shape)
+    return Boolean(await conjunction(protocol, Bits(*planes), count), shape)
 
 
 async def some(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
@@ -89,14 +88,16 @@ async def some(protocol: Protocol, b: Boolean, axis: int = -1) -> Boolean:
     return invert(protocol, await every(protocol, invert(protocol, b), axis))
 
 
-async def conjunction(protocol: Protocol, terms: list[Bits]) -> Bits:
-    """AND of all. ceil(log2(number of terms)) rounds."""
-    while len(terms) > 1:
-        half = len(terms) // 2
-        made = await protocol.conjunction(joined_planes(terms[:half]), joined_planes(terms[half : 2 * half]))
-        each = made.planes // half
-        terms = [made[k * each : (k + 1) * each] for k in range(half)] + terms[2 * half :]
-    return terms[0]
+async def conjunction(protocol: Protocol, terms: Bits, count: int) -> Bits:
+    """AND of all `count` terms, which are equally many planes each, one after the other. ceil(log2(count)) rounds."""
+    each = terms.planes // count
+    while count > 1:
+        half = count // 2
+        first, second, rest = terms[: half * each], terms[half * each : 2 * half * each], terms[2 * half * each :]
+        made = await protocol.conjunction(first, second)
+        terms = joined_planes([made, rest]) if count % 2 else made
+        count -= half
+    return terms
 
 
 async def boolean(protocol: Protocol, x: Number) -> Boolean:
@@ -136,38 +137,38 @@ async def where(protocol: Protocol, condition: Boolean, x: Number, y: Number) ->
 
 
 async def relu(protocol: Protocol, x: Number) -> Number:
-    """max(x, 0). Exact. 10 rounds."""
+    """max(x, 0). Exact. 8 rounds."""
     positive = protocol.invert(await protocol.negative(x.raw))
     return Number(await protocol.choose(positive, x.raw), x.fraction)
 
 
 async def absolute(protocol: Protocol, x: Number) -> Number:
-    """|x|. Exact. 10 rounds."""
+    """|x|. Exact. 8 rounds."""
     return Number(x.raw - (await protocol.choose(await protocol.negative(x.raw), x.raw)).times(2), x.fraction)
 
 
 async def sign(protocol: Protocol, x: Number) -> Number:
-    """-1, 0 or 1, without fraction bits. Exact. 10 rounds."""
+    """-1, 0 or 1, without fraction bits. Exact. 8 rounds."""
     above_below = await numbers(protocol, await signs(protocol, [-x.raw, x.raw]), x.shape)
     return Number(above_below[0] - above_below[1], 0)
 
 
 async def minimum(protocol: Protocol, x: Number, y: Number) -> Number:
-    """The smaller one of each pair. Exact. 10 rounds."""
+    """The smaller one of each pair. Exact. 8 rounds."""
     x, y = aligned(x, y)
     difference = x.raw - y.raw
     return Number(y.raw + await protocol.choose(await protocol.negative(difference), difference), x.fraction)
 
 
 async def maximum(protocol: Protocol, x: Number, y: Number) -> Number:
-    """The larger one of each pair. Exact. 10 rounds."""
+    """The larger one of each pair. Exact. 8 rounds."""
     x, y = aligned(x, y)
     difference = y.raw - x.raw
     return Number(x.raw + await protocol.choose(await protocol.negative(-difference), difference), x.fraction)
 
 
 async def clamp(protocol: Protocol, x: Number, low: float | None = None, high: float | None = None) -> Number:
-    """x kept between public bounds, which are rounded to x's fraction bits. Exact. 10 rounds."""
+    """x kept between public bounds, which are rounded to x's fraction bits. Exact. 8 rounds."""
     beyond = []
     if low is not None:
         beyond.append(protocol.add_public(x.raw, public(-low, x.fraction)))

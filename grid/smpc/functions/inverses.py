@@ -52,7 +52,7 @@ _LARGEST = (1 << PLANES) - 1
 
 
 async def reciprocal(protocol: Protocol, x: Number, *, positive: bool = False) -> Number:
-    """1 / x, 0 for 0. 2**-17 <= |x| < 2**18; error 5e-6 of the result, and 6e-6. 32 rounds, 26 up to 256 elements.
+    """1 / x, 0 for 0. 2**-17 <= |x| < 2**18; error 5e-6 of the result, and 6e-6. 30 rounds, 24 up to 256 elements.
 
     Where all x are `positive`, less is computed, in the same rounds.
     """
@@ -71,7 +71,7 @@ async def reciprocal(protocol: Protocol, x: Number, *, positive: bool = False) -
 
 
 async def divide(protocol: Protocol, x: Number, y: Number) -> Number:
-    """x / y, 0 for y = 0. |y| from 2**-17 to 2**18, |x / y| < 2**22; error 5e-6 of the result, and 1e-5. 32 rounds, 26 up to 256
+    """x / y, 0 for y = 0. |y| from 2**-17 to 2**18, |x / y| < 2**22; error 5e-6 of the result, and 1e-5. 30 rounds, 24 up to 256
     elements.
 
     With y = d 2**e, d in [1/2, 1], it is (x 2**-e) (1 / d): what is rounded is of the quotient's size, however small y is. A y
@@ -100,7 +100,7 @@ async def divide(protocol: Protocol, x: Number, y: Number) -> Number:
 
 
 async def sqrt(protocol: Protocol, x: Number) -> Number:
-    """The square root. 0 <= x < 2**18; error 4e-6 of the result, and 4e-6. 32 rounds, 26 up to 256 elements.
+    """The square root. 0 <= x < 2**18; error 4e-6 of the result, and 4e-6. 30 rounds, 24 up to 256 elements.
 
     A sum of squares with 40 fraction bits, below 64, gets 29 of them, and the root of 2**-38 for 0: an optimizer that divides by
     it takes steps of at most about twice its learning rate, whatever roundings have left of gradients of 0.
@@ -125,7 +125,7 @@ async def _fine_sqrt(protocol: Protocol, x: Number) -> Number:
 
 
 async def rsqrt(protocol: Protocol, x: Number) -> Number:
-    """1 / sqrt(x), 0 for 0. 2**-18 <= x < 2**18; error 6e-6 of the result, and 4e-6. 32 rounds, 26 up to 256 elements."""
+    """1 / sqrt(x), 0 for 0. 2**-18 <= x < 2**18; error 6e-6 of the result, and 4e-6. 30 rounds, 24 up to 256 elements."""
     # At 18 bits 2**(26.5 - j / 2), which is 2**(15 - 3 a) 2**(11.5 - b / 2).
     of_b = [round(2.0 ** (11.5 - b / 2 + ROOT_BITS)) for b in _DIGITS]
     return await _root(protocol, x, ([1 << (15 - 3 * a) for a in _DIGITS], of_b), RSQRT)
@@ -140,7 +140,7 @@ async def _root(protocol: Protocol, x: Number, factors: tuple[list[int], list[in
 
 
 async def log(protocol: Protocol, x: Number) -> Number:
-    """ln(x). 2**-18 <= x < 2**18; error 1e-5. 29 rounds, 23 up to 256 elements."""
+    """ln(x). 2**-18 <= x < 2**18; error 1e-5. 27 rounds, 21 up to 256 elements."""
     raw = fixed(x).raw
     protocol.expect(raw, 1, _LARGEST)
     place = await leading(protocol, raw)

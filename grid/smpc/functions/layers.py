@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from grid.errors import InvalidRequest
 from grid.smpc.functions.arithmetic import add, broadcast, centred, divide_public, fixed, inner, multiply, subtract, total
 from grid.smpc.functions.extremes import windows
 from grid.smpc.functions.inverses import rsqrt
@@ -115,7 +116,7 @@ async def through_norm(
 
 
 async def embedding(protocol: Protocol, index: Number, table: Number) -> Number:
-    """Rows of a secret table (n, width) by secret indices, integers from 0 to n - 1; zeros for any other. Exact. 10 rounds."""
+    """Rows of a secret table (n, width) by secret indices, integers from 0 to n - 1; zeros for any other. Exact. 9 rounds."""
     hot = await one_hot(protocol, index, table.shape[0])
     flat = hot.raw.reshape((-1, table.shape[0]))
     made = await protocol.matmul(flat, table.raw)
@@ -123,7 +124,9 @@ async def embedding(protocol: Protocol, index: Number, table: Number) -> Number:
 
 
 async def one_hot(protocol: Protocol, index: Number, classes: int) -> Number:
-    """Integers as 0 and 1 along a new last axis; all 0 for one that is no class. Exact. 9 rounds."""
+    """Integers as 0 and 1 along a new last axis; all 0 for one that is no class. Exact. 8 rounds."""
+    if not classes:
+        raise InvalidRequest("one-hot numbers, and so rows by secret positions, need one class or row at least")
     flat = index.raw.reshape((1, -1))
     spread = filled(broadcast(flat, (classes, flat.shape[1])))
     apart = protocol.add_public(spread, -(np.arange(classes, dtype=np.uint64)[:, np.newaxis] << np.uint64(index.fraction)))

@@ -42,7 +42,7 @@ class Leading(NamedTuple):
 
 
 async def leading(protocol: Protocol, x: Shared, *, signed: bool = False, planes: int = PLANES) -> Leading:
-    """The leading bit of x, 0 <= x < 2**planes, or -2**planes < x < -1 too where it is `signed`. 10 rounds up to 256 elements, 16
+    """The leading bit of x, 0 <= x < 2**planes, or -2**planes < x < -1 too where it is `signed`. 8 rounds up to 256 elements, 14
     above, with the sign or without it."""
     few = x.size <= COMPARED_AT_ONCE
     found, negative = await (_below_by_comparisons if few else _clear_bits)(protocol, x, signed, planes)
@@ -97,7 +97,7 @@ def weighted(hot: Shared, weights: Sequence[int]) -> Shared:
 
 
 async def _below_by_comparisons(protocol: Protocol, x: Shared, signed: bool, planes: int) -> tuple[Bits, Bits | None]:
-    """Planes j = 1{|x| < 2**j}, and 1{x < 0} where it is wanted. 8 rounds."""
+    """Planes j = 1{|x| < 2**j}, and 1{x < 0} where it is wanted. 6 rounds."""
     powers = np.array([[1 << j] for j in range(planes)], np.uint64)
     sides = [rows([x])] + ([rows([-x])] if signed else [])
     spread = joined([side.each(lambda part: np.broadcast_to(part, (planes, part.shape[1]))) for side in sides])
@@ -109,7 +109,7 @@ async def _below_by_comparisons(protocol: Protocol, x: Shared, signed: bool, pla
 
 
 async def _clear_bits(protocol: Protocol, x: Shared, signed: bool, planes: int) -> tuple[Bits, Bits | None]:
-    """Planes j = 1 where bit j of |x| is 0, or of |x| - 1 for x < 0: where that has a bit less, d is 1. 8 rounds."""
+    """Planes j = 1 where bit j of |x| is 0, or of |x| - 1 for x < 0: where that has a bit less, d is 1. 6 rounds."""
     found = await protocol.bits(x, planes + signed)
     if not signed:
         return protocol.invert(found), None

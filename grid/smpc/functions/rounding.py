@@ -10,20 +10,20 @@ from grid.smpc.shares import Shared, joined_planes
 
 
 async def floor(protocol: Protocol, x: Number) -> Number:
-    """The largest whole number that is not above x, without fraction bits. Exact. 12 rounds."""
+    """The largest whole number that is not above x, without fraction bits. Exact. 10 rounds."""
     near, beyond = await _neighbour(protocol, x)
     above = await protocol.number(await protocol.negative(-beyond), x.shape)
     return Number(near - above, 0)
 
 
 async def ceil(protocol: Protocol, x: Number) -> Number:
-    """The smallest whole number that is not below x, without fraction bits. Exact. 12 rounds."""
+    """The smallest whole number that is not below x, without fraction bits. Exact. 10 rounds."""
     found = await floor(protocol, Number(-x.raw, x.fraction))
     return Number(-found.raw, 0)
 
 
 async def trunc(protocol: Protocol, x: Number) -> Number:
-    """x without its fraction, as conversions to whole numbers have it, without fraction bits. Exact. 13 rounds."""
+    """x without its fraction, as conversions to whole numbers have it, without fraction bits. Exact. 11 rounds."""
     near, beyond = await _neighbour(protocol, x)
     planes = await signs(protocol, [fixed(x).raw, beyond, -beyond])
     negative, below, above = (plane(planes, number) for number in range(3))

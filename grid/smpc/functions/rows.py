@@ -27,7 +27,7 @@ def filled(x: Shared) -> Shared:
 
 
 async def signs(protocol: Protocol, values: Sequence[Shared]) -> Bits:
-    """Plane k: 1 where values[k] < 0. 8 rounds."""
+    """Plane k: 1 where values[k] < 0. 6 rounds."""
     return await row_signs(protocol, rows(values))
 
 

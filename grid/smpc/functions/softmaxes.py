@@ -40,7 +40,7 @@ async def softmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     """e**x over the sum of it along an axis, of n items. |x| < 2**17, n <= 65,536; error 8e-5 of the result (and n 6e-8 of it
     for n > 16), and 8e-6.
 
-    42 rounds and those of the largest; 44 for n > 16, 32 for n = 2.
+    38 rounds and those of the largest; 40 for n > 16, 30 for n = 2.
     """
     powers, summed, steps = await _exponentials(protocol, await _less_largest(protocol, fixed(x), axis), axis)
     d, hot = await _normalised(protocol, summed, steps)
@@ -62,7 +62,7 @@ async def _quotients(protocol: Protocol, powers: Shared, d: Shared, hot: Sequenc
 async def log_softmax(protocol: Protocol, x: Number, axis: int = -1) -> Number:
     """The logarithm of softmax along an axis, of n items. |x| < 2**17, n <= 65,536; error 8e-5, and n 6e-8 for n > 16.
 
-    39 rounds and those of the largest; 41 for n > 16, 29 for n = 2.
+    35 rounds and those of the largest; 37 for n > 16, 27 for n = 2.
     """
     less = await _less_largest(protocol, fixed(x), axis)
     _, summed, steps = await _exponentials(protocol, less, axis)
@@ -95,7 +95,7 @@ async def _less_largest(protocol: Protocol, x: Number, axis: int) -> Shared:
 
 
 async def _exponentials(protocol: Protocol, less: Shared, axis: int) -> tuple[Shared, Shared, int]:
-    """e**x, their sum, and ceil(log2 n), at least 1. 20 rounds."""
+    """e**x, their sum, and ceil(log2 n), at least 1. 18 rounds."""
     steps = max(1, (less.shape[axis] - 1).bit_length())
     if steps > _MAX_STEPS:
         raise InvalidRequest(f"a softmax is over at most {1 << _MAX_STEPS} items, not {less.shape[axis]}")
@@ -108,7 +108,7 @@ async def _exponentials(protocol: Protocol, less: Shared, axis: int) -> tuple[Sh
 
 
 async def _normalised(protocol: Protocol, x: Shared, steps: int) -> tuple[Shared, list[Shared]]:
-    """4 d - 3 for polynomials, and one-hot numbers of k = 1, ..., steps. 10 rounds, 12 for more than 4 steps, 0 for one."""
+    """4 d - 3 for polynomials, and one-hot numbers of k = 1, ..., steps. 8 rounds, 10 for more than 4 steps, 0 for one."""
     bits = _power_bits(steps)
     shift = ARGUMENT_BITS + 2 - bits - steps
     if steps == 1:

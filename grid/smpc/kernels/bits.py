@@ -52,20 +52,11 @@ def slice_bits(x: Words, y: Words, out: Words) -> None:
 
 
 @compiled
-def and_mask(x: Words, y: Words, hidden: Words, out: Words) -> None:
-    """(x AND y) XOR hidden, row by row of equal shapes."""
-    for r in range(out.shape[0]):
-        for w in range(out.shape[1]):
-            out[r, w] = (x[r, w] & y[r, w]) ^ hidden[r, w]
-
-
-@compiled
 def tree_level(
     g0: Words,
     g1: Words,
     p0: Words,
     p1: Words,
-    skipped: int,
     top_g: Words,
     top_p0: Words,
     top_p1: Words,
@@ -78,7 +69,7 @@ def tree_level(
     """This party's part of one level of the prefix tree: rows of G' for `pairs` pairs of planes, then of P' for all but the
     lowest pair, whose P' nothing uses.
 
-    Plane j of P is row j - `skipped` of `p0`, `p1`. With `with_top`, the upper plane of the last pair is the one that an
+    Plane j of P is row j - 1 of `p0`, `p1`. With `with_top`, the upper plane of the last pair is the one that an
     earlier level has passed on unchanged.
     """
     words = out.shape[1]
@@ -87,13 +78,13 @@ def tree_level(
         if with_top and r == pairs - 1:
             gh, ph0, ph1 = top_g, top_p0, top_p1
         else:
-            gh, ph0, ph1 = g0[high], p0[high - skipped], p1[high - skipped]
+            gh, ph0, ph1 = g0[high], p0[high - 1], p1[high - 1]
         gl0, gl1 = g0[low], g1[low]
         g_own, g_following, g_out = own[r], following[r], out[r]
         for w in range(words):
             g_out[w] = gh[w] ^ (ph0[w] & (gl0[w] ^ gl1[w])) ^ (ph1[w] & gl0[w]) ^ g_own[w] ^ g_following[w]
         if r > 0:
-            pl0, pl1 = p0[low - skipped], p1[low - skipped]
+            pl0, pl1 = p0[low - 1], p1[low - 1]
             at = pairs + r - 1
             p_own, p_following, p_out = own[at], following[at], out[at]
             for w in range(words):
@@ -108,22 +99,23 @@ def prefix_level(
     p1: Words,
     high: Indices,
     low: Indices,
+    skipped: int,
     first_p: int,
     own: Words,
     following: Words,
     out: Words,
 ) -> None:
     """This party's part of one level of the prefix network: rows of G' for the planes `high`, each taking in its plane of
-    `low`, then of P' for those from `first_p` on, which later levels use."""
+    `low`, then of P' for those from `first_p` on, which later levels use. Plane j of P is row j - `skipped` of `p0`, `p1`."""
     planes, words = high.size, out.shape[1]
     for r in range(planes):
-        gh, ph0, ph1 = g0[high[r]], p0[high[r]], p1[high[r]]
+        gh, ph0, ph1 = g0[high[r]], p0[high[r] - skipped], p1[high[r] - skipped]
         gl0, gl1 = g0[low[r]], g1[low[r]]
         g_own, g_following, g_out = own[r], following[r], out[r]
         for w in range(words):
             g_out[w] = gh[w] ^ (ph0[w] & (gl0[w] ^ gl1[w])) ^ (ph1[w] & gl0[w]) ^ g_own[w] ^ g_following[w]
         if r >= first_p:
-            pl0, pl1 = p0[low[r]], p1[low[r]]
+            pl0, pl1 = p0[low[r] - skipped], p1[low[r] - skipped]
             at = planes + r - first_p
             p_own, p_following, p_out = own[at], following[at], out[at]
             for w in range(words):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from grid.errors import OpNotSupported
+from grid.errors import InvalidRequest, OpNotSupported
 from grid.smpc.functions import activations, arithmetic, comparisons, exponential, layers
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public, elements
@@ -136,6 +136,11 @@ async def _log_sigmoid_slope(p: Protocol, x: Number) -> Number:
     return await activations.sigmoid(p, Number(-x.raw, x.fraction))
 
 
+def _check_log_sigmoid(a: Arguments) -> None:
+    if np.broadcast_shapes(a.shape_of("grad_output"), a.shape_of("self")) != a.shape:
+        raise InvalidRequest(f"{a.op.name}: the buffer does not fit the argument")
+
+
 async def _mish_slope(p: Protocol, x: Number) -> Number:
     """t + x sigmoid(x) (1 - t**2), of t = tanh(softplus(x))."""
 
@@ -209,8 +214,8 @@ async def _log_softmax(p: Protocol, a: Arguments) -> Result:
     return await arithmetic.subtract(p, grad, await arithmetic.multiply(p, power, total))
 
 
-def _size(factor: int, name: str = "grad_output") -> Callable[[Arguments], int]:
-    return lambda a: factor * elements(a.shape_of(name))
+def _size(factor: int) -> Callable[[Arguments], int]:
+    return lambda a: factor * max(elements(a.shape_of("grad_output")), elements(a.shape))
 
 
 def _form(kernel: Kernel, *functions: str, factor: int = 0, **more: Any) -> Form:
@@ -230,7 +235,7 @@ FORMS: Mapping[str, Form] = {
         "gelu_backward": _form(_gelu, "gelu_slope", "gelu_tanh_slope", "multiply", factor=3),
         "silu_backward": _form(_times(activations.silu_slope), "silu_slope", "multiply", factor=3),
         "softplus_backward": _form(_softplus, "sigmoid", "multiply", factor=3),
-        "log_sigmoid_backward": _form(_times(_log_sigmoid_slope), "sigmoid", "multiply", factor=3),
+        "log_sigmoid_backward": _form(_times(_log_sigmoid_slope), "sigmoid", "multiply", factor=3, check=_check_log_sigmoid),
         "mish_backward": _form(_times(_mish_slope), "softplus", "tanh", "sigmoid", "multiply", factor=6),
         "glu_backward": _form(_glu, "sigmoid", "multiply", factor=3),
         "sigmoid_backward": _form(_of_output(_sigmoid_slope), "multiply"),

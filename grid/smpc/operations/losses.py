@@ -41,7 +41,7 @@ async def _squared(p: Protocol, a: Arguments) -> Result:
 
 async def _squared_backward(p: Protocol, a: Arguments) -> Result:
     apart = await arithmetic.subtract(p, a.number(p, "self"), a.number(p, "target"))
-    scaled = await arithmetic.multiply_public(p, apart, 2 / (apart.raw.size if a["reduction"] == _MEAN else 1))
+    scaled = await arithmetic.multiply_public(p, apart, 2 / (max(apart.raw.size, 1) if a["reduction"] == _MEAN else 1))
     return await arithmetic.multiply(p, scaled, a.number(p, "grad_output"))
 
 

@@ -25,7 +25,7 @@ gives; they return at once, and `reveal()` opens a result.
 a check on values like yours finds (`check=True`). **Error** bounds hold for every element, stated as an amount, a share of the
 result, or both added; what the arguments themselves are rounded by comes on top. **Rounds** are those of the longest chain of
 messages at most, whatever the size, as long as the blocks of 65,536 elements that tensors are cut into are all under way at
-once, which four of them are. M stands for 10 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
+once, which four of them are. M stands for 8 + ceil(log2(n - 1)) rounds, the largest of n items, where all pairs of
 them are few enough to be compared at once, and for about 10 log2(n) above {PAIRS_AT_ONCE} pairs. Where two numbers are
 given, the second one is that of tensors of up to {COMPARED_AT_ONCE} elements.
 
@@ -101,7 +101,7 @@ def _line(name: str, op: SecureOp) -> str:
     if op.halving:
         rounds = f"{op.rounds} ceil(log2(n))" if op.rounds > 1 else "ceil(log2(n))"
     if op.sorting:
-        rounds = f"{op.rounds}, 10 a further level"
+        rounds = f"{op.rounds}, 8 a further level"
     if op.largest:
         rounds = f"M + {op.rounds}" if op.rounds else "M"
     uses = _bases(form_name for form_name, form in FORMS.items() if name in form.functions)

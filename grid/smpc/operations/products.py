@@ -157,18 +157,42 @@ def _dilated(w: Any, dilation: tuple[int, int]) -> Any:
 
 
 def _check_convolution(a: Arguments) -> None:
-    if a["transposed"]:
-        raise OpNotSupported("a transposed convolution is not done on shares: put zeros between the pixels, and convolve")
-    if len(a.shape) not in (3, 4) or len(a.shape_of("input")) != len(a.shape):
-        raise OpNotSupported("on shares convolutions are of batches, (n, c, w) or (n, c, h, w)")
+    _check_images(a)
+    if len(a.shape_of("input")) != len(a.shape):
+        raise OpNotSupported(_BATCHES)
     if not a.is_secret("input") and not a.is_secret("weight"):
         raise OpNotSupported("a convolution of two public tensors: compute it first, and add the secret bias")
-    sides = len(a.shape) - 2
-    if any(len(a[name]) not in (1, sides) for name in ("stride", "padding", "dilation")):
-        raise InvalidRequest(f"{a.op.name}: stride, padding and dilation have one number, or {sides}")
     filters, bias = a.shape_of("weight"), a.shape_of("bias") if a["bias"] is not None else None
     if filters[0] % a["groups"] or a.shape_of("input")[1] != filters[1] * a["groups"] or bias not in (None, filters[:1]):
         raise InvalidRequest(f"{a.op.name}: filters {filters} in {a['groups']} groups do not fit the images or the bias")
+
+
+_BATCHES = "on shares convolutions are of batches, (n, c, w) or (n, c, h, w)"
+
+
+def _check_images(a: Arguments) -> None:
+    if a["transposed"]:
+        raise OpNotSupported("a transposed convolution is not done on shares: put zeros between the pixels, and convolve")
+    sides = len(a.shape_of("input")) - 2
+    if sides not in (1, 2):
+        raise OpNotSupported(_BATCHES)
+    if any(len(a[name]) not in (1, sides) for name in ("stride", "padding", "dilation")):
+        raise InvalidRequest(f"{a.op.name}: stride, padding and dilation have one number, or {sides}")
+
+
+def _fields_of(a: Arguments) -> list[int]:
+    """What a filter covers of each side, with the zeros of its dilation."""
+    sizes = a.shape_of("weight")[2:]
+    steps = a["dilation"] * len(sizes) if len(a["dilation"]) == 1 else a["dilation"]
+    return [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
+
+
+def _with_zeros(a: Arguments) -> int:
+    """Elements of the images with their edges, or of the filters with zeros in between."""
+    images, fields = a.shape_of("input"), _fields_of(a)
+    edges = a["padding"] * len(fields) if len(a["padding"]) == 1 else a["padding"]
+    padded = [size + 2 * edge for size, edge in zip(images[2:], edges, strict=True)]
+    return max(math.prod((*images[:2], *padded)), math.prod((*a.shape_of("weight")[:2], *fields)))
 
 
 # ---------------------------------------------------------------- convolutions backwards
@@ -272,10 +296,7 @@ def _rearranged(x: Any, rearrange: Callable[[np.ndarray[Any, Any]], np.ndarray[A
 
 
 def _check_convolution_backward(a: Arguments) -> None:
-    if a["transposed"]:
-        raise OpNotSupported("a transposed convolution is not done on shares: put zeros between the pixels, and convolve")
-    if len(a.shape_of("input")) not in (3, 4):
-        raise OpNotSupported("on shares convolutions are of batches, (n, c, w) or (n, c, h, w)")
+    _check_images(a)
     if not a.is_secret("grad_output"):
         raise OpNotSupported("the gradient of a convolution that is asked for is public: compute it before it is shared")
 
@@ -284,6 +305,12 @@ def _fields(a: Arguments) -> int:
     """Elements of the columns."""
     grad, filters = a.shape_of("grad_output"), a.shape_of("weight")
     return math.prod((grad[0], *grad[2:], *filters[1:], a["groups"]))
+
+
+def _room_backward(a: Arguments) -> int:
+    """Elements of the columns, or of the gradient with zeros around its pixels."""
+    whole = [size + field - 1 for size, field in zip(a.shape_of("input")[2:], _fields_of(a), strict=True)]
+    return max(_fields(a), _with_zeros(a), math.prod((*a.shape_of("grad_output")[:2], *whole)))
 
 
 def _convolution_backward_products(a: Arguments) -> int:
@@ -308,12 +335,14 @@ FORMS: Mapping[str, Form] = {
     "addmm.default": Form(_added("mat1", "mat2"), _MATMUL, products=_inner("mat1")),
     "addmv.default": Form(_added("mat", "vec"), _MATMUL, products=_inner("mat")),
     "baddbmm.default": Form(_added("batch1", "batch2"), _MATMUL, products=_inner("batch1")),
-    "convolution.default": Form(_convolution, ("conv2d",), check=_check_convolution, products=_convolution_products),
+    "convolution.default": Form(
+        _convolution, ("conv2d",), check=_check_convolution, peak=_with_zeros, products=_convolution_products
+    ),
     "convolution_backward.default": Form(
         _convolution_backward,
         ("conv2d", "matmul", "sum"),
         check=_check_convolution_backward,
-        peak=_fields,
+        peak=_room_backward,
         products=_convolution_backward_products,
     ),
 }

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from grid.smpc.packing import padded
 from grid.smpc.party import PARTIES
 from grid.smpc.replicated.chunks import CHUNK, DEPTH
+from grid.smpc.replicated.networks import GROUP, network, tree_rows
 
 WORD = 8
 DIGEST = 32
@@ -55,27 +56,23 @@ def truncate(count: int, bits: int) -> Cost:
 
 
 def negative(count: int, width: int = 64) -> Cost:
-    nodes, sent = width - 1, _generate_propagate(width)
-    rounds = 2
-    while nodes > 1:
-        pairs = nodes // 2
-        sent += PARTIES * (2 * pairs - 1)
-        nodes -= pairs
-        rounds += 1
-    return _in_blocks(count, rounds, sent)
+    nodes = -(-(width - 1) // GROUP)
+    sent = _products(width - 1) + 1 + 2 * (2 * nodes - 1) + PARTIES * tree_rows(nodes)
+    return _in_blocks(count, 2 + (nodes - 1).bit_length(), sent)
 
 
 def is_zero(count: int, width: int = 64) -> Cost:
-    return _in_blocks(count, 1 + (width - 1).bit_length(), width + PARTIES * (width - 1))
+    nodes = -(-width // GROUP)
+    return _in_blocks(count, 2 + (nodes - 1).bit_length(), _products(width) + 2 * nodes + PARTIES * (nodes - 1))
 
 
 def bits(count: int, planes: int) -> Cost:
-    from grid.smpc.replicated.decomposition import network  # loads a compiler, which a client needs for rehearsals only
-
     if planes == 1:
         return _in_blocks(count, 1, 1)
-    levels = network(planes - 1)
-    return _in_blocks(count, 2 + len(levels), _generate_propagate(planes) + PARTIES * sum(level.rows for level in levels))
+    below = planes - 1
+    levels = network(below, GROUP)
+    first = _products(below) + 1 + 2 * (below + max(0, below - GROUP))
+    return _in_blocks(count, 2 + len(levels), first + PARTIES * sum(level.rows for level in levels))
 
 
 def conjunction(planes: int, words: int) -> Cost:
@@ -139,9 +136,9 @@ def _in_blocks(count: int, rounds: int, bits_each: int, bytes_each: int = 0) -> 
     return Cost(rounds * -(-blocks // DEPTH), elements // 8 * bits_each + elements * bytes_each)
 
 
-def _generate_propagate(planes: int) -> int:
-    """Bits sent for an element until all planes of p, and of g but the top one, are shared."""
-    return planes + 2 * (planes - 1)
+def _products(planes: int) -> int:
+    """Bits that share the products of all groups of so many planes of an element."""
+    return planes // GROUP * ((1 << GROUP) - 1) + (1 << planes % GROUP) - 1
 
 
 def _count_bytes(k: int) -> int:

@@ -1,9 +1,9 @@
-"""Whether a secret is zero: m = -n, where P0 knows m = x0 + x1, and P1 and P2 know n = x2.
+"""Whether a secret is zero: x = 0 where all bits of m xor (n - 1) are 1, P0 knowing m = x0 + x1, and P1 and P2 n = x2.
 
-    round 1   m is shared by XOR as (s0, s1, 0); then e = not (m xor -x2) = (not s0, s1, -x2), all ones where x = 0
-    then      an AND-tree over all planes of e
+    rounds 1, 2   P of groups of four planes, see `groups`: whether all bits of a group are 1
+    then          an AND-tree over the groups
 
-1 + ceil(log2(width)) rounds: 7 at width 64, with 31.6 bytes in all.
+2 + ceil(log2(ceil(width / 4))) rounds: 6 at width 64, with 39.6 bytes in all.
 """
 
 from __future__ import annotations
@@ -13,27 +13,32 @@ import numpy as np
 from grid.smpc.kernels import arithmetic
 from grid.smpc.link import Words
 from grid.smpc.party import A, Operations, Party
-from grid.smpc.replicated.comparison import TREE_STEP, level_draws, sum_planes
+from grid.smpc.replicated import groups
+from grid.smpc.replicated.groups import TREE_STEP, tree_draws
 from grid.smpc.shares import Bits, Shared
+
+_ONE = np.uint64(1)
 
 
 async def is_zero(party: Party, operations: Operations, x: Shared) -> Bits:
     """1 where x = 0, for every x of the ring. Flat, a multiple of 64 elements; one plane comes back."""
     operation = operations.take()
-    role = party.role(operation)
-    e = await sum_planes(party, operation, x.pair if role == A else (-x.parts[0], -x.parts[1]), party.ring.width)
-    e0, e1 = (~part if (role + place) % 3 == 0 else part for place, part in enumerate(e.parts))
-    level = 0
+    width = party.ring.width
+    own = x.pair if party.role(operation) == A else (x.parts[0] - _ONE, x.parts[1] - _ONE)
+    given = await groups.addends(party, operation, own, width, width)
+    e = await groups.carries(party, operation, given, groups.whole(width, groups.GROUP, False))
+    (e0, e1), level, row = e.parts, 0, 0
+    own_draws, following = tree_draws(party, operation, len(e0) - 1, e.words)
     while len(e0) > 1:
         half = len(e0) // 2
-        own, following = level_draws(party, operation, level, half * e.words)
+        own_draw, following_draw = (part[row : row + half].reshape(-1) for part in (own_draws, following))
         z = np.empty(half * e.words, np.uint64)
         (x0, y0), (x1, y1) = _halves(e0, half), _halves(e1, half)
-        arithmetic.conjunction(x0, x1, y0, y1, own, following, z)
+        arithmetic.conjunction(x0, x1, y0, y1, own_draw, following_draw, z)
         party.send(party.preceding, operation, TREE_STEP + level, z)
         received = await party.receive(party.following, operation, TREE_STEP + level, z.size)
         e0, e1 = (_with_odd(rows.reshape(half, -1), part[2 * half :]) for rows, part in ((z, e0), (received, e1)))
-        level += 1
+        level, row = level + 1, row + half
     return Bits(e0, e1)
 
 
