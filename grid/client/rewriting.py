@@ -28,13 +28,21 @@ def _twins() -> Mapping[Any, Any]:
         _, base, overload = name.split(".")
         packet = getattr(torch.ops.aten, f"{base}_", None)  # a name of our table, never a received one
         written = getattr(packet, overload, None) if packet is not None else None
+        makes = getattr(getattr(torch.ops.aten, base), overload)
         if written is not None and written not in VIEWS_IN_PLACE:
-            found[written] = getattr(getattr(torch.ops.aten, base), overload)
+            found[written] = makes
+        into = getattr(getattr(torch.ops.aten, base), "out", None)
+        if into is not None and _names(into) == [*_names(makes), "out"]:
+            found[into] = makes
     return MappingProxyType(found)
 
 
+def _names(call: Any) -> list[str]:
+    return [one.name for one in call._schema.arguments]
+
+
 TWINS: Mapping[Any, Any] = _twins()
-"""Operation in place -> the operation that makes a new value."""
+"""Operation in place, or one that writes into `out` -> the operation that makes a new value."""
 
 
 def trains(func: Any, args: Sequence[Any]) -> bool:

@@ -42,7 +42,8 @@ class SharedTensor(RemoteTensor):
         kwargs = kwargs or {}
         twin = TWINS.get(func)
         if twin is not None:
-            return rewritten(args[0], lambda: _dispatch(twin, args, kwargs), str(func))
+            target = kwargs.pop("out") if "out" in kwargs else args[0]
+            return rewritten(target, lambda: _dispatch(twin, args, kwargs), str(func))
         if trains(func, args):
             return batch_norm(_dispatch, args)
         made = _dispatch(func, args, kwargs)
