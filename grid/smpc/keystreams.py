@@ -79,6 +79,10 @@ class Seen(NamedTuple):
             following.update(part.following)
         return cls(own.digest(), following.digest())
 
+    def told(self, transcript: bytes) -> Seen:
+        """Of a value that goes on to another program, with all that its party was told to do until then."""
+        return Seen(*(hashlib.sha256(transcript + part).digest() for part in self))
+
 
 NOTHING = Seen()
 

@@ -20,6 +20,7 @@ from node_mesh import CLOCK, Mesh, RawClient, client, dataset, dial_party, mesh
 from grid.client.share_requests import telling
 from grid.crypto.envelope import seal
 from grid.crypto.identity import LocalIdentity
+from grid.crypto.prg import ring_elements
 from grid.errors import (
     AuthenticationFailed,
     DeadlineExceeded,
@@ -40,6 +41,7 @@ from grid.node.committees import deal
 from grid.smpc.agreement import Statement, Terms
 from grid.smpc.party import STEPS
 from grid.store.memory import MemoryStore
+from grid.tensors.buffers import to_frame
 from grid.transport.base import Transport
 from grid.transport.websocket import serve_websocket
 from grid.wire.messages import (
@@ -58,6 +60,7 @@ from grid.wire.messages import (
     FreeShares,
     GetObject,
     GetShare,
+    Inline,
     MoveObject,
     MoveShares,
     OfferShares,
@@ -110,9 +113,10 @@ class Trio:
 
         return await self.ask(make)
 
-    async def run(self, op: str, *args: Any, output: int) -> list[Any]:
+    async def run(self, op: str, *args: Any, output: int, tensors: tuple[Any, ...] = ()) -> list[Any]:
         command = Command(op=op, args=list(args), kwargs={}, outputs=(ObjectId(output),))
-        return await self.ask(lambda rank, number: SecureCommands(committee=self.committee, first=number, commands=(command,)))
+        common = {"committee": self.committee, "commands": (command,), "tensors": tensors}
+        return await self.ask(lambda rank, number: SecureCommands(first=number, **common))
 
     async def reveal(self, object_id: int) -> np.ndarray[Any, Any] | list[Any]:
         replies = await self.ask(
@@ -128,6 +132,29 @@ class Trio:
 def opening(raw: dict[str, RawClient], who: tuple[PeerId, ...], deadline_s: float = 20.0) -> OpenCommittee:
     roster = tuple(raw[name].node.id for name in NAMES)
     return OpenCommittee(committee=CommitteeId(random_id()), roster=roster, clients=who, deadline_s=deadline_s)
+
+
+def share_of(trio: Trio, number: int, name: int) -> GetShare:
+    return GetShare(committee=trio.committee, number=number, object=ObjectId(name))
+
+
+async def dealt_parts(trio: Trio, object_id: int, values: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """Share a value, and give its three components."""
+    (s0, s1), rest = deal(values)
+    parts = ((s0, s1), (s1, rest), (rest, s0))
+
+    def make(rank: int, number: int) -> ShareInput:
+        first, second = parts[rank]
+        common = {"committee": trio.committee, "number": number, "object": ObjectId(object_id)}
+        return ShareInput(dtype="i8", shape=values.shape, first=first, second=second, **common)
+
+    assert kinds(await trio.ask(make)) == {Ok}
+    return [ring_elements(seed, values.size).view(np.uint64) for seed in (s0, s1)] + [np.frombuffer(rest, np.uint64)]
+
+
+def opening_of(trio: Trio, raw: dict[str, RawClient], who: tuple[PeerId, ...]) -> OpenCommittee:
+    """What another client says to take part."""
+    return dataclasses.replace(opening(raw, who), committee=trio.committee)
 
 
 async def opened(raw: dict[str, RawClient], who: tuple[PeerId, ...], deadline_s: float = 20.0) -> Trio:
@@ -353,6 +380,47 @@ async def test_an_id_that_is_free_at_one_party_alone_gives_noise_or_an_error(raw
         assert not (sum(np.frombuffer(reply.words, np.uint64) for reply in replies) == X).any()
     else:
         assert kinds(replies) <= {InvalidRequest, QuorumLost}
+
+
+async def test_offers_that_do_not_fit_together_give_noise(made: Mesh, raw: dict[str, RawClient]) -> None:
+    """Two clients together: one offers x at two parties and x + y under the same name at the third, the other multiplies it by a
+    secret w. Did the parties' keystreams agree, the result would be off by y times a component of w, or two."""
+    async with sessions(made) as others:
+        who = (me_of(raw), me_of(others))
+        giver = await opened(raw, who)
+        taker = Trio(others, giver.committee)
+        await asyncio.gather(*(others[name].request(opening_of(giver, raw, who)) for name in NAMES))
+        parts = {number: await dealt_parts(trio, number, X) for trio, number in ((giver, 1), (giver, 2), (taker, 3))}
+        # 4 is u v' - u' v for one component of both that the client knows: 0 there, and not elsewhere.
+        u, v, w = (parts[number] for number in (1, 2, 3))
+        y = [v[2] * one - u[2] * other for one, other in zip(u, v, strict=True)]
+        assert not y[2].any() and y[0].any() and y[1].any()
+        zeros = np.zeros_like(X)
+        for output, factors in ((4, (v[2], u[2])), (7, (zeros, zeros))):  # 7 is 0, and comes of the same inputs
+            for of, factor in enumerate(factors, 1):
+                frame = to_frame(torch.from_numpy(factor.view(np.int64).copy()))
+                await giver.run("aten.mul.Tensor", Ref(of), Inline(0), output=10 * output + of, tensors=(frame,))
+            await giver.run("aten.sub.Tensor", Ref(10 * output + 1), Ref(10 * output + 2), output=output)
+        for odd, name in ((2, 101), (1, 102)):  # the two that hold y's component 2
+
+            def offer(rank: int, number: int, odd: int = odd, name: int = name) -> OfferShares:
+                given, place = ObjectId(4 if rank == odd else 7), ObjectId((1 << 62) + name)
+                own = dict(committee=giver.committee, number=number, object=given, client=who[0])
+                return OfferShares(**own, to=1, name=place, freely=True)
+
+            assert kinds(await giver.ask(offer)) == {Ok}
+            taken = ObjectId((1 << 62) + name)
+
+            def take(rank: int, number: int, taken: ObjectId = taken) -> ExpectShare:
+                own = dict(committee=taker.committee, number=number, owner=who[0], object=taken)
+                return ExpectShare(**own, dtype="i8", shape=X.shape)
+
+            assert kinds(await taker.ask(take)) == {Ok}
+            await taker.run("aten.mul.Tensor", Ref(taken), Ref(3), output=name)
+            replies = await taker.ask(lambda rank, number, name=name: share_of(taker, number, name))
+            total = sum(np.frombuffer(reply.words, np.uint64) for reply in replies)
+            leaks = [mine * one for mine in y for one in (*w, w[0] + w[1], w[1] + w[2], w[2] + w[0])]
+            assert not any((total == leak).any() or (total == -leak).any() for leak in leaks)
 
 
 async def test_what_is_too_large_or_of_a_wrong_size_is_refused(trio: Trio) -> None:
