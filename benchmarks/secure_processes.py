@@ -100,9 +100,8 @@ async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: in
         prepared = prepare(work)
         for _ in range(WARM_UPS):
             await prepared.run(protocol, mine)
-        (made,) = await prepared.run(protocol, mine)
-        made = await made.numeric(protocol)
-        result = await protocol.open(made.shared)
+        made = [await one.numeric(protocol) for one in await prepared.run(protocol, mine)]
+        opened = [decoded(await protocol.open(one.shared), one) for one in made]
         await barrier(party, operations)
         seconds = []
         sent, used = link.bytes_sent, time.process_time()
@@ -113,7 +112,7 @@ async def measure(party: Party, link: SocketLink, names: Sequence[str], runs: in
             await barrier(party, operations)
             seconds.append(time.perf_counter() - started)
         line = {"seconds": seconds, "cpu_seconds": (time.process_time() - used) / runs}
-        line |= {"bytes_sent": (link.bytes_sent - sent) // runs, "error": work.error(decoded(result, made))}
+        line |= {"bytes_sent": (link.bytes_sent - sent) // runs, "error": work.error(opened)}
         print(json.dumps(line), flush=True)
 
 

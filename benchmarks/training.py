@@ -29,8 +29,8 @@ BATCH = 32
 OPTIMIZERS: Mapping[str, tuple[Any, str]] = {
     "sgd": (grid.SGD(lr=0.5), "mean"),
     "sgd_of_sums": (grid.SGD(lr=0.5 / BATCH), "sum"),
-    "momentum": (grid.SGD(lr=0.1, momentum=0.9), "mean"),
-    "momentum_of_sums": (grid.SGD(lr=0.1 / BATCH, momentum=0.9), "sum"),
+    "momentum": (grid.SGD(lr=0.05, momentum=0.9), "mean"),
+    "momentum_of_sums": (grid.SGD(lr=0.05 / BATCH, momentum=0.9), "sum"),
     "adam": (grid.Adam(lr=3e-3), "mean"),
     "adam_of_sums": (grid.Adam(lr=3e-3), "sum"),
 }
