@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from grid.errors import ExecutionFailed, GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
+from grid.errors import GridError, InvalidRequest, PlanRejected, ReleaseDenied, WireError
 from grid.ids import PeerId, PlanId
 from grid.node.one_sum import Operand
 from grid.node.work import Account, Offer, SumOffer
@@ -19,6 +20,7 @@ from grid.plans.ir import decode
 from grid.policy.approvals import Content
 from grid.policy.claims import RowsClaim
 from grid.policy.gate import Gate
+from grid.policy.rules import OPEN
 from grid.settings import NodeSettings
 from grid.smpc import ring
 from grid.smpc.interpreter import fraction_bits
@@ -27,6 +29,8 @@ from grid.tensors.buffers import from_frame, to_frame
 from grid.tensors.rows import Choice
 from grid.wire.dtypes import DTYPES, tensor_bytes
 from grid.wire.messages import ErrorInfo, OwnerRule, PutPlan, TensorFrame
+
+log = logging.getLogger(__name__)
 
 MESSAGE_ROOM = 4096
 """Bytes of a message beside the value in it."""
@@ -128,8 +132,12 @@ class Desk:
 
     def share(self, offer: Offer, nodes: Mapping[PeerId, str]) -> Dealing:
         """The value in ring elements for a committee. Raises `ReleaseDenied` where an owner does not let these nodes have shares
-        of it (`Gate.check_share`)."""
+        of it (`Gate.check_share`).
+
+        Elements of private values that shares cannot hold are dealt as the nearest that they can, NaN as 0.
+        """
         rules: tuple[OwnerRule, ...] = ()
+        private = False
         if offer.claim is not None:
             self._gate.check_errors(self._client)
             part = _part(offer.account)
@@ -137,14 +145,16 @@ class Desk:
                 part += BLOCKS  # another owner may let its rows go with the whole dataset alone
             shared = self._gate.check_share(offer.claim, nodes)
             rules = tuple(OwnerRule(dataset=name, release=release, part=part) for name, release in shared)
-            self._tell(offer.failure)
+            private = any(release != OPEN for _, release in shared)
         value = from_frame(offer.tensor)
-        try:
-            encoded = fixed.encode(value, fraction_bits(value.dtype), 1)
-        except ExecutionFailed as error:  # whether a value fits depends on the rows behind it
-            if rules:
-                self._tell(ErrorInfo.of(error))
-            raise
+        bits = fraction_bits(value.dtype)
+        if private:  # nothing is released and nothing counted by this, so it must not tell whether a value fits, or could be made
+            if offer.failure is not None:
+                log.info("a value for a committee could not be made (%s): what stands in its place is dealt", offer.failure.code)
+            value = fixed.nearest(value, bits, 1)
+        else:
+            self._tell(offer.failure)
+        encoded = fixed.encode(value, bits, 1)
         return Dealing(to_frame(encoded, copy=False), offer.tensor.dtype, rules, () if offer.claim is None else offer.claim.rows)
 
     def admit(self, offer: SumOffer, claim: Callable[[], None]) -> Operand:

@@ -395,7 +395,7 @@ class ShareLane:
         held = self._get(message.object)
         rule = OwnerRule(dataset="", release=OPEN if message.freely else "plans", allow=message.plans)
         owners = held.owners | {Owner(node=PeerId(CLIENT + message.client), rule=rule)}
-        # The other lane's requests say nothing of this one's: parties that were told to offer different things must not agree there.
+        # The other lane's requests say nothing of this one's, and parties that offer different things must not agree there.
         offered = Held(held.value, owners, held.seen.told(self._transcript), dealt=held.dealt or not held.owners)
         self._hand(message.to, (message.client, message.name), offered)
         return Ok()

@@ -53,11 +53,33 @@ def encode(value: Tensor, fraction_bits: int, parties: int) -> Tensor:
     raise InvalidRequest(f"a secure sum takes real numbers, not {str(value.dtype).removeprefix('torch.')}")
 
 
+def nearest(value: Tensor, fraction_bits: int, parties: int) -> Tensor:
+    """Float64 or int64, of elements that `encode` takes: those that are too large become the largest ones, NaN becomes 0.
+
+    Where an error would tell of elements that are nobody's to know.
+    """
+    if value.dtype in _FLOATS:
+        limit = _float_limit(parties) / 2.0**fraction_bits
+        return value.detach().to(torch.float64).nan_to_num_(0.0, limit, -limit).clamp_(-limit, limit)
+    if value.dtype in _INTEGERS:
+        bound = _integer_limit(fraction_bits, parties)
+        return value.detach().to(torch.int64).clamp(-bound, bound)
+    return value
+
+
+def _float_limit(parties: int) -> float:
+    # 2**63 / parties may round up in float64; one part in 2**50 less keeps parties * limit below 2**63 for certain.
+    return 2.0**63 / parties * (1 - 2.0**-50)
+
+
+def _integer_limit(fraction_bits: int, parties: int) -> int:
+    return ((1 << 63) - 1) // parties >> fraction_bits
+
+
 def _encode_floats(value: Tensor, fraction_bits: int, parties: int) -> Tensor:
     # Multiplying by a power of two is exact in float64, so rounding to an integer is the only error here.
     scaled = (value.to(torch.float64) * 2.0**fraction_bits).round_()
-    # 2**63 / parties may round up in float64; one part in 2**50 less keeps parties * limit below 2**63 for certain.
-    limit = 2.0**63 / parties * (1 - 2.0**-50)
+    limit = _float_limit(parties)
     if not bool((scaled.abs() <= limit).all()):  # written so that NaN fails it, too
         raise ExecutionFailed(NOT_REPRESENTABLE)
     return scaled.to(torch.int64).contiguous()
@@ -65,7 +87,7 @@ def _encode_floats(value: Tensor, fraction_bits: int, parties: int) -> Tensor:
 
 def _encode_integers(value: Tensor, fraction_bits: int, parties: int) -> Tensor:
     wide = value.to(torch.int64, copy=True).contiguous()
-    limit = ((1 << 63) - 1) // parties >> fraction_bits
+    limit = _integer_limit(fraction_bits, parties)
     if not bool(((wide <= limit) & (wide >= -limit)).all()):
         raise ExecutionFailed(NOT_REPRESENTABLE)
     return wide.mul_(1 << fraction_bits)

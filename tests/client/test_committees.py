@@ -214,6 +214,27 @@ def test_what_does_not_fit_into_shares_says_what_does(trio: Any, value: torch.Te
         trio.share(value)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_whether_private_values_fit_or_can_be_made_is_told_to_nobody(told: bool) -> None:
+    """Else a client reads them by a search: nothing of it would be counted. Of open data it is told."""
+    policy = {"release": "open"} if told else {"release": "deny", "share": list(NAMES), "min_rows": 1}
+    owners: dict[str, Any] = {name: {} for name in NAMES}
+    rows = torch.tensor([5.0, 6.0, 7.0])
+    with LocalGrid(nodes=owners | {"dave": {"d": {"features": rows, "tags": ["#d"], "policy": policy}}}) as local:
+        client = local.client()
+        (d,) = client.search("#d")
+        with client.committee(*NAMES) as trio:
+            said = []
+            whole = d.features.long()
+            for value in (d.features, d.features * 2.0**44, d.features * torch.nan, whole // whole, whole // (whole - 6)):
+                try:
+                    value.share(trio).reveal()
+                    said.append("")
+                except grid.GridError as error:
+                    said.append(f"{error.code} {error.details.get('rule')}")
+            assert (len(set(said)) > 1) == told
+
+
 def test_an_operation_that_fails_at_the_nodes_names_its_line(trio: Any) -> None:
     x = trio.share(torch.ones(2))
     with pytest.raises(grid.InvalidRequest, match=r"zero.*test_committees\.py"):

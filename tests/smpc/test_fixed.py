@@ -96,3 +96,14 @@ def test_encoding_shares_no_memory_with_the_value() -> None:
     encoded = fixed.encode(value, 0, 3)
     encoded.zero_()
     assert value.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("bits", [0, 18])
+def test_the_nearest_that_can_be_held(bits: int) -> None:
+    floats = torch.tensor([1.5, torch.nan, torch.inf, -1e30])
+    found = fixed.decode(fixed.encode(fixed.nearest(floats, bits, 1), bits, 1), bits)
+    assert found[:2].tolist() == [1.5 if bits else 2.0, 0.0]
+    assert found[2] > 2.0 ** (62 - bits) and found[3] == -found[2]
+    integers = torch.tensor([-(1 << 63), 7, (1 << 63) - 1])
+    found = fixed.decode(fixed.encode(fixed.nearest(integers, bits, 1), bits, 1), bits, torch.int64)
+    assert found[1] == 7 and found[2] == -found[0] > 1 << (62 - bits)
