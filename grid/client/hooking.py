@@ -52,29 +52,35 @@ METHODS: Mapping[type, Mapping[str, Callable[..., Any]]] = MappingProxyType(
 
 
 class Hook:
-    """That torch's tensors have the methods; as `with grid.hook():`, for the block."""
+    """That torch's tensors have the methods; as `with grid.hook():`, for the block, or on after it where they had them before."""
+
+    def __init__(self, *, first: bool) -> None:
+        self._first = first
 
     def __enter__(self) -> Hook:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        unhook()
+        if self._first:
+            unhook()
 
 
 def hook() -> Hook:
     """Give torch's tensors and modules `send`, `share`, `fix_precision` and `float_precision`, in this process.
 
-    May be called again; `unhook` takes all of them away. Raises `InvalidRequest`, and changes nothing, where torch or another
+    May be called again; `unhook` takes all of them away, and so does the end of a `with grid.hook():` that gave them: one within
+    another leaves them to it. Raises `InvalidRequest`, and changes nothing, where torch or another
     library has one of the names already.
     """
     for kind, methods in METHODS.items():
         for name, method in methods.items():
             if getattr(kind, name, method) is not method:
                 raise InvalidRequest(f"{kind.__name__} has a method {name!r} of somebody else's already, which stays as it is")
+    first = any(vars(kind).get(name) is not method for kind, methods in METHODS.items() for name, method in methods.items())
     for kind, methods in METHODS.items():
         for name, method in methods.items():
             setattr(kind, name, method)
-    return Hook()
+    return Hook(first=first)
 
 
 def unhook() -> None:

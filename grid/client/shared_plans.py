@@ -33,6 +33,7 @@ MAX_NAMED = 20
 """Operations, or arguments, that one error names."""
 
 _TAKEN = "standard normal ones, or 0 and 1 for integers, took their place"
+_POSITIVE = "standard normal ones without their signs, or 0 and 1 for integers, took their place"
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,13 @@ class Runs:
         """Try the plan in the clear. Raises `InvalidRequest` that names the operations which could go wrong on shares. Gives its
         results, as examples for what comes of them, where no argument was made up."""
         inputs, note = self._examples(plan, leaves)
-        trial = rehearsal.tried(self.prepared(plan, leaves), inputs)
+        prepared = self.prepared(plan, leaves)
+        trial = rehearsal.tried(prepared, inputs)
+        if trial.doubts and note:  # roots and logarithms of numbers made up: an optimizer's state has squares
+            again, positive = self._examples(plan, leaves, positive=True)
+            other = rehearsal.tried(prepared, again)
+            if not other.doubts:
+                trial, note = other, positive
         if trial.doubts:
             shown = _shortened(trial.doubts, "\n  ")
             raise InvalidRequest(
@@ -94,12 +101,13 @@ class Runs:
         whole = measured(self.prepared(plan, leaves), inputs)
         return Trace.of(plan.name, whole, unflatten(plan.gives, iter(whole.results)), note)
 
-    def _examples(self, plan: Plan, leaves: Sequence[Any]) -> tuple[list[Tensor], str]:
+    def _examples(self, plan: Plan, leaves: Sequence[Any], *, positive: bool = False) -> tuple[list[Tensor], str]:
         """Local values in place of the inputs, and which of them are made up."""
         examples = [self._example(leaf) for leaf in leaves]
         unknown = [name for name, one in zip(leaf_names(plan), examples, strict=True) if one is None]
-        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_TAKEN}" if unknown else ""
-        return [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)], note
+        note = f"no values are at hand for {_shortened(unknown, ', ')}: {_POSITIVE if positive else _TAKEN}" if unknown else ""
+        made = [_made_up(leaf) if one is None else one for leaf, one in zip(leaves, examples, strict=True)]
+        return [made[k].abs() if one is None and positive else made[k] for k, one in enumerate(examples)], note
 
     def _example(self, leaf: Any) -> Tensor | None:
         """A local value in place of an input: itself, if it is public. None where none is at hand."""

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from grid.errors import InvalidRequest, QuotaExceeded
+from grid.smpc.operations import narrow
 from grid.smpc.operations.arguments import Arguments, Result, elements
 from grid.smpc.operations.table import find
 from grid.smpc.operations.values import Absent, Value, fraction_bits
 from grid.smpc.protocol import Protocol
+from grid.smpc.shares import Shared
 from grid.tensors.bounds import OutOfBoundsError, examine, examines, measure
 from grid.tensors.ops import Bound, bind, lookup
 
@@ -55,6 +57,8 @@ class Call:
         if not any(isinstance(value, Value) for value in self._values.values()):
             raise InvalidRequest(f"{name} has no operand on shares")
         self._form.admit(self._arguments)
+        if self.results:
+            narrow.check(self._arguments)
         self._check_work(name, most)
         self._looks = examines(op)
         if self._looks:
@@ -116,7 +120,13 @@ class Call:
         arguments = await self._arguments.converted(protocol, self._form)
         made = await self._form.kernel(protocol, arguments)
         found = list(made) if isinstance(made, Sequence) else [made]
-        return [self._value(one, meta) for one, meta in zip(found, self.results, strict=True)]
+        values = [self._value(one, meta) for one, meta in zip(found, self.results, strict=True)]
+        return [
+            await narrow.within(protocol, one)
+            if isinstance(one.content, Shared) and narrow.exceeds(arguments, one.dtype)
+            else one
+            for one in values
+        ]
 
     def _value(self, one: Result, meta: Tensor) -> Value:
         if one is None:

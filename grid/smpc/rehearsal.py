@@ -135,10 +135,9 @@ def _beside(call: Call, bound: Bound, uses: Sequence[int], fine: bool) -> tuple[
 
 
 def _decoded(value: Value) -> Tensor:
-    """What shares hold: floats in double precision, whole numbers in 64 bits, however small their dtype is."""
+    """What shares hold: floats in double precision, whole numbers and truth values in 64 bits, however small their dtype is."""
     wide = torch.float64 if value.dtype.is_floating_point else torch.int64
-    made = fixed.decode(torch.from_numpy(np.array(value.shared.parts[0]).view(np.int64)), value.bits, wide)
-    return made.bool() if value.dtype == torch.bool else made
+    return fixed.decode(torch.from_numpy(np.array(value.shared.parts[0]).view(np.int64)), value.bits, wide)
 
 
 def cost(prepared: Prepared) -> PlanCost:

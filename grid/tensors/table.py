@@ -306,6 +306,8 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "_fused_adamw_": "make the optimizer without fused=True",
         "_fused_sgd_": "make the optimizer without fused=True",
         "_fused_adagrad_": "make the optimizer without fused=True",
+        "multi_margin_loss": "use `torch.nn.functional.cross_entropy`, or write it out with `torch.nn.functional.one_hot(y, k)`",
+        "multilabel_margin_loss_forward": "use `torch.nn.functional.binary_cross_entropy_with_logits`",
         "convolution_overrideable": "use `torch.nn.functional.conv2d`",
         "multinomial": "draw locally and send the result",
         "linalg_lstsq": "use `torch.linalg.solve(x.T @ x, x.T @ y)`",

@@ -359,6 +359,9 @@ def test_the_hook_gives_torch_the_words_of_2019_and_takes_them_back(nodes: Any) 
         refused(lambda: x.fix_prec(precision_fractional=3), "binary")  # type: ignore[operator]
         refused(lambda: x.send("alice"), "send takes a node")  # type: ignore[operator]
         refused(lambda: alice.send(x).fix_prec(), "when it is shared")
+        with grid.hook():
+            pass
+        assert near(x.fix_prec().float_prec(), x)  # type: ignore[operator]
         grid.hook()
     assert not any(hasattr(x, name) for name in ("send", "share", "fix_precision", "float_prec"))
     assert not any(hasattr(model, name) for name in ("send", "share", "fix_precision", "float_prec"))

@@ -143,6 +143,10 @@ def test_a_check_tells_where_it_has_no_values(trio: Any, caplog: pytest.LogCaptu
     wrong = grid.trace(lambda x, y: (x * y).sum() + 1e6 * (x - x + 1e5).square(), one, one)
     with pytest.raises(grid.InvalidRequest, match="no values are at hand for x, y: standard normal"):
         trio.run(wrong, made, made, check=True)
+    caplog.clear()
+    root = grid.trace(lambda x, y: x / (y.sqrt() + 1), one, one)  # y is never negative, as an optimizer's squares are not
+    assert trio.run(root, trio.share(one), made, check=True).shape == (3,)
+    assert "for y: standard normal ones without their signs" in caplog.text
 
 
 def test_costs_are_known_before(trio: Any) -> None:

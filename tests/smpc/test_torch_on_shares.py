@@ -57,6 +57,47 @@ def test_elementwise_operations_of_any_shape(name: str) -> None:
     check(case, MATRIX, 7, 3)
 
 
+U8, I8, I32 = torch.uint8, torch.int8, torch.int32
+NARROW: list[tuple[str, torch.dtype, list[int], Callable[..., Any]]] = [
+    ("uint8 sum compared", U8, [200, 3], lambda x, y: (x + y) > 250),
+    ("uint8 difference", U8, [1, 200], lambda x, y: (x - y - 7).float()),
+    ("uint8 largest", U8, [200, 3], lambda x, y: torch.maximum(x + y, y).sum()),
+    ("uint8 negated", U8, [3, 0], lambda x, y: -x > 0),
+    ("uint8 scaled", U8, [200, 3], lambda x, y: [(x * 2.5), (x * 3).long(), x / 255, x.float(), x.sum(), x.int() * 1000]),
+    ("float to uint8", U8, [5, 250], lambda x, y: (x.float() + 300).to(U8).float()),
+    ("int8", I8, [-128, 127], lambda x, y: [x.abs() > 0, (x + y).long(), (x * y).sum(), -x < 0]),
+    ("int8 summed up as such", I8, [-128, 127], lambda x, y: [x.sum(dtype=I8) > 0, x.cumsum(0, dtype=I8).long()]),
+    ("int32 product", I32, [2**16, -(2**31)], lambda x, y: [(x * y) > 0, (x * x + y).long(), x.long() * y]),
+    ("int64 to int32", torch.int64, [2**31 + 5, -(2**40) - 1], lambda x, y: x.to(I32).long()),
+    ("truths added", torch.bool, [1, 0], lambda x, y: [(x + y).sum(), x + y, (x + x + 1), (x * y).sum(), x.int() + y]),
+    (
+        "truths picked",
+        torch.bool,
+        [1, 0],
+        lambda x, y: [torch.full_like(x, 2).sum(), x.masked_fill(y, 2).sum(), x.sum(dtype=torch.bool)],
+    ),
+    (
+        "uint8 picked",
+        U8,
+        [7, 255],
+        lambda x, y: [x.max(), x.sort().values, torch.where(x > y, x, y), torch.cat([x, y]), x.flip(0) == y],
+    ),
+]
+
+
+@pytest.mark.parametrize("parties", [1, 3])
+@pytest.mark.parametrize(("dtype", "values", "function"), [case[1:] for case in NARROW], ids=[case[0] for case in NARROW])
+def test_narrow_integers_wrap_and_truth_values_stay_such(
+    dtype: torch.dtype, values: list[int], function: Callable[..., Any], parties: int
+) -> None:
+    x = torch.tensor(values).to(dtype)
+    y = x.flip(0)
+    for found, wanted in zip(listed(function(on_shares(x, parties), on_shares(y, parties))), listed(function(x, y)), strict=True):
+        opened = revealed(found)
+        assert opened.dtype == wanted.dtype
+        assert torch.allclose(opened.double(), wanted.double(), atol=1e-4, rtol=1e-6), (opened, wanted)
+
+
 @pytest.mark.parametrize("name", SHAPED)
 def test_operations_on_matrices(name: str) -> None:
     case = SHAPED[name]
@@ -200,6 +241,12 @@ REFUSED: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
      QuotaExceeded, "300000 elements on its way"),
     ("many windows", lambda: F.max_pool2d(on_shares(torch.ones(1, 400, 400), 1), 20, 1), QuotaExceeded, "on its way"),
     ("a long sort", lambda: on_shares(torch.ones(1 << 17), 1).sort(), QuotaExceeded, "in parts"),
+    ("weights of classes", lambda: F.cross_entropy(on_shares(torch.ones(2, 3), 1), torch.tensor([0, 1]), torch.ones(3)),
+     OpNotSupported, "multiply them by F.one_hot"),
+    ("a number beyond its dtype", lambda: on_shares(torch.ones(2, dtype=U8), 1) < 300, OpNotSupported, r"does not fit.*x\.long"),
+    ("whole numbers summed to a truth value", lambda: on_shares(torch.ones(2), 1).sum(dtype=torch.bool), OpNotSupported, "any"),
+    ("truths added at places", lambda: torch.zeros(2, dtype=torch.bool).index_add(
+        0, torch.tensor([0, 0]), on_shares(torch.ones(2) > 0, 1)), OpNotSupported, r"x\.long"),
     ("many products", lambda: on_shares(torch.ones(500, 500), 1) @ on_shares(torch.ones(500, 500), 1),
      QuotaExceeded, "multiplications"),
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from grid.errors import OpNotSupported
 from grid.smpc.functions import arithmetic, comparisons, exponential, inverses, rounding
 from grid.smpc.numbers import Boolean, Number
 from grid.smpc.operations.arguments import Arguments, Form, Kernel, Result, as_number, as_public, elements, encoded
+from grid.smpc.operations.truth import either
 from grid.smpc.operations.values import Value
 from grid.smpc.protocol import Protocol
 from grid.smpc.steps import Work
@@ -60,6 +61,9 @@ async def scaled(p: Protocol, x: Any, factor: Any) -> Number:
 def _sum(function: One, *, swapped: bool = False) -> Kernel:
     async def kernel(p: Protocol, a: Arguments) -> Result:
         x, y, alpha = a["self"], a["other"], a["alpha"]
+        if a.dtype == torch.bool and alpha == 1:
+            return await either(p, x, y)
+        x, y = [await one.numeric(p) if isinstance(one, Value) and not one.extra else one for one in (x, y)]
         other = await scaled(p, x if swapped else y, alpha)
         return await function(p, as_number(p, y if swapped else x), other)  # type: ignore[no-any-return]
 
@@ -272,14 +276,14 @@ def _rounding(function: One) -> Form:
 
 
 _EXP, _INVERSE = times_size(6), times_size(11)
-_ADD, _SUBTRACT, _MULTIPLY = ("add",), ("subtract",), ("multiply", "multiply_public", "where")
+_ADD, _SUBTRACT, _MULTIPLY = ("add", "either"), ("subtract",), ("multiply", "multiply_public", "where")
 _TWO = ("self", "other")
 _BOUNDS = ("min", "max", "min_val", "max_val")
 _add, _subtract = _sum(arithmetic.add), _sum(arithmetic.subtract)
 
 FORMS: Mapping[str, Form] = {
-    "add.Tensor": Form(_add, _ADD, fine=_TWO),
-    "add.Scalar": Form(_add, _ADD, fine=_TWO),
+    "add.Tensor": Form(_add, _ADD, either=_TWO, fine=_TWO),
+    "add.Scalar": Form(_add, _ADD, either=_TWO, fine=_TWO),
     "sub.Tensor": Form(_subtract, _SUBTRACT, fine=_TWO),
     "sub.Scalar": Form(_subtract, _SUBTRACT, fine=_TWO),
     "rsub.Scalar": Form(_sum(arithmetic.subtract, swapped=True), _SUBTRACT),

@@ -31,7 +31,8 @@ def _check_reduced(a: Arguments) -> None:
         raise OpNotSupported(f"{a.op.name}: the mean of nothing")
     for name in ("weight", "pos_weight"):
         if a.get(name) is not None:
-            raise OpNotSupported(f"{a.op.name} with {name}: reduction='none' and a product")
+            each = "F.one_hot(target, k).float() @ weight" if a.op.base.startswith("nll") else name
+            raise OpNotSupported(f"{a.op.name} with {name}: make the losses with reduction='none', and multiply them by {each}")
 
 
 async def _squared(p: Protocol, a: Arguments) -> Result:

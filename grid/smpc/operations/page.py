@@ -57,6 +57,15 @@ the losses of all steps differ by less than 0.05 with a mean over the batch, and
 """
 
 
+_NARROW = """
+## Integers of fewer bits than int64, and truth values
+
+Shares have 64 bits. What adds, multiplies, negates or converts numbers to `uint8`, `int8`, `int16` or `int32` is cut off as torch
+does it, in 10 more rounds: 200 + 100 of uint8 is 44. With `x.long()` first there is nothing to cut off. Sharing, comparing and
+picking such numbers (`x.max()`, `torch.where`, `x[1:]`, labels), and `x.float()`, take no rounds more. A number of Python that
+does not fit into the dtype (`x < 300` of uint8) is refused. `a + b` of truth values is a logical or, and `a * b` an and.
+"""
+
 _WITHOUT = """
 ## Without a function
 
@@ -80,7 +89,7 @@ def secure_ops_page() -> str:
     lines = "".join(f"{_line(name, op)}\n" for name, op in SECURE_OPS.items())
     without = _bases(name for name, form in FORMS.items() if not form.functions)
     instead = "".join(f"| `{name}` | {text.replace('|', chr(92) + '|')} |\n" for name, text in INSTEAD.items())
-    return f"{_HEAD}{lines}{_TRAINING}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
+    return f"{_HEAD}{lines}{_TRAINING}{_NARROW}{_WITHOUT}\n{without}.\n{_INSTEAD}{instead}"
 
 
 def _bases(names: Iterable[str]) -> str:

@@ -55,6 +55,7 @@ INSTEAD: Mapping[str, str] = MappingProxyType(
         "max_pool3d_with_indices": "max_pool2d twice",
         "_scaled_dot_product_flash_attention_for_cpu": "(q @ k.transpose(-1, -2) / math.sqrt(d)).softmax(-1) @ v",
         "mkldnn_rnn_layer": "the LSTM inside `with torch.backends.mkldnn.flags(enabled=False):`",
+        "xlogy": "torch.nn.functional.cross_entropy(scores, probabilities) in place of kl_div, which is off by the entropy alone",
         "binary_cross_entropy": "torch.nn.functional.binary_cross_entropy_with_logits",
         "_linalg_svd": "the svd in the clear",
         "_linalg_solve_ex": "solve in the clear, or a fixed number of steps of gradient descent",
@@ -76,6 +77,8 @@ def find(name: str) -> Form:
     if form is not None:
         return form
     base = name.split(".")[1] if name.count(".") == 2 else name
+    if base.startswith("_foreach_"):
+        raise OpNotSupported(f"{name[:80]} is not done on shares: make the optimizer without foreach=True", op=name[:80])
     if base.endswith("_") and not base.startswith("_"):
         if base in WRITES:
             advice = WRITES[base]

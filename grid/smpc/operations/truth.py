@@ -78,6 +78,11 @@ async def _differ(p: Protocol, a: Truth, b: Truth) -> Boolean:
     return comparisons.where_public(public, comparisons.invert(p, secret), secret)
 
 
+async def either(p: Protocol, x: Any, y: Any) -> Boolean:
+    """Whether any of two operands is not 0, at least one of them secret."""
+    return await _either(p, await _truth(p, x), await _truth(p, y))
+
+
 def _inverted(p: Protocol, a: Truth) -> Truth:
     return comparisons.invert(p, a) if isinstance(a, Boolean) else ~a
 
