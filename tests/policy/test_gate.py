@@ -495,9 +495,9 @@ def test_a_plan_that_is_listed_with_arguments_takes_whole_datasets_and_is_for_sh
     block = rows_of(bench, bench.batch(0))
     assert opens(bench, PLAN, block, given=[{"alice/d"}]) == "committee.release"
     assert opens(bench, PLAN, rows_of(bench, bench.x), given=[{"alice/d"}]) == ""
-    mean = claim_of(bench.labels.type_of(bench.x.mean(0)))
+    total = claim_of(bench.labels.type_of(bench.total()))
     with pytest.raises(ReleaseDenied) as denied:
-        bench.gate.release(mean, Origin(frozenset([PLAN]), PLAN), elements=2, nbytes=8, client=CLIENT)
+        bench.gate.release(total, Origin(frozenset([PLAN]), PLAN), elements=2, nbytes=8, client=CLIENT)
     assert denied.value.details["rule"] == "plans"
 
 
