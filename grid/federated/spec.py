@@ -109,6 +109,12 @@ class JobSpec:
         """Whether the weights that a round, counted from 1, begins with are evaluated in it. The last model always is."""
         return self.evaluate_every > 0 and (round - 1) % self.evaluate_every == 0
 
+    def seed_of(self, node: PeerId) -> bytes:
+        """The seed of one node's training: follows from the job's and the node's place among the nodes; b"" without one."""
+        if not self.seed:
+            return b""
+        return hashlib.sha256(b"grid job seed 1\0" + self.seed + self.nodes.index(node).to_bytes(4, "little")).digest()
+
     def sign(self, me: LocalIdentity) -> bytes:
         """The spec as an envelope signed by its client. Raises `InvalidRequest` where it breaks its own rules."""
         packed: bytes = msgpack.packb(dataclasses.asdict(self))
