@@ -20,7 +20,7 @@ RANK = {
     "wire": 3,
     "crypto": 4, "transport": 4, "tensors": 4, "mock": 4,
     "plans": 5, "store": 5, "rpc": 5,
-    "policy": 6, "smpc": 6,
+    "policy": 6, "smpc": 6, "federated": 6,
     "node": 7, "gateway": 7, "client": 7,
     "testing": 8, "demo": 8, "doctor": 8,
     "cli": 9,
