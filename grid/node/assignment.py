@@ -98,7 +98,25 @@ class _Round:
         self.weights = weights
         self.evaluate_only = evaluate_only
         self.learned: asyncio.Future[_Learned] = asyncio.get_running_loop().create_future()
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.over = False
+
+    def end(self) -> None:
+        """Nobody wants to know any more."""
+        self.over = True
+        if self.task is not None:
+            self.task.cancel()
+        self.settle(_given_up())
+
+    def settle(self, outcome: _Learned | GridError) -> None:
+        """What was found out, or why nothing; the first word counts."""
+        if self.learned.done():
+            return
+        if isinstance(outcome, GridError):
+            self.learned.set_exception(outcome)
+            self.learned.exception()  # the gateway may never ask
+        else:
+            self.learned.set_result(outcome)
 
 
 class _Attempt:
@@ -129,7 +147,7 @@ class Assignment:
         datasets: Mapping[str, Dataset],
         minimum: int,
         lane: Lane,
-        spawn: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
+        spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self.spec = spec
         self.envelope = envelope
@@ -232,24 +250,23 @@ class Assignment:
             return
         self._drop_round()
         self._round = now
-        now.task = self._spawn(self._learn(now), f"training of job {self.spec.job[:8]}")
-        now.task.add_done_callback(lambda _: _given_up(now.learned))
+        self._spawn(self._learn(now), f"training of job {self.spec.job[:8]}")
 
     # ------------------------------------------------------------ training
 
     async def _learn(self, now: _Round) -> None:
+        now.task = asyncio.current_task()
+        outcome: _Learned | GridError = _given_up()
         try:
-            learned = await self._result(now)
-        except Exception as error:
-            if not isinstance(error, GridError):
-                log.exception("training failed")
-                error = GridError("local training failed by a fault of this node; its log has more")
-            if not now.learned.done():
-                now.learned.set_exception(error)
-                now.learned.exception()  # the gateway may never ask
-        else:
-            if not now.learned.done():
-                now.learned.set_result(learned)
+            if not now.over:
+                outcome = await self._result(now)
+        except GridError as error:
+            outcome = error
+        except Exception:
+            log.exception("local training failed")
+            outcome = GridError("local training failed by a fault of this node; its log has more")
+        finally:
+            now.settle(outcome)
 
     async def _result(self, now: _Round) -> _Learned:
         spec = self.spec
@@ -319,8 +336,8 @@ class Assignment:
             raise AuthenticationFailed(f"{self.client}, whose job this is, was revoked by the grid's root")
 
     def _drop_round(self) -> None:
-        if self._round is not None and self._round.task is not None:
-            self._round.task.cancel()
+        if self._round is not None:
+            self._round.end()
         self._round = None
 
     async def close(self) -> None:
@@ -341,10 +358,8 @@ def _mask(attempt: _Attempt, learned: _Learned, weight: int, shares: Mapping[Any
     return masked
 
 
-def _given_up(learned: asyncio.Future[_Learned]) -> None:
-    if not learned.done():
-        learned.set_exception(NodeUnavailable("the training of this round was given up: another has begun, or the job is over"))
-        learned.exception()
+def _given_up() -> NodeUnavailable:
+    return NodeUnavailable("the training of this round was given up: another has begun, or the job is over")
 
 
 def _weights(frame: TensorFrame, size: int) -> Vector:
@@ -359,7 +374,7 @@ def _weights(frame: TensorFrame, size: int) -> Vector:
 
 def _frame(vector: Vector, dtype: str) -> TensorFrame:
     """A vector as it travels, without a copy."""
-    return TensorFrame(dtype=dtype, shape=vector.shape, data=memoryview(np.ascontiguousarray(vector)).cast("B"))
+    return TensorFrame(dtype=dtype, shape=vector.shape, data=vector.view(np.uint8).data)
 
 
 def _sealed(shares: Mapping[Any, bytes]) -> tuple[Sealed, ...]:

@@ -1,4 +1,4 @@
-"""What an owner's policy says to a federated job: whether it may train on a dataset at all, and whether updates go out one by one.
+"""What an owner's policy says to a federated job: whether it may train on a dataset, and whether updates go out one by one.
 
 Asked when a job is offered and before each of its rounds, so that a rule that was changed meanwhile counts.
 """
