@@ -154,8 +154,7 @@ class Quantiser:
             raise InvalidRequest(f"a sum of {self.length} ring elements of {self.bits} bits was expected")
         signed = ring_sum.view(f"<i{self.bits // 8}")
         weight, clipped = int(signed[self.size]), int(signed[self.size + 1])
-        mean = signed[: self.size].astype(np.float64)
-        mean *= self.clip / self.levels / weight if weight else 0.0
+        mean = np.multiply(signed[: self.size], np.float64(self.step / weight if weight else 0.0), dtype=np.float64)
         digits = signed[self.size + 2 :].astype(np.float64).reshape(self.metrics, DIGITS)
         sums = digits @ (2.0 ** (DIGIT_BITS * np.arange(DIGITS))) / METRIC_SCALE
         return Aggregate(mean, weight, clipped, sums)

@@ -10,6 +10,7 @@ Methods that take a node's answer raise `WireError` or `AuthenticationFailed` fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import msgpack
@@ -22,7 +23,7 @@ from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, WireEr
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import MAX_COHORT, Graph, majority
 from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
-from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed
+from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed, revealed
 from grid.federated.secagg.statements import Member, Roster, Terms, Verify, commitment_to, consent_statement, read_keys
 from grid.ids import PeerId
 
@@ -133,11 +134,11 @@ class Server:
         self._consents[peer] = bytes(signature)
 
     def consents(self) -> dict[PeerId, bytes]:
-        """All that came, for leg 4. `QuorumLost` where they do not suffice."""
+        """As many as it takes, for leg 4. `QuorumLost` where too few came."""
         if not self.has_consent():
             silent = sorted(set(self._survivors) - set(self._consents))
             raise QuorumLost(f"{self.terms}: {len(self._consents)} survivors have signed, {silent[0]} has not", node=silent[0])
-        return dict(self._consents)
+        return dict(itertools.islice(self._consents.items(), majority(len(self._members))))
 
     def has_consent(self) -> bool:
         """Whether more than two thirds of the roster have signed."""
@@ -235,10 +236,13 @@ class Server:
         server._sum = np.frombuffer(raw, server._sum.dtype)
         server._inputs = set(survivors)
         server._survivors = tuple(sorted(server._inputs))
-        for peer, signature in consents.items():
-            server.add_consent(peer, signature)
-        for peer, shares in reveals.items():
-            server.add_reveal(peer, {owner: server._kind(owner) + share for owner, share in shares.items()})
+        try:
+            for peer, signature in consents.items():
+                server.add_consent(peer, signature)
+            for peer, shares in reveals.items():
+                server.add_reveal(peer, {owner: revealed(server._kind(owner), share) for owner, share in shares.items()})
+        except InvalidRequest as error:
+            raise WireError(error.message) from None
         return server
 
     def _kind(self, owner: PeerId) -> bytes:
