@@ -18,6 +18,7 @@ from grid.crypto.prg import Keystream, keystream
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, WireError
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import TABLE, Graph, degree_and_threshold, is_sound, majority
+from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.server import Server
 from grid.federated.secagg.statements import Terms, read_keys
 from grid.ids import PeerId
@@ -243,6 +244,7 @@ def test_any_bytes_in_any_leg_are_an_answer_or_a_named_error(noise: bytes, data:
     _only_ours(lambda: Server(cohort.terms).add_keys(me, bad))
     _only_ours(lambda: party(identity(0), cohort.terms).share([bad, *roster[1:]]))
     _only_ours(lambda: Server.from_bytes(bad))
+    _only_ours(lambda: Opening.from_bytes(bad))
     peers = data.draw(st.lists(st.one_of(st.sampled_from(sorted(cohort.parties)), st.text(max_size=30)), max_size=5))
     given = {PeerId(peer): bad for peer in peers}
     vectors = cohort.vectors()
@@ -261,6 +263,7 @@ def test_any_bytes_in_any_leg_are_an_answer_or_a_named_error(noise: bytes, data:
     _only_ours(lambda: server.add_reveal(me, given))
     _only_ours(lambda: server.add_reveal(me, dict.fromkeys(survivors, bad)))
     kept = server.to_bytes()
+    _only_ours(lambda: Opening.from_bytes(flipped(data, one.opening.to_bytes())))
     _only_ours(lambda: Server.from_bytes(flipped(data, kept)))
 
 

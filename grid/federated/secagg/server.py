@@ -129,7 +129,10 @@ class Server:
         roster, _ = self._fixed()
         self._check_survivor(peer)
         check_signature(
-            roster[peer].card.key, signature, consent_statement(roster, self._survivors), f"{self.terms}: the consent of {peer}"
+            roster[peer].card.key,
+            signature,
+            consent_statement(roster.digest, self._survivors),
+            f"{self.terms}: the consent of {peer}",
         )
         self._consents[peer] = bytes(signature)
 
