@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grid.crypto.keys import AgreementKey
-from grid.crypto.prg import Keystream, keystream
+from grid.crypto.prg import keystream
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, WireError
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import TABLE, Graph, degree_and_threshold, is_sound, majority
@@ -149,15 +149,6 @@ def test_masks_are_the_keystreams_of_their_seeds(dtype: str, size: int) -> None:
     assert np.array_equal(vector, start + expected[0] + expected[1] - expected[2])
     masks.apply(vector, seeds[2:], seeds[:2])
     assert np.array_equal(vector, start)
-
-
-def test_a_keystream_in_pieces_is_the_whole() -> None:
-    stream, out = Keystream(b"s" * 32, stream=5), bytearray(700_001)
-    view, at = memoryview(out), 0
-    for piece in (0, 1, 15, 16, 17, 300_000, 399_952):
-        stream.read_into(view[at : at + piece])
-        at += piece
-    assert at == len(out) and out == keystream(b"s" * 32, len(out), stream=5)
 
 
 def test_both_nodes_of_a_pair_derive_one_mask_that_nobody_else_does() -> None:
