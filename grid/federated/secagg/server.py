@@ -96,7 +96,10 @@ class Server:
     # ------------------------------------------------------------ legs 2 and 3
 
     def add_input(self, peer: PeerId, vector: Vector) -> None:
-        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum."""
+        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum.
+
+        For one thread at a time.
+        """
         self._check_member(peer)
         if vector.shape != (self.terms.size,) or vector.dtype.kind not in "iu" or 8 * vector.itemsize != self.terms.bits:
             raise WireError(f"{self.terms}: {peer} sent no vector of {self.terms.size} elements of {self.terms.bits} bits")
