@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, ReleaseDenied, WireError
+from grid.federated.secagg import opening, party
 from grid.federated.secagg.graph import degree_and_threshold, majority
 from grid.federated.secagg.server import Server
 from grid.ids import PeerId
@@ -180,6 +181,26 @@ def test_a_gateway_that_was_killed_goes_on_from_what_it_kept(leg: int) -> None:
     assert np.array_equal(total, ring_sum((vectors[peer] for peer in survivors), cohort.terms))
 
 
+def test_a_node_that_was_killed_answers_leg_4_from_what_it_kept() -> None:
+    """Before it has answered, and after it: the same shares, under the same rules."""
+    cohort = Cohort(terms_for(3), members(3))
+    vectors = cohort.vectors()
+    cohort.exchange()
+    survivors = cohort.give(vectors)
+    consents = cohort.agree(survivors)
+    me, memory = survivors[0], cohort.memories[survivors[0]]
+    kept = cohort.parties.pop(me).opening.to_bytes()
+    again = opening.Opening.from_bytes(kept)
+    with pytest.raises(ReleaseDenied, match=r"secagg\.consent"):
+        again.reveal({}, memory)
+    first = again.reveal(consents, memory)
+    assert opening.Opening.from_bytes(kept).reveal({}, memory) == first
+    cohort.server.add_reveal(me, first)
+    assert np.array_equal(cohort.open(cohort.parties), ring_sum(vectors.values(), cohort.terms))
+    with pytest.raises(WireError):
+        opening.Opening.from_bytes(kept[:-1])
+
+
 def test_signed_integers_of_the_same_width_are_inputs_as_they_travel() -> None:
     cohort = Cohort(terms_for(3), members(3))
     vectors = cohort.vectors()
@@ -201,12 +222,10 @@ def test_a_real_graph_above_a_hundred_nodes() -> None:
     cohort = Cohort(terms, members(count))
     vectors = cohort.vectors()
     with pytest.MonkeyPatch.context() as patch:  # 104 x 104 signatures: each is checked once here
-        from grid.federated.secagg import party
-
         known = {one.keys(): None for one in cohort.parties.values()}
         read = {blob: party.read_keys(blob, terms, believe) for blob in known}
         patch.setattr(party, "read_keys", lambda blob, *_: read[blob])
-        patch.setattr(party, "check_signature", lambda *_: None)
+        patch.setattr(opening, "check_signature", lambda *_: None)
         cohort.exchange()
         survivors = cohort.give(dict(list(vectors.items())[:84]))
         cohort.agree(survivors)

@@ -353,11 +353,10 @@ def test_a_vector_that_does_not_fit_the_terms_is_our_own_mistake() -> None:
 
 
 def test_names_are_claimed_for_a_job_and_model_only() -> None:
-    """What a node remembers says nothing but that; and the claim is made once for each opened sum."""
     memory = Names()
     cohort = given()
     cohort.parties[ALICE]._memory = memory
     consents = cohort.agree(cohort.server.survivors())
     assert not memory.taken
     cohort.parties[ALICE].reveal(consents)
-    assert len(memory.taken) == 1
+    assert len(memory.taken) == 2  # the model, and the sum that was opened over it

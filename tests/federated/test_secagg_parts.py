@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grid.crypto.keys import AgreementKey
-from grid.crypto.prg import Keystream, keystream
+from grid.crypto.prg import keystream
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, WireError
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import TABLE, Graph, degree_and_threshold, is_sound, majority
+from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.server import Server
 from grid.federated.secagg.statements import Terms, read_keys
 from grid.ids import PeerId
@@ -150,15 +151,6 @@ def test_masks_are_the_keystreams_of_their_seeds(dtype: str, size: int) -> None:
     assert np.array_equal(vector, start)
 
 
-def test_a_keystream_in_pieces_is_the_whole() -> None:
-    stream, out = Keystream(b"s" * 32, stream=5), bytearray(700_001)
-    view, at = memoryview(out), 0
-    for piece in (0, 1, 15, 16, 17, 300_000, 399_952):
-        stream.read_into(view[at : at + piece])
-        at += piece
-    assert at == len(out) and out == keystream(b"s" * 32, len(out), stream=5)
-
-
 def test_both_nodes_of_a_pair_derive_one_mask_that_nobody_else_does() -> None:
     one, two, three = (AgreementKey.generate() for _ in range(3))
     a, b, c = PeerId("a"), PeerId("b"), PeerId("c")
@@ -243,6 +235,7 @@ def test_any_bytes_in_any_leg_are_an_answer_or_a_named_error(noise: bytes, data:
     _only_ours(lambda: Server(cohort.terms).add_keys(me, bad))
     _only_ours(lambda: party(identity(0), cohort.terms).share([bad, *roster[1:]]))
     _only_ours(lambda: Server.from_bytes(bad))
+    _only_ours(lambda: Opening.from_bytes(bad))
     peers = data.draw(st.lists(st.one_of(st.sampled_from(sorted(cohort.parties)), st.text(max_size=30)), max_size=5))
     given = {PeerId(peer): bad for peer in peers}
     vectors = cohort.vectors()
@@ -261,6 +254,7 @@ def test_any_bytes_in_any_leg_are_an_answer_or_a_named_error(noise: bytes, data:
     _only_ours(lambda: server.add_reveal(me, given))
     _only_ours(lambda: server.add_reveal(me, dict.fromkeys(survivors, bad)))
     kept = server.to_bytes()
+    _only_ours(lambda: Opening.from_bytes(flipped(data, one.opening.to_bytes())))
     _only_ours(lambda: Server.from_bytes(flipped(data, kept)))
 
 

@@ -96,7 +96,10 @@ class Server:
     # ------------------------------------------------------------ legs 2 and 3
 
     def add_input(self, peer: PeerId, vector: Vector) -> None:
-        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum."""
+        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum.
+
+        For one thread at a time.
+        """
         self._check_member(peer)
         if vector.shape != (self.terms.size,) or vector.dtype.kind not in "iu" or 8 * vector.itemsize != self.terms.bits:
             raise WireError(f"{self.terms}: {peer} sent no vector of {self.terms.size} elements of {self.terms.bits} bits")
@@ -129,7 +132,10 @@ class Server:
         roster, _ = self._fixed()
         self._check_survivor(peer)
         check_signature(
-            roster[peer].card.key, signature, consent_statement(roster, self._survivors), f"{self.terms}: the consent of {peer}"
+            roster[peer].card.key,
+            signature,
+            consent_statement(roster.digest, self._survivors),
+            f"{self.terms}: the consent of {peer}",
         )
         self._consents[peer] = bytes(signature)
 

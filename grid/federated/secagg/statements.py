@@ -195,6 +195,6 @@ class Roster(Mapping[PeerId, Member]):
         return self._points[peer]
 
 
-def consent_statement(roster: Roster, survivors: Sequence[PeerId]) -> bytes:
-    """What a node signs in leg 3: that these, in the order of their ids, are those whose inputs make the sum."""
-    return framed("grid round consent 1", roster.digest, *(peer.encode("utf-8") for peer in sorted(survivors)))
+def consent_statement(roster: bytes, survivors: Sequence[PeerId]) -> bytes:
+    """What a node signs in leg 3, about the roster of this digest: that these, by their ids, are whose inputs make the sum."""
+    return framed("grid round consent 1", roster, *(peer.encode("utf-8") for peer in sorted(survivors)))
