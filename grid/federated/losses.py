@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grid.errors import InvalidRequest
-from grid.federated.layouts import Layout
+from grid.federated.loss_plans import LossPlans
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
-from grid.plans.ir import Plan
 from grid.plans.trace import trace
 from grid.tensors.buffers import torch_dtype
 
@@ -39,20 +38,6 @@ class RowSpec:
 
     shape: tuple[int, ...] = ()
     dtype: str = "f4"
-
-
-@dataclass(frozen=True, slots=True)
-class LossPlans:
-    """What a job trains with, and where the weights lie in its vector."""
-
-    train: Plan
-    evaluate: Plan
-    layout: Layout
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the metric sums, in order."""
-        return metric_names(self.evaluate)
 
 
 def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metrics: Sequence[str] | None = None) -> LossPlans:
@@ -77,27 +62,7 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
         train = trace(calls.train, *examples)
         model.eval()
         evaluate = trace(calls.evaluating(wanted), *examples)
-    for plan in (train, evaluate):
-        check_batches(plan)
-    return LossPlans(train, evaluate, Layout.of(train))
-
-
-def metric_names(evaluate: Plan) -> tuple[str, ...]:
-    """The names of what an evaluation plan gives. Raises `InvalidRequest` for a plan that gives something else."""
-    gives = evaluate.gives
-    if gives.kind != "dict" or not gives.keys or gives.keys[0] != LOSS or any(one.kind != "leaf" for one in gives.children):
-        raise InvalidRequest(f"the plan {evaluate.name} is no evaluation plan, which gives sums of metrics, the loss first")
-    return names_from(list(gives.keys))
-
-
-def check_batches(plan: Plan) -> None:
-    """Raise `InvalidRequest` unless a loss plan takes batches of any size: features and targets with one free dimension."""
-    sizes = [spec.sizes[0] if spec.sizes else 0 for spec in plan.inputs[-2:]]
-    if len(set(sizes)) != 1 or not isinstance(sizes[0], str):
-        raise InvalidRequest(
-            f"the plan {plan.name} does not take batches of any size, the same for features and targets: the model or the loss"
-            " fixes it (x.view(8, -1) in place of x.view(len(x), -1), say)"
-        )
+    return LossPlans.of(train, evaluate)
 
 
 class _Calls:

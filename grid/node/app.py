@@ -41,6 +41,7 @@ from grid.node.session import ClientSession
 from grid.node.strangers import DIRECT, EVICTED, Strangers
 from grid.node.sums import Sums
 from grid.node.threads import ThreadRuntime
+from grid.node.trainers import Trainers
 from grid.node.transfers import Transfers
 from grid.policy.approvals import Approvals
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
@@ -123,6 +124,7 @@ class Node:
         self._executor = Executor(settings.compute_threads)
         self._workers: Workers | None = None
         self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock, owner=me.public_key)
+        self.trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
         self._copies = Copies(settings.max_bytes_per_client)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
@@ -220,6 +222,7 @@ class Node:
             await group.__aexit__(None, None, None)
         finally:
             try:
+                await self.trainers.close()
                 await self._parties.close()
             finally:
                 if self._workers is not None:
