@@ -39,16 +39,17 @@ class LossPlans:
         gives = train.gives.children
         if train.gives.kind != "tuple" or len(gives) != 2 or gives[0].kind != "leaf" or gives[1] != train.takes.children[1]:
             raise InvalidRequest(f"the plan {train.name} does not give losses and the buffers after the batch")
-        _metric_names(evaluate)
+        metric_names(evaluate)
         return cls(train, evaluate, layout)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The names of the metric sums, in order."""
-        return _metric_names(self.evaluate)
+        return metric_names(self.evaluate)
 
 
-def _metric_names(evaluate: Plan) -> tuple[str, ...]:
+def metric_names(evaluate: Plan) -> tuple[str, ...]:
+    """The names of what an evaluation plan gives, in order. Raises `InvalidRequest` for a plan that gives something else."""
     gives = evaluate.gives
     if gives.kind != "dict" or not gives.keys or gives.keys[0] != LOSS or any(one.kind != "leaf" for one in gives.children):
         raise InvalidRequest(f"the plan {evaluate.name} is no evaluation plan, which gives sums of metrics, the loss first")

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grid.errors import InvalidRequest
-from grid.federated.loss_plans import LossPlans
+from grid.federated.loss_plans import LossPlans as LossPlans
+from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
 from grid.plans.trace import trace
 from grid.tensors.buffers import torch_dtype

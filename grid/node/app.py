@@ -124,7 +124,6 @@ class Node:
         self._executor = Executor(settings.compute_threads)
         self._workers: Workers | None = None
         self._custody = Custody(datasets, store=store, settings=settings, dev=trust.is_dev, clock=clock, owner=me.public_key)
-        self.trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
         self._neighbours = Neighbours(me=me.id, open_session=self._open_neighbour, spawn=self.spawn, on_lost=self._node_lost)
         self._copies = Copies(settings.max_bytes_per_client)
         self._transfers = Transfers(clock=clock, wait_s=settings.session.request_s)
@@ -174,6 +173,7 @@ class Node:
             dial=dial_party,
             address=lambda: self._address,
         )
+        self._trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
         self._node_handlers = Handlers(NODE_HANDLERS)
@@ -222,8 +222,8 @@ class Node:
             await group.__aexit__(None, None, None)
         finally:
             try:
-                await self.trainers.close()
                 await self._parties.close()
+                await self._trainers.close()
             finally:
                 if self._workers is not None:
                     await self._workers.__aexit__(None, None, None)
