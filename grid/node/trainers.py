@@ -153,6 +153,7 @@ class ThreadTraining(Training):
             except asyncio.CancelledError:
                 self._ends = 0.0
                 await asyncio.wait([running])
+                running.exception()  # it was given up: nobody is to be told
                 raise
 
     async def train(
