@@ -48,7 +48,7 @@ from grid.federated.secagg.quantiser import choose
 from grid.federated.secagg.statements import Terms
 from grid.federated.single import Combine, SingleRound, Sum
 from grid.federated.spec import EQUAL, JobSpec, model_digest
-from grid.federated.strategies import Strategy
+from grid.federated.strategy import Strategy
 from grid.ids import PeerId
 from grid.wire.jobs import JobCard, OfferJob, RoundReport
 from grid.wire.messages import Buffer, Message, Ok, TensorFrame

@@ -25,7 +25,7 @@ from grid.federated.progress import (
 )
 from grid.federated.rounds import REVEALS, SUM
 from grid.federated.spec import JobSpec, read_job
-from grid.federated.strategies import Strategy
+from grid.federated.strategy import Strategy
 from grid.gateway.job_order import read_strategy
 from grid.ids import JobId
 from grid.store.base import Store

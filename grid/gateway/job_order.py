@@ -14,7 +14,8 @@ from grid.federated.rounds import vector_of
 from grid.federated.secagg.graph import degree_and_threshold
 from grid.federated.secagg.quantiser import choose
 from grid.federated.spec import EQUAL, JobSpec, read_job
-from grid.federated.strategies import Strategy, strategy_from_plain
+from grid.federated.strategies import strategy_from_plain
+from grid.federated.strategy import Strategy
 from grid.wire.jobs import StartJob
 from grid.wire.messages import Buffer
 
@@ -51,7 +52,7 @@ def check_sums(spec: JobSpec, shape: tuple[int, ...], largest: int) -> None:
 
 def read_strategy(spec: JobSpec, plan: Buffer) -> Strategy:
     """The strategy that the spec names. Raises `InvalidRequest`."""
-    strategy = strategy_from_plain(spec.strategy)
+    strategy = strategy_from_plain(spec.strategy, plan)
     if strategy.needs_single and spec.secure:
         raise InvalidRequest(
             f"the strategy {strategy.kind} compares the updates of single nodes, which secure aggregation hides: pass"
