@@ -22,7 +22,8 @@ from grid.federated.layouts import Layout, Piece
 from grid.federated.local import Local
 from grid.federated.losses import LossPlans, RowSpec, trace_losses
 from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
-from grid.federated.strategies import FedAvg, Strategy
+from grid.federated.strategies import FedAvg
+from grid.federated.strategy import Strategy
 from grid.ids import JobId, PeerId, random_id
 from grid.policy.rules import APPROVE, DENY, SINGLE
 from grid.wire.jobs import StartJob
