@@ -10,6 +10,7 @@ from grid.crypto.files import read_json, text_field, write_json
 from grid.crypto.identity import Token
 from grid.errors import InvalidRequest
 from grid.rpc.hop import dial_gateway
+from grid.rpc.job_channel import dial_jobs
 from grid.settings import NodeSettings
 from grid.transport.base import Dial
 from grid.transport.websocket import is_loopback, trusted_certificates
@@ -72,3 +73,8 @@ def check_listen(settings: NodeSettings) -> None:
 def dial_with(url: str, tls_ca: Path | None) -> Dial:
     """`dial_gateway` with the certificates of a file; None for the system's. Raises `InvalidRequest`."""
     return dial_gateway(url, trusted_certificates(tls_ca))
+
+
+def dial_jobs_with(url: str, tls_ca: Path | None) -> Dial:
+    """`dial_jobs`, as `dial_with`."""
+    return dial_jobs(url, trusted_certificates(tls_ca))

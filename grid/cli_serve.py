@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from grid import logs
-from grid.cli_places import announced_address, check_dev_node, check_listen, dial_with, find_gateway
+from grid.cli_places import announced_address, check_dev_node, check_listen, dial_jobs_with, dial_with, find_gateway
 from grid.cli_support import (
     CONFIG_OPTION,
     JSON_ASKED,
@@ -237,6 +237,7 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
             store=store,
             clock=clock,
             dial=dial,
+            dial_jobs=dial_jobs_with(url, settings.tls_ca),
             dial_direct=_dial_address,
             dial_party=_dial_party,
         )

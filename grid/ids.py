@@ -32,6 +32,9 @@ SumId = NewType("SumId", str)
 CommitteeId = NewType("CommitteeId", str)
 """Three nodes that compute on shares together: 128 random bits in hex, chosen by the client that opens it, used once."""
 
+JobId = NewType("JobId", str)
+"""A federated job: 128 random bits in hex, chosen by the client that starts it, used once."""
+
 TransferId = NewType("TransferId", str)
 """One move of a value from node to node: 128 random bits in hex, chosen by the client, used once."""
 

@@ -35,6 +35,7 @@ from grid.display import counted, html
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
 from grid.ids import CommitteeId, GridId, PeerId, random_id
 from grid.rpc.hop import dial_gateway, greeting_of
+from grid.rpc.job_channel import dial_jobs
 from grid.settings import ClientSettings
 from grid.tasks import start
 from grid.transport.base import Dial, Transport
@@ -60,9 +61,9 @@ def as_it_is(work: Any) -> Any:
 class Client:
     """A connection to a grid. Use as `async with Client(...)`, or let `connect` make it.
 
-    `dial` opens a transport to the gateway, `dial_direct` one to a node that listens. `me` and `trust` say who this is and
-    whom to believe. `wait` makes of a coroutine what users get from calls that wait: the coroutine here, its result in a
-    blocking client.
+    `dial` opens a transport to the gateway, `dial_jobs` one to its coordinator, `dial_direct` one to a node that listens. `me`
+    and `trust` say who this is and whom to believe. `wait` makes of a coroutine what users get from calls that wait: the
+    coroutine here, its result in a blocking client.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class Client:
         settings: ClientSettings | None = None,
         clock: Clock | None = None,
         dial_direct: DialDirect | None = None,
+        dial_jobs: Dial | None = None,
         wait: Callable[[Any], Any] = as_it_is,
     ) -> None:
         self.settings = settings or ClientSettings()
         self._clock = clock or SystemClock()
         self._dial, self._dial_direct, self._wait = dial, dial_direct, wait
+        self._dial_jobs = dial_jobs
         self.me = me
         self._trust = trust
         self._shapes = Shapes()
@@ -364,13 +367,21 @@ async def open_client(
         url=gateway_url(url), root=root, token=token, home=None if home is None else Path(home), remote_dev=remote_dev
     )
 
-    dial = dial_gateway(credentials.url, trusted_certificates(None if ca is None else Path(ca)))
+    certificates = trusted_certificates(None if ca is None else Path(ca))
+    dial = dial_gateway(credentials.url, certificates)
     try:
         async with asyncio.timeout(settings.timeout_s):
             greeting = await greeting_of(dial, clock, settings.session)
             me, trust = credentials.choose(greeting, clock)
             client = Client(
-                dial=dial, me=me, trust=trust, settings=settings, clock=clock, dial_direct=_dial_address, wait=wait
+                dial=dial,
+                dial_jobs=dial_jobs(credentials.url, certificates),
+                me=me,
+                trust=trust,
+                settings=settings,
+                clock=clock,
+                dial_direct=_dial_address,
+                wait=wait,
             )
             return await client.__aenter__()
     except TimeoutError:

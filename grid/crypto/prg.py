@@ -46,12 +46,26 @@ def random_ring(count: int) -> Ring:
     return ring_elements(fresh_seed(), count)
 
 
+class Keystream:
+    """A stream that is read piece by piece: together the pieces are `keystream`."""
+
+    __slots__ = ("_encryptor", "_left")
+
+    def __init__(self, seed: bytes, *, stream: int = 0) -> None:
+        if len(seed) != SEED_BYTES:
+            raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
+        self._encryptor = Cipher(algorithms.AES(seed), modes.GCM(stream.to_bytes(12, "big"))).encryptor()
+        self._left = MAX_STREAM_BYTES - 32
+
+    def read_into(self, out: memoryview) -> None:
+        """Overwrite `out`, a view of bytes, with what comes next. ValueError where the stream is at its end."""
+        self._left -= len(out)
+        if self._left < 0:
+            raise ValueError(f"one stream gives at most {MAX_STREAM_BYTES - 32} bytes; use another stream number for more")
+        for start in range(0, len(out), len(_ZEROS)):
+            block = out[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(block)], block)
+
+
 def _fill(out: memoryview, seed: bytes, stream: int) -> None:
-    if len(seed) != SEED_BYTES:
-        raise ValueError(f"a seed has {SEED_BYTES} bytes, not {len(seed)}")
-    if len(out) > MAX_STREAM_BYTES - 32:
-        raise ValueError(f"one stream gives at most {MAX_STREAM_BYTES - 32} bytes; use another stream number for more")
-    encryptor = Cipher(algorithms.AES(seed), modes.GCM(stream.to_bytes(12, "big"))).encryptor()
-    for start in range(0, len(out), len(_ZEROS)):
-        block = out[start : start + len(_ZEROS)]
-        encryptor.update_into(_ZEROS[: len(block)], block)
+    Keystream(seed, stream=stream).read_into(out)

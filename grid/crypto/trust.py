@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from grid.crypto.cards import NODE, TOLERANCE_S, Card, check_times, describe_s, read_card
+from grid.crypto.cards import GATEWAY, NODE, TOLERANCE_S, Card, check_times, describe_s, read_card
 from grid.crypto.files import hex_field, read_json, write_json
 from grid.crypto.keys import KEY_BYTES, id_of, is_id
 from grid.crypto.revocations import Revocations, read_revocations
@@ -111,6 +111,17 @@ class Trust:
             raise AuthenticationFailed(f"{card} was revoked by the grid's root")
         if card.enrolment is not None:
             self._remember(self._enrolments, card.enrolment.id, card, "the enrolment is already in use by another identity")
+        return card
+
+    def verify_gateway(self, envelope: bytes, *, wall: float) -> Card:
+        """The card of a gateway, which vouches for itself; AuthenticationFailed or ClockSkew if it is none.
+
+        No root stands behind it. Whoever asks must know by its id which gateway it is to be.
+        """
+        card = read_card(envelope)
+        if card.role != GATEWAY or card.enrolment is not None:
+            raise AuthenticationFailed(f"{card} is no gateway")
+        check_times(card, wall)
         return card
 
     def pin(self, card: Card, grid: GridId) -> None:

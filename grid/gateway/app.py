@@ -22,9 +22,11 @@ from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_stat
 from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
 from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.coordinator import Coordinator
 from grid.gateway.events import Event, EventLog
 from grid.gateway.feed import Feed
 from grid.gateway.index import words_of
+from grid.gateway.job_door import JobDoor
 from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
@@ -103,6 +105,16 @@ class Gateway:
         self.feed = Feed()
         self.events = EventLog(clock.wall, self._tell_event)
         self._handlers = self._table()
+        self.coordinator = Coordinator()
+        self._job_door = JobDoor(
+            self.coordinator,
+            me=me,
+            trust=trust,
+            grid=self.grid,
+            limits=settings.session,
+            clock=clock,
+            most=settings.max_unauthenticated,
+        )
         self._open = contextlib.AsyncExitStack()
         self.views = Views(
             grid=self.grid,
@@ -134,11 +146,19 @@ class Gateway:
         self._changed()
         for connection in list(self._connections.values()):
             connection.close_soon(NodeUnavailable("the gateway is shutting down"))
+        await self._job_door.close(NodeUnavailable("the gateway is shutting down"))
         while self._connections:
             self._emptied.clear()
             await self._emptied.wait()
 
     # ------------------------------------------------------------ connections
+
+    async def serve_jobs(self, transport: Transport, source: str = "") -> None:
+        """The life of a job channel, as `serve` for other connections."""
+        if self.stopping:
+            await transport.close("the gateway is shutting down")
+            return
+        await self._job_door.serve(transport, source)
 
     async def serve(self, transport: Transport, source: str = "") -> None:
         """The life of one connection; owns the transport. Ends when the peer is gone, or as soon as it breaks the rules.

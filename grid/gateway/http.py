@@ -1,4 +1,4 @@
-"""One port: the grid's WebSocket at `/grid`, the dashboard's pages from `/` on, `/api/v1`, `/metrics` and `/healthz`.
+"""One port: the grid's WebSockets at `/grid` and `/grid/jobs`, the dashboard from `/` on, `/api/v1`, `/metrics` and `/healthz`.
 
 `/healthz`, `/static/` and `/grid` need no token: a peer proves who it is inside its session. Everything else does. All errors
 of the API have one shape: `{"error": {"code", "message", "details"}}`, with the codes of `grid/errors.py`.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import importlib.resources
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,7 @@ from grid.gateway.pages import Pages
 from grid.gateway.protocol import allow_files, protocol_factory, read_token
 from grid.gateway.socket import SocketTransport, new_socket
 from grid.gateway.tls import certificate_names, tls_context
+from grid.transport.base import Transport
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,12 @@ STATIC: Mapping[str, str] = {
     "favicon.svg": "image/svg+xml",
 }
 
-OPEN_PATHS = ("/healthz", "/grid", "/login")
+SOCKETS = ("/grid", "/grid/jobs")
+
+OPEN_PATHS = ("/healthz", "/login", *SOCKETS)
 """Need no token, as `/static/` does not."""
+
+Serve = Callable[[Transport, str], Awaitable[None]]
 
 MAX_BODY_BYTES = 1 << 20
 SHUTDOWN_S = 3.0
@@ -124,7 +130,8 @@ class HttpServer:
         get: Mapping[str, Handler] = {
             "/events/stream": self._live.stream,
             "/static/{name}": self._static_file,
-            "/grid": self._socket,
+            "/grid": partial(self._socket, self._gateway.serve),
+            "/grid/jobs": partial(self._socket, self._gateway.serve_jobs),
         }
         application.add_routes([web.get(path, handler) for path, handler in get.items()])
         application.add_routes([web.post("/login", self._login), *self._pages.routes(), *Api(self._gateway).routes()])
@@ -156,7 +163,7 @@ class HttpServer:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         # What needs no token tells no page anything that it could not ask for itself; only pages can be led astray by names.
-        by_program = origin is None and request.path in ("/grid", "/healthz")
+        by_program = origin is None and request.path in ("/healthz", *SOCKETS)
         if not by_program and not self._guard.host_allowed(host):
             name = printable(host[:100])
             raise web.HTTPMisdirectedRequest(text=f"this gateway is not reached as {name!r}; see --allowed-hosts")
@@ -217,7 +224,7 @@ class HttpServer:
 
     # ------------------------------------------------------------ the grid
 
-    async def _socket(self, request: web.Request) -> web.StreamResponse:
+    async def _socket(self, serve: Serve, request: web.Request) -> web.StreamResponse:
         socket = new_socket()
         if not socket.can_prepare(request):
             raise InvalidRequest("this is the address for nodes and clients; the dashboard is at /")
@@ -225,7 +232,7 @@ class HttpServer:
             await socket.prepare(request)
         except ConnectionError:  # Whoever asked has hung up meanwhile; nobody reads this.
             return web.Response(status=400)
-        await self._gateway.serve(SocketTransport(socket, request), request.remote or "")
+        await serve(SocketTransport(socket, request), request.remote or "")
         return socket
 
 

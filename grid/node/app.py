@@ -88,7 +88,7 @@ class Node:
     `dial` reaches the gateway; without it the node lives on `accept` and `serve` alone. `dial_direct` reaches other nodes
     at the addresses that they announce; without it all links are relayed. `dial_node` takes the place of both, for grids
     that have no gateway, which in dev also need to be told their `grid`. `dial_party` reaches parties at the addresses that
-    their nodes name; without it they are relayed.
+    their nodes name; without it they are relayed. `dial_jobs` reaches the gateway's coordinator of jobs.
     The store belongs to the caller, who closes it after the node.
     """
 
@@ -105,6 +105,7 @@ class Node:
         dial_direct: DialAddress | None = None,
         dial_node: DialNode | None = None,
         dial_party: DialParty | None = None,
+        dial_jobs: Dial | None = None,
         grid: GridId | None = None,
     ) -> None:
         self.settings = settings
@@ -113,6 +114,7 @@ class Node:
         self.clock = clock
         self._dial_direct = dial_direct
         self._dial_node = dial_node
+        self._dial_jobs = dial_jobs
         self._given_grid = grid
         self._address = ""
         self._names: dict[PeerId, str] = {me.id: me.name}

@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import msgpack
 
 from grid.clock import Clock
-from grid.crypto.cards import CLIENT, NODE, TOLERANCE_S, Card, Expected
+from grid.crypto.cards import CLIENT, GATEWAY, NODE, TOLERANCE_S, Card, Expected
 from grid.crypto.envelope import unpack
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.keys import KEY_BYTES, is_id
@@ -150,7 +150,8 @@ class _Side:
         if not card_envelope:
             raise AuthenticationFailed("handshake: the far end shows no card")
         self.trust.merge_revocations(revocations)
-        card = self.trust.verify_card(card_envelope, wall=self.clock.wall())
+        verify = self.trust.verify_gateway if expect.role == GATEWAY else self.trust.verify_card
+        card = verify(card_envelope, wall=self.clock.wall())
         expect.check(card)
         if card.noise_key != handshake.remote_static:
             raise AuthenticationFailed(f"the far end shows the card of {card} and holds another channel key: it is not that peer")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from ssl import SSLContext
 
 from grid.clock import Clock
-from grid.crypto.identity import LocalIdentity, Trust, join_statement, verify_welcome
+from grid.crypto.identity import LocalIdentity, Trust, id_of, join_statement, verify_welcome
 from grid.errors import AuthenticationFailed, GridError, LocalProtocolError, WireError
-from grid.ids import GridId
+from grid.ids import GridId, PeerId
 from grid.logs import session_of
 from grid.rpc.dispatch import Handlers
 from grid.rpc.links import Links, OnOffer
@@ -23,6 +23,7 @@ from grid.rpc.peer import Peer
 from grid.settings import SessionLimits
 from grid.transport.base import Dial
 from grid.transport.websocket import dial_websocket
+from grid.wire.jobs import CallIn
 from grid.wire.messages import Greeting, Hello, Join, Revocations, Welcome
 
 NONCE_BYTES = 32
@@ -67,12 +68,16 @@ def _only_look(hello: Hello) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Hop:
-    """A joined connection: `peer` for requests to the gateway, `links` to others through it, the id and kind of the grid."""
+    """A joined connection: `peer` for requests to the gateway, `links` to others through it, the id and kind of the grid.
+
+    `gateway` is the id of the gateway's key.
+    """
 
     peer: Peer
     links: Links
     grid: GridId
     dev: bool
+    gateway: PeerId
 
 
 @contextlib.asynccontextmanager
@@ -84,8 +89,9 @@ async def join_gateway(
     clock: Clock,
     limits: SessionLimits,
     on_offer: OnOffer | None = None,
+    on_call: Callable[[], None] | None = None,
 ) -> AsyncIterator[Hop]:
-    """Join the grid behind `dial` for as long as the context lasts.
+    """Join the grid behind `dial` for as long as the context lasts. `on_call`: the gateway has a job for this node.
 
     Raises `NodeUnavailable`, `AuthenticationFailed`, `ClockSkew`, `DeadlineExceeded`.
     """
@@ -98,9 +104,13 @@ async def join_gateway(
     def revoked(context: object, message: Revocations) -> None:
         trust.merge_revocations(message.envelope)
 
+    def called(context: object, message: CallIn) -> None:
+        if on_call is not None:
+            on_call()
+
     transport = await dial()
     links = Links(on_offer=on_offer)
-    table = Handlers({**links.handlers(), Revocations: revoked})
+    table = Handlers({**links.handlers(), Revocations: revoked, CallIn: called})
     peer = Peer(
         transport, initiator=True, handlers=table, context=None, limits=limits, clock=clock, name="gateway", check_greeting=check
     )
@@ -113,7 +123,7 @@ async def join_gateway(
         if not isinstance(welcome, Welcome):
             raise WireError(f"the gateway answered a Join with {welcome.tag!r}")
         verify_welcome(trust, greeting, nonce, me.id, welcome)
-        yield Hop(peer, links, GridId(greeting.grid), greeting.dev)
+        yield Hop(peer, links, GridId(greeting.grid), greeting.dev, id_of(greeting.gateway_key))
 
 
 def _greeting(hello: Hello) -> Greeting:

@@ -89,6 +89,10 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def claimed(self, name: str) -> bool:
+        """Whether a name has been taken, and not been forgotten since."""
+
+    @abc.abstractmethod
     def nodes(self) -> dict[str, KnownNode]:
         """The nodes that are remembered, by id."""
 

@@ -39,6 +39,10 @@ class MemoryStore(Store):
             heapq.heappush(self._expiries, (expiry, name))
             return True
 
+    def claimed(self, name: str) -> bool:
+        with self._lock:
+            return name in self._claims
+
     def nodes(self) -> dict[str, KnownNode]:
         with self._lock:
             return dict(self._nodes)

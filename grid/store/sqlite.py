@@ -57,6 +57,10 @@ class SqliteStore(Store):
             done = connection.execute("INSERT OR IGNORE INTO claim (name, expiry) VALUES (?, ?)", (name, expiry))
             return done.rowcount == 1
 
+    def claimed(self, name: str) -> bool:
+        with self._lock:
+            return self._connection.execute("SELECT 1 FROM claim WHERE name = ?", (name,)).fetchone() is not None
+
     def nodes(self) -> dict[str, KnownNode]:
         with self._lock:
             rows = self._connection.execute(

@@ -228,11 +228,20 @@ class Running:
         start(self._tasks, self.gateway.serve(self._parts.wrap(theirs)), name="gateway connection", owner="the local grid")
         return self._parts.wrap(ours)
 
+    async def dial_jobs(self) -> Transport:
+        """A new connection to the gateway's coordinator."""
+        if self._ended.is_set():
+            raise NodeUnavailable("the local grid has ended")
+        ours, theirs = memory_pair()
+        start(self._tasks, self.gateway.serve_jobs(self._parts.wrap(theirs)), name="job channel", owner="the local grid")
+        return self._parts.wrap(ours)
+
     async def client(self, name: str, wait: Callable[[Any], Any]) -> api.Client:
         """A new client, joined. A name is made up where none is given."""
         name = name or f"client-{next(self._numbers)}"
         made = api.Client(
             dial=self.dial,
+            dial_jobs=self.dial_jobs,
             me=self._identity(name, "client"),
             trust=Trust.dev(),
             settings=self._parts.client,
@@ -260,6 +269,7 @@ class Running:
             store=self._stores[name],
             clock=self._parts.clock,
             dial=self.dial,
+            dial_jobs=self.dial_jobs,
         )
         member = self._nodes[name] = Member(node)
         self._tasks.create_task(member.live(), name=f"node {name}")

@@ -21,6 +21,7 @@ import msgpack
 
 from grid.errors import LocalProtocolError, WireError
 from grid.ids import RequestId
+from grid.wire import jobs as jobs  # its messages enter the table
 from grid.wire.args import MAX_INT, pack_special, unpack_special
 from grid.wire.dtypes import DTYPES, MAX_DIMS, MAX_ELEMENTS, tensor_bytes
 from grid.wire.fields import Form

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid.wire import args, codec, dtypes, frames, messages, records, session, window
+from grid.wire import args, codec, dtypes, frames, jobs, messages, records, session, window
 from grid.wire.answers import MAX_ANSWER_BYTES, MAX_ANSWERS
 from grid.wire.messages import MESSAGES, Message
 from grid.wire.states import TRANSITIONS, Event, State
@@ -136,9 +136,11 @@ def _fields(cls: type) -> Iterator[str]:
 
 def _records() -> Iterator[type]:
     """The classes that are parts of messages, in the order of the source."""
-    for value in vars(messages).values():
-        if isinstance(value, type) and dataclasses.is_dataclass(value) and not issubclass(value, Message):
-            yield value
+    for module in (messages, jobs):
+        for value in vars(module).values():
+            if isinstance(value, type) and dataclasses.is_dataclass(value) and not issubclass(value, Message):
+                if value.__module__ == module.__name__:
+                    yield value
 
 
 def _entries() -> Iterator[str]:

@@ -54,7 +54,9 @@ class StoreConformance:
         assert store.load("A") is None and store.load("a ") is None and store.load("a' OR '1'='1") is None
 
     def test_a_name_is_claimed_once_until_it_expires(self, store: Store) -> None:
+        assert not store.claimed("sum 1")
         assert store.claim("sum 1", expiry=100.0, wall=10.0)
+        assert store.claimed("sum 1") and not store.claimed("sum 2")
         assert not store.claim("sum 1", expiry=200.0, wall=50.0)
         assert store.claim("sum 2", expiry=100.0, wall=50.0)
         assert not store.claim("sum 1", expiry=200.0, wall=100.0)
