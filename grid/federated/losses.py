@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from grid.errors import InvalidRequest
-from grid.federated.layouts import Layout
+from grid.errors import InvalidRequest, PlanRejected
+from grid.federated.loss_plans import LossPlans as LossPlans
+from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
-from grid.plans.ir import Plan
 from grid.plans.trace import trace
 from grid.tensors.buffers import torch_dtype
 
@@ -41,27 +41,13 @@ class RowSpec:
     dtype: str = "f4"
 
 
-@dataclass(frozen=True, slots=True)
-class LossPlans:
-    """What a job trains with, and where the weights lie in its vector."""
-
-    train: Plan
-    evaluate: Plan
-    layout: Layout
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of the metric sums, in order."""
-        return metric_names(self.evaluate)
-
-
 def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metrics: Sequence[str] | None = None) -> LossPlans:
     """The loss plans of a module. `features` and `targets` are tensors, here or remote, whose rows are examples, or `RowSpec`s.
 
     Parameters that require no gradient, and integer buffers, become constants of the plans. `metrics` are names of
     `grid.federated.metrics`; without them those that suit the targets are measured. The module stays as it was.
 
-    Raises `PlanRejected`, with the line, for what cannot be a plan, `InvalidRequest` for a loss that gives no loss.
+    Raises `PlanRejected`, with the line, for what cannot be a plan or gives no loss, `InvalidRequest` for no module.
     """
     if not isinstance(model, nn.Module):
         raise InvalidRequest(f"the model is a torch.nn.Module, not {type(model).__name__}")
@@ -77,27 +63,7 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
         train = trace(calls.train, *examples)
         model.eval()
         evaluate = trace(calls.evaluating(wanted), *examples)
-    for plan in (train, evaluate):
-        check_batches(plan)
-    return LossPlans(train, evaluate, Layout.of(train))
-
-
-def metric_names(evaluate: Plan) -> tuple[str, ...]:
-    """The names of what an evaluation plan gives. Raises `InvalidRequest` for a plan that gives something else."""
-    gives = evaluate.gives
-    if gives.kind != "dict" or not gives.keys or gives.keys[0] != LOSS or any(one.kind != "leaf" for one in gives.children):
-        raise InvalidRequest(f"the plan {evaluate.name} is no evaluation plan, which gives sums of metrics, the loss first")
-    return names_from(list(gives.keys))
-
-
-def check_batches(plan: Plan) -> None:
-    """Raise `InvalidRequest` unless a loss plan takes batches of any size: features and targets with one free dimension."""
-    sizes = [spec.sizes[0] if spec.sizes else 0 for spec in plan.inputs[-2:]]
-    if len(set(sizes)) != 1 or not isinstance(sizes[0], str):
-        raise InvalidRequest(
-            f"the plan {plan.name} does not take batches of any size, the same for features and targets: the model or the loss"
-            " fixes it (x.view(8, -1) in place of x.view(len(x), -1), say)"
-        )
+    return LossPlans.of(train, evaluate)
 
 
 class _Calls:
@@ -137,11 +103,11 @@ class _Calls:
     def _losses(self, outputs: Any, x: Tensor, y: Tensor) -> Tensor:
         losses = self._loss(outputs, y)
         if not isinstance(losses, Tensor) or not losses.is_floating_point():
-            raise InvalidRequest("the loss gives no floating-point tensor; it takes the model's outputs and the targets")
+            raise PlanRejected("the loss gives no floating-point tensor; it takes the model's outputs and the targets")
         if not losses.dim():
             return losses
         if losses.shape[0] != x.shape[0]:
-            raise InvalidRequest("the loss gives neither one number nor one for each row; return its mean or every row's")
+            raise PlanRejected("the loss gives neither one number nor one for each row; return its mean or every row's")
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
 
 

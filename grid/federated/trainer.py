@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from grid.errors import ExecutionFailed, GridError, InvalidRequest
+from grid.errors import ExecutionFailed, GridError, InvalidRequest, QuotaExceeded
 from grid.federated.draws import Draws
-from grid.federated.layouts import Layout, Vector
+from grid.federated.layouts import Vector
 from grid.federated.local import LOCAL, MAX_STEPS, Local
-from grid.federated.losses import check_batches, metric_names
+from grid.federated.loss_plans import LossPlans, least_rows
 from grid.plans.interpret import Compiled, constants_of
 from grid.plans.ir import Plan
-from grid.plans.shapes import dry_run
+from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import Op
 
 EVALUATED_ROWS = 1024
@@ -66,12 +66,9 @@ class Trainer:
         device: torch.device | str = "cpu",
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        self.layout = Layout.of(train)
-        self.metrics = metric_names(evaluate)
-        if Layout.of(evaluate) != self.layout or train.inputs != evaluate.inputs:
-            raise InvalidRequest("the plans for training and for evaluation do not take the same arguments")
-        for plan in (train, evaluate):
-            check_batches(plan)
+        plans = LossPlans.of(train, evaluate)
+        self.layout = plans.layout
+        self.metrics = plans.metrics
         self._local = local
         self._between = between
         self._device = torch.device(device)
@@ -95,9 +92,6 @@ class Trainer:
             raise InvalidRequest(f"a round would take {steps} steps, more than {MAX_STEPS}; use larger batches or max_steps")
         weights = [torch.empty(piece.shape, dtype=piece.dtype, device="meta") for piece in self.layout.pieces]
         train.dry_runs.of([*weights, features[: self._batch], targets[: self._batch]])
-        gives = train.gives.children
-        if train.gives.kind != "tuple" or len(gives) != 2 or gives[0].kind != "leaf" or gives[1] != train.takes.children[1]:
-            raise InvalidRequest(f"the plan {train.name} does not give losses and the buffers after the batch")
 
     def _compiled(self, plan: Plan) -> Compiled:
         constants = [constant.to(self._device) for constant in constants_of(plan)]
@@ -135,7 +129,7 @@ class Trainer:
         except GridError:
             raise
         except Exception as error:
-            raise self._failed(self._train, error) from error
+            raise _failed(self._train, error) from error
         update = self.layout.flatten(new) - weights
         if not np.isfinite(update).all():
             raise ExecutionFailed("the weights after local training are not finite; take a smaller lr, or max_grad_norm")
@@ -203,30 +197,28 @@ class Trainer:
         except GridError:
             raise
         except Exception as error:
-            raise self._failed(self._evaluate, error) from error
+            raise _failed(self._evaluate, error) from error
         if not np.isfinite(total).all():
             raise ExecutionFailed("the metrics of the model are not finite; take a smaller lr, or max_grad_norm")
         return Evaluated(self.rows, total)
 
-    def _failed(self, plan: Compiled, error: Exception) -> GridError:
-        """The failure with the step that it happened in, and nothing of what torch says."""
-        step = plan.failed_step(error)
-        where = "in the gradient" if step is None else f"in step {step} of the plan"
-        return ExecutionFailed(f"local training failed {where}: do outputs, targets and loss fit together on all rows?")
+
+def device_of(wish: str) -> torch.device:
+    """"auto" is a GPU where torch has one, else the processor."""
+    return torch.device("cuda" if wish == "auto" and torch.cuda.is_available() else "cpu" if wish == "auto" else wish)
 
 
-def least_rows(train: Plan) -> int:
-    """How many rows a batch needs: 2 where batch norm would otherwise see one value a channel, else 1."""
-    shapes = [tuple([size if isinstance(size, int) else 1 for size in spec.sizes]) for spec in train.inputs]
-    seen: dict[int, Tensor] = {}
-    dry_run(train, shapes, seen)
-    for step in train.steps:
-        if step.op.startswith("aten._native_batch_norm_legit") and "no_training" not in step.op:
-            source = next(step.refs())
-            shape = tuple(seen[source].shape) if source in seen else shapes[source] if source < len(shapes) else ()
-            if len(shape) > 1 and np.prod(shape) <= shape[1]:
-                return 2
-    return 1
+def _failed(plan: Compiled, error: Exception) -> GridError:
+    """The failure with the step that it happened in, and nothing of what torch says."""
+    step = plan.failed_step(error)
+    where = "in the gradient" if step is None else f"in step {step} of the plan"
+    if is_exhausted(error):
+        return QuotaExceeded(
+            f"local training ran out of memory {where} (max_process_bytes); take smaller batches, or ask the node's owner for a"
+            " higher limit",
+            limit="max_process_bytes",
+        )
+    return ExecutionFailed(f"local training failed {where}: do outputs, targets and loss fit together on all rows?")
 
 
 def _clipped(gradients: list[Tensor], most: float) -> list[Tensor]:

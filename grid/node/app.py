@@ -175,7 +175,7 @@ class Node:
             dial=dial_party,
             address=lambda: self._address,
         )
-        self._trainers = Trainers(settings, self._custody.sources)
+        self._trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
         self._jobs = None if dial_jobs is None else self._make_jobs(dial_jobs, store)
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)

@@ -1,6 +1,7 @@
 """The process that workers are forked from: it has everything imported and the datasets mapped, and does nothing else.
 
-There is one for clients' sessions, and one for parties of committees, which has the kernels compiled and no datasets.
+There is one for clients' sessions and the training of federated jobs, and one for parties of committees, which has the kernels
+compiled and no datasets.
 A node starts it with `exec`, so it has none of the node's memory: no key ever lies in it. It runs one thread and no pool of
 threads, which is what makes `fork` safe; a worker costs a few milliseconds and shares the pages of all modules. It reports
 how each worker ends, and when the node is gone, it kills them all and ends.
@@ -45,6 +46,7 @@ from grid.node.nursery_messages import (
 )
 from grid.node.pace import Pace, Pulse
 from grid.node.sharing import mapped_sources
+from grid.node.trainer_main import TrainerProcess
 from grid.node.worker import Worker, settle
 from grid.node.workspace import Workspace
 from grid.settings import NodeSettings, load
@@ -161,13 +163,15 @@ class Nursery:
             for place, fd in enumerate(high, PIPE_FD):
                 os.dup2(fd, place)
             os.closerange(PIPE_FD + len(kept), os.sysconf("SC_OPEN_MAX"))  # mappings stay without their files
-            settle(self._settings, parent)
+            settle(self._settings, parent, gpu=message.trains and may_use_gpu(self._settings))
             most = self._settings.session.max_message_bytes + ROOM
             if self._kind == PARTIES:
                 from grid.node.party_main import run_party
 
                 run_party(end_of(PIPE_FD), [end_of(PIPE_FD + 1 + at) for at in range(len(files))], self._settings, most)
                 raise EOFError("the node is gone")
+            if message.trains:
+                TrainerProcess(BlockingPipe(end_of(PIPE_FD), most), pulse, self._sources, self._settings).run()
             lost = None if message.lost is None else message.lost.to_error()
             Worker(BlockingPipe(end_of(PIPE_FD), most), pulse, self._sources, self._settings, lost).run()
         except EOFError:
@@ -193,6 +197,11 @@ class Nursery:
         for process, (_, pid) in self._workers.items():
             signal.pidfd_send_signal(process, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def may_use_gpu(settings: NodeSettings) -> bool:
+    """Whether training could find a GPU here. Asking torch would start the driver, and nothing could be forked after."""
+    return settings.training_device != "cpu" and torch.version.cuda is not None and os.path.exists("/dev/nvidiactl")
 
 
 def warm_up(settings: NodeSettings) -> None:

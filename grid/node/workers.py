@@ -25,7 +25,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-import grid.errors
+from grid.confinement import environment_for
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.dataset_views import DatasetView
 from grid.node.nursery_messages import (
@@ -66,10 +66,6 @@ ROOM = 1 << 20
 SLACK_BYTES = 64 << 20
 """Memory over the limit after which a worker is ended: the limit itself makes single allocations fail before."""
 
-KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-KEPT_PREFIXES = ("LC_", "MALLOC_", "KMP_", "NUMBA_")
-"""All that a nursery gets of the node's environment, which may hold tokens."""
-
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
 
@@ -79,8 +75,11 @@ class Worker:
     `cause`: why this node ended it, if it did.
     """
 
-    def __init__(self, number: int, end: End, pulse: Pulse, max_bytes: int, user: WorkerUser) -> None:
+    def __init__(
+        self, number: int, end: End, pulse: Pulse, max_bytes: int, user: WorkerUser, trains: bool = False
+    ) -> None:
         self.number = number
+        self.trains = trains
         self.cause: GridError | None = None
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self.pid = 0
@@ -185,14 +184,17 @@ class Workers:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def start(self, user: WorkerUser, lost: GridError | None, files: Sequence[int] = ()) -> Worker:
-        """A new worker, given copies of these open files; what it is sent waits until it runs. Raises `QuotaExceeded` where too
-        many sessions have one already."""
+    def start(
+        self, user: WorkerUser, lost: GridError | None, files: Sequence[int] = (), *, trains: bool = False
+    ) -> Worker:
+        """A new worker, given copies of these open files; what it is sent waits until it runs. `trains`: it is for a federated
+        job, whose number is bounded elsewhere. Raises `QuotaExceeded` where too many sessions have one already."""
         if self._data is None:
             raise NodeUnavailable("the node is closing")
-        if self._kind == SESSIONS and len(self._workers) >= self._settings.max_processes:
+        sessions = sum(not worker.trains for worker in self._workers.values())
+        if self._kind == SESSIONS and not trains and sessions >= self._settings.max_processes:
             raise QuotaExceeded(
-                f"{len(self._workers)} sessions of clients work at this node already (max_processes); try again later"
+                f"{sessions} sessions of clients work at this node already (max_processes); try again later"
             )
         if self._nursery is None:
             self._nursery = Nursery(self._kind, self._data, self._settings, self._heard, self._lost)
@@ -203,7 +205,10 @@ class Workers:
             pulse = Pulse(page)
             number = next(self._numbers)
             self._nursery.say(
-                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost)), theirs.fileno(), page, *files
+                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost), trains=trains),
+                theirs.fileno(),
+                page,
+                *files,
             )
         except OSError as error:
             ours.close()
@@ -211,7 +216,7 @@ class Workers:
         finally:
             os.close(page)
             theirs.close()
-        worker = Worker(number, ours, pulse, self._settings.session.max_message_bytes + ROOM, user)
+        worker = Worker(number, ours, pulse, self._settings.session.max_message_bytes + ROOM, user, trains)
         self._workers[number] = worker
         return worker
 
@@ -294,7 +299,7 @@ class Nursery:
                 [sys.executable, "-P", "-m", "grid.node.nursery", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=_environment(),
+                env=environment_for(os.environ),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # signals of the terminal are for the node, which ends its workers itself
             )
@@ -343,17 +348,6 @@ class Nursery:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
-
-
-def _environment() -> dict[str, str]:
-    """The nursery's environment: what a Python needs, and single threads, since only then a fork is safe."""
-    kept = {
-        name: value for name, value in os.environ.items() if name in KEPT_ENVIRONMENT or name.startswith(KEPT_PREFIXES)
-    }
-    home = str(Path(grid.errors.__file__).parent.parent)
-    paths = [home, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
-    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**kept, **single, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _as_json(settings: NodeSettings) -> str:

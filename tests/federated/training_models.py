@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from grid.federated.layouts import Layout, Vector
 from grid.federated.local import Local
-from grid.federated.losses import LossPlans, trace_losses
+from grid.federated.loss_plans import LossPlans
+from grid.federated.losses import trace_losses
 from grid.federated.trainer import Trainer
 
 ROWS = 50
