@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from grid.crypto.prg import SEED_BYTES, keystream, random_ring, ring_elements
+from grid.crypto.prg import SEED_BYTES, Keystream, keystream, random_ring, ring_elements
 
 SEED = bytes(range(SEED_BYTES))
 
@@ -16,6 +16,15 @@ SEED = bytes(range(SEED_BYTES))
 def test_a_keystream_is_the_encryption_of_zeros(count: int, stream: int) -> None:
     expected = AESGCM(SEED).encrypt(stream.to_bytes(12, "big"), bytes(count), None)[:count]
     assert keystream(SEED, count, stream=stream) == expected
+
+
+def test_a_keystream_in_pieces_is_the_whole() -> None:
+    stream, out = Keystream(b"s" * 32, stream=5), bytearray(700_001)
+    view, at = memoryview(out), 0
+    for piece in (0, 1, 15, 16, 17, 300_000, 399_952):
+        stream.read_into(view[at : at + piece])
+        at += piece
+    assert at == len(out) and out == keystream(b"s" * 32, len(out), stream=5)
 
 
 def test_ring_elements_are_the_keystream() -> None:

@@ -38,6 +38,10 @@ class Names:
         return name in self.taken
 
 
+believe = functools.lru_cache(maxsize=4096)(read_card)
+"""Cards hold once and for all here: most of a test's time would be spent on checking the same ones again."""
+
+
 @functools.cache
 def identity(number: int, organisation: str | None = None) -> LocalIdentity:
     """Node number `number`, the same each time."""
@@ -68,7 +72,7 @@ def terms_for(cohort: int, *, size: int = 8, bits: int = 32, degree: int | None 
 
 def party(me: LocalIdentity, terms: Terms, memory: Names | None = None, **changes: Any) -> Party:
     """A node with the default policy."""
-    settings: dict[str, Any] = {"minimum": 3, "verify": read_card, **changes}
+    settings: dict[str, Any] = {"minimum": 3, "verify": believe, **changes}
     return Party(me=me, card=me.card, terms=terms, memory=memory or Names(), **settings)
 
 
@@ -80,7 +84,7 @@ class Cohort:
         self.members = {me.id: me for me in members}
         self.memories = {me.id: Names() for me in members}
         self.parties = {me.id: party(me, terms, self.memories[me.id], **changes) for me in members}
-        self.server = Server(terms)
+        self.server = Server(terms, verify=believe)
 
     def announce(self) -> tuple[bytes, ...]:
         """Legs 0: the roster."""

@@ -4,12 +4,16 @@ Up to `COMPLETE` nodes everybody with everybody; above, a k-regular graph (Bell 
 order of the nodes that follows from the hash of all signed keys, so that nobody chooses anybody's neighbours. A secret's
 holders are its owner and the owner's neighbours.
 
-The table holds for a random order. The gateway can't choose the order, but with a node that conspires it can try as many as
-it computes hashes, since that node may pick its keys last; the table's margin of 2**-40 is for one try.
+The table's margin of 2**-40 is for one random order. A gateway can't choose the order, but with a node that conspires, and
+that picks its keys last, it can try many; so each try costs a memory-hard hash of tens of milliseconds (scrypt).
+
+Above `COMPLETE` nodes a malicious gateway that says that chosen nodes were lost can cut the graph, and learn the sums of parts
+of the survivors in place of their sum. Each honest node in a part has `threshold` holders in it, conspirators counted.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 
@@ -54,14 +58,17 @@ def is_sound(cohort: int, degree: int, threshold: int) -> bool:
 
 
 class Graph:
-    """The neighbours of each of `peers`, which are distinct. `seed` orders them."""
+    """The neighbours of each of `peers`, which are distinct. `seed` orders them: the digest of terms and roster."""
 
     def __init__(self, peers: Iterable[PeerId], degree: int, seed: bytes) -> None:
-        self._order = sorted(peers, key=lambda peer: hashlib.sha256(framed("grid graph 1", seed, peer.encode())).digest())
-        self._place = {peer: place for place, peer in enumerate(self._order)}
+        self._order = sorted(peers)
         size = len(self._order)
         if not 0 <= degree < max(size, 1) or degree * size % 2:
             raise InvalidRequest(f"there is no graph of {size} nodes with {degree} neighbours each")
+        if degree < size - 1:
+            drawn = _slow_hash(seed)
+            self._order.sort(key=lambda peer: hashlib.sha256(framed("grid graph 1", drawn, peer.encode())).digest())
+        self._place = {peer: place for place, peer in enumerate(self._order)}
         half = [step for distance in range(1, degree // 2 + 1) for step in (distance, -distance)]
         self._steps = [*half, size // 2] if degree % 2 else half
 
@@ -73,3 +80,9 @@ class Graph:
     def holders(self, peer: PeerId) -> tuple[PeerId, ...]:
         """Those who hold a share of the peer's secrets, and whose secrets it holds shares of: its neighbours and itself."""
         return tuple(sorted((peer, *self.neighbours(peer))))
+
+
+@functools.lru_cache(maxsize=4)
+def _slow_hash(seed: bytes) -> bytes:
+    """16 MiB and tens of milliseconds for each try at another graph."""
+    return hashlib.scrypt(seed, salt=b"grid graph 1", n=1 << 14, r=8, p=1, dklen=32)

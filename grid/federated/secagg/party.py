@@ -23,15 +23,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from grid.crypto.envelope import framed
 from grid.crypto.identity import LocalIdentity
-from grid.crypto.keys import AgreementKey, check_signature
-from grid.errors import AuthenticationFailed, InvalidRequest, ReleaseDenied, WireError
+from grid.crypto.keys import AgreementKey
+from grid.errors import AuthenticationFailed, InvalidRequest, WireError
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import MAX_COHORT, Graph, is_sound, majority
 from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
+from grid.federated.secagg.opening import Memory, Opening, deny, deny_opened
 from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, open_shares, revealed, seal_shares
 from grid.federated.secagg.statements import (
     Roster,
@@ -43,18 +44,6 @@ from grid.federated.secagg.statements import (
     sign_keys,
 )
 from grid.ids import PeerId
-
-
-class Memory(Protocol):
-    """Names that are taken once and for all, across restarts, as long as the job may live."""
-
-    def claim(self, name: str) -> bool:
-        """Take a name: True for the first who asks. It is kept when this returns."""
-        ...
-
-    def claimed(self, name: str) -> bool:
-        """Whether somebody has taken the name."""
-        ...
 
 
 class Party:
@@ -96,7 +85,7 @@ class Party:
         self._masked: Vector | None = None
         self._survivors: tuple[PeerId, ...] = ()
         self._consent = b""
-        self._revealed: dict[PeerId, bytes] | None = None
+        self._opening: Opening | None = None
 
     # ------------------------------------------------------------ leg 0
 
@@ -216,7 +205,7 @@ class Party:
 
         Raises `ReleaseDenied`.
         """
-        roster, _ = self._after_leg_1()
+        roster, graph = self._after_leg_1()
         ordered = tuple(sorted(survivors))
         if self._consent:
             if ordered != self._survivors:
@@ -238,9 +227,26 @@ class Party:
                 "another round without those who are lost",
             )
         self._survivors = ordered
-        self._consent = self._me.sign(consent_statement(roster, ordered))
+        self._opening = self._prepare(roster, graph)
+        self._consent = self._me.sign(consent_statement(roster.digest, ordered))
         self._masked = None  # the gateway has it
         return self._consent
+
+    def _prepare(self, roster: Roster, graph: Graph) -> Opening:
+        """Of each peer one share is taken along; the others are forgotten here."""
+        survivors, shares = set(self._survivors), {}
+        for peer in graph.holders(self._me.id):
+            of_mask, of_seed = self._shares[peer]
+            shares[peer] = revealed(OF_OWN_SEED, of_seed) if peer in survivors else revealed(OF_MASK_KEY, of_mask)
+        self._shares = {}
+        return Opening(
+            where=self._where,
+            model=self._opened_name,
+            roster=roster.digest,
+            survivors={peer: roster[peer].card.key for peer in self._survivors},
+            needed=majority(len(roster)),
+            shares=shares,
+        )
 
     # ------------------------------------------------------------ leg 4
 
@@ -251,35 +257,14 @@ class Party:
         With that the sum over this model counts as opened for this node, for ever. Raises `ReleaseDenied` or
         `AuthenticationFailed`.
         """
-        roster, graph = self._after_leg_1()
-        if self._revealed is not None:
-            return self._revealed
-        if not self._consent:
-            self._deny("secagg.leg", "signatures came before this node was told of survivors", "leg 3 first")
-        self._check_consents(consents, roster)
-        if not self._memory.claim(self._opened_name()):
-            self._deny_opened()
-        survivors = set(self._survivors)
-        answer = {}
-        for peer in graph.holders(self._me.id):
-            of_mask, of_seed = self._shares[peer]
-            answer[peer] = revealed(OF_OWN_SEED, of_seed) if peer in survivors else revealed(OF_MASK_KEY, of_mask)
-        self._revealed = answer
-        self._shares = {}
-        return answer
+        return self.opening.reveal(consents, self._memory)
 
-    def _check_consents(self, consents: Mapping[PeerId, bytes], roster: Roster) -> None:
-        needed = majority(len(roster))
-        if not set(consents) <= set(self._survivors) or len(consents) < needed:
-            self._deny(
-                "secagg.consent",
-                f"{needed} of the {len(self._survivors)} survivors must have signed, and nobody else",
-                "the signatures of leg 3",
-            )
-        statement = consent_statement(roster, self._survivors)
-        for peer, signature in consents.items():
-            card = roster[peer].card
-            check_signature(card.key, signature, statement, f"{self.terms}: {card} under the survivors that this node signed")
+    @property
+    def opening(self) -> Opening:
+        """What leg 4 will reveal, from leg 3 on: the one thing of this object that a node may keep across a restart."""
+        if self._opening is None:
+            self._deny("secagg.leg", "signatures came before this node was told of survivors", "leg 3 first")
+        return self._opening
 
     # ------------------------------------------------------------ rules
 
@@ -292,21 +277,18 @@ class Party:
         if count < self._minimum:
             self._deny("secagg.cohort", f"{count} nodes are fewer than this node's minimum", f"{self._minimum} nodes or more")
 
+    def _check_unopened(self) -> None:
+        if self._memory.claimed(self._opened_name):
+            deny_opened(self._where)
+
+    @property
     def _opened_name(self) -> str:
         """One for each model of a job, whatever the round's number or the attempt."""
         return "secagg opened " + hashlib.sha256(framed("grid opened 1", self.terms.job.encode(), self.terms.model)).hexdigest()
 
-    def _check_unopened(self) -> None:
-        if self._revealed is None and self._memory.claimed(self._opened_name()):
-            self._deny_opened()
-
-    def _deny_opened(self) -> NoReturn:
-        self._deny(
-            "secagg.model",
-            "this node has helped to open a sum over this model before, and two sums would show who is in one of them only",
-            "a round on another model",
-        )
+    @property
+    def _where(self) -> str:
+        return f"{self.terms} refused by {self._me.name}"
 
     def _deny(self, rule: str, what: str, instead: str) -> NoReturn:
-        message = f"{self.terms} refused by {self._me.name}: {what} (rule {rule}). Do instead: {instead}."
-        raise ReleaseDenied(message, rule=rule, instead=instead)
+        deny(self._where, rule, what, instead)

@@ -5,7 +5,7 @@ A vector in the ring holds, in this order:
     size            update coordinates: nearest level of [-clip, clip], times the weight
     1               the weight (number of examples)
     1               how many coordinates lay beyond the range and were clipped
-    4 for each      metric sums, in fixed point, split into digits of base 2**16
+    5 for each      metric sums, in fixed point, split into digits of base 2**16; and how many of them were no number
 
 levels x largest weight x cohort < 2**(bits - 1), so no sum of updates overflows; a node refuses a larger weight, and a larger
 cohort. The range adapts: where nothing is known of it (the first round, or after something was clipped) it is huge and
@@ -43,7 +43,7 @@ DIGITS = 4
 DIGIT_BITS = 16
 METRIC_SCALE = 2.0**20
 MAX_METRIC = 2.0**42
-"""A node's sum of one metric, absolutely; larger ones are refused. Digits of `MAX_COHORT` nodes fit the smaller ring."""
+"""A node's sum of one metric, absolutely; a larger one counts as no number. Digits of `MAX_COHORT` nodes fit the smaller ring."""
 
 BLOCK = 1 << 14
 SAMPLES = 1 << 16
@@ -61,7 +61,8 @@ class Range:
 class Aggregate:
     """A decoded sum. `mean_update`: (size,) float64, the weighted mean; zeros where all weights are 0. `weight`: their sum.
 
-    `clipped`: coordinates of all nodes that lay beyond the range, and count as its end. `metric_sums`: (metrics,) float64.
+    `clipped`: coordinates of all nodes that lay beyond the range, and count as its end. `metric_sums`: (metrics,) float64, NaN
+    for those of which a node's part was no number.
     """
 
     mean_update: npt.NDArray[np.float64]
@@ -94,7 +95,7 @@ class Quantiser:
     @property
     def length(self) -> int:
         """Ring elements in a vector."""
-        return self.size + 2 + DIGITS * self.metrics
+        return self.size + 2 + (DIGITS + 1) * self.metrics
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -108,7 +109,7 @@ class Quantiser:
     def encode(self, update: npt.NDArray[Any], weight: int, metrics: npt.NDArray[Any] | None = None) -> Vector:
         """A node's vector: `update` (size,) float32 or float64, `metrics` (metrics,) sums over its examples.
 
-        `InvalidRequest` for a NaN or an infinity, a weight beyond the largest, and wrong shapes.
+        `InvalidRequest` for an update with a NaN or an infinity, a weight beyond the largest, and wrong shapes.
         """
         metrics = np.zeros(0) if metrics is None else np.asarray(metrics, np.float64)
         if update.shape != (self.size,) or metrics.shape != (self.metrics,):
@@ -140,13 +141,12 @@ class Quantiser:
         return beyond
 
     def _digits(self, metrics: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Signed digits of the metrics in fixed point, the lowest first."""
-        if not np.all(np.abs(metrics) <= MAX_METRIC):
-            raise InvalidRequest(f"a metric is no number below {MAX_METRIC:.0f}: training diverged here; lower the learning rate")
-        fixed = np.rint(metrics * METRIC_SCALE).astype(np.int64)
+        """Signed digits of the metrics in fixed point, the lowest first, and 1 behind them for one that is no number."""
+        numbers = np.abs(metrics) <= MAX_METRIC
+        fixed = np.rint(np.where(numbers, metrics, 0.0) * METRIC_SCALE).astype(np.int64)
         shifts = DIGIT_BITS * np.arange(DIGITS)
         digits = (np.abs(fixed)[:, None] >> shifts) & ((1 << DIGIT_BITS) - 1)
-        return (digits * np.sign(fixed)[:, None]).reshape(-1).astype(np.int64)
+        return np.column_stack([digits * np.sign(fixed)[:, None], ~numbers]).reshape(-1).astype(np.int64)
 
     def decode(self, ring_sum: Vector) -> Aggregate:
         """What the sum of vectors of up to `cohort` nodes says."""
@@ -154,11 +154,10 @@ class Quantiser:
             raise InvalidRequest(f"a sum of {self.length} ring elements of {self.bits} bits was expected")
         signed = ring_sum.view(f"<i{self.bits // 8}")
         weight, clipped = int(signed[self.size]), int(signed[self.size + 1])
-        mean = signed[: self.size].astype(np.float64)
-        mean *= self.clip / self.levels / weight if weight else 0.0
-        digits = signed[self.size + 2 :].astype(np.float64).reshape(self.metrics, DIGITS)
-        sums = digits @ (2.0 ** (DIGIT_BITS * np.arange(DIGITS))) / METRIC_SCALE
-        return Aggregate(mean, weight, clipped, sums)
+        mean = np.multiply(signed[: self.size], np.float64(self.step / weight if weight else 0.0), dtype=np.float64)
+        digits = signed[self.size + 2 :].astype(np.float64).reshape(self.metrics, DIGITS + 1)
+        sums = digits[:, :DIGITS] @ (2.0 ** (DIGIT_BITS * np.arange(DIGITS))) / METRIC_SCALE
+        return Aggregate(mean, weight, clipped, np.where(digits[:, DIGITS] == 0, sums, np.nan))
 
     def fields(self) -> list[int | float]:
         """What travels; `from_fields` reads it."""
@@ -194,7 +193,7 @@ def choose(size: int, cohort: int, largest_weight: int, clip: Range | None = Non
     """
     known = clip or Range(FIRST_CLIP, 0.0)
     bits = 64
-    if clip is not None and clip.clip / _levels(32, cohort, largest_weight) <= clip.coarsest:
+    if clip is not None and clip.clip <= clip.coarsest * _levels(32, cohort, largest_weight):
         bits = 32
     levels = min(_levels(bits, cohort, largest_weight), MOST_LEVELS)
     if levels < 1 << 16 and bits == 64:
@@ -207,4 +206,4 @@ def choose(size: int, cohort: int, largest_weight: int, clip: Range | None = Non
 
 
 def _levels(bits: int, cohort: int, largest_weight: int) -> int:
-    return ((1 << bits - 1) - 1) // max(1, cohort * largest_weight) or 1
+    return ((1 << bits - 1) - 1) // max(1, cohort * largest_weight)

@@ -10,6 +10,7 @@ Methods that take a node's answer raise `WireError` or `AuthenticationFailed` fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import msgpack
@@ -22,7 +23,7 @@ from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, WireEr
 from grid.federated.secagg import masks, shamir
 from grid.federated.secagg.graph import MAX_COHORT, Graph, majority
 from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
-from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed
+from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed, revealed
 from grid.federated.secagg.statements import Member, Roster, Terms, Verify, commitment_to, consent_statement, read_keys
 from grid.ids import PeerId
 
@@ -95,7 +96,10 @@ class Server:
     # ------------------------------------------------------------ legs 2 and 3
 
     def add_input(self, peer: PeerId, vector: Vector) -> None:
-        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum."""
+        """What `peer` answered in leg 2: (size,) integers of the ring's width, signed or not, which are added to the sum.
+
+        For one thread at a time.
+        """
         self._check_member(peer)
         if vector.shape != (self.terms.size,) or vector.dtype.kind not in "iu" or 8 * vector.itemsize != self.terms.bits:
             raise WireError(f"{self.terms}: {peer} sent no vector of {self.terms.size} elements of {self.terms.bits} bits")
@@ -128,16 +132,19 @@ class Server:
         roster, _ = self._fixed()
         self._check_survivor(peer)
         check_signature(
-            roster[peer].card.key, signature, consent_statement(roster, self._survivors), f"{self.terms}: the consent of {peer}"
+            roster[peer].card.key,
+            signature,
+            consent_statement(roster.digest, self._survivors),
+            f"{self.terms}: the consent of {peer}",
         )
         self._consents[peer] = bytes(signature)
 
     def consents(self) -> dict[PeerId, bytes]:
-        """All that came, for leg 4. `QuorumLost` where they do not suffice."""
+        """As many as it takes, for leg 4. `QuorumLost` where too few came."""
         if not self.has_consent():
             silent = sorted(set(self._survivors) - set(self._consents))
             raise QuorumLost(f"{self.terms}: {len(self._consents)} survivors have signed, {silent[0]} has not", node=silent[0])
-        return dict(self._consents)
+        return dict(itertools.islice(self._consents.items(), majority(len(self._members))))
 
     def has_consent(self) -> bool:
         """Whether more than two thirds of the roster have signed."""
@@ -235,10 +242,13 @@ class Server:
         server._sum = np.frombuffer(raw, server._sum.dtype)
         server._inputs = set(survivors)
         server._survivors = tuple(sorted(server._inputs))
-        for peer, signature in consents.items():
-            server.add_consent(peer, signature)
-        for peer, shares in reveals.items():
-            server.add_reveal(peer, {owner: server._kind(owner) + share for owner, share in shares.items()})
+        try:
+            for peer, signature in consents.items():
+                server.add_consent(peer, signature)
+            for peer, shares in reveals.items():
+                server.add_reveal(peer, {owner: revealed(server._kind(owner), share) for owner, share in shares.items()})
+        except InvalidRequest as error:
+            raise WireError(error.message) from None
         return server
 
     def _kind(self, owner: PeerId) -> bytes:

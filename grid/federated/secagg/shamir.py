@@ -7,6 +7,8 @@ about it. A secret is drawn below the prime, so it serves as a seed and as an X2
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 
@@ -62,27 +64,21 @@ def _to_bytes(value: int) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange's weights at zero: the secret is the sum of weight times share. One set of holders shares many secrets."""
-    above, below = [], []
-    for point in points:
-        product, difference = 1, 1
-        for other in points:
-            if other != point:
-                product = product * other % PRIME
-                difference = difference * (other - point) % PRIME
-        above.append(product)
-        below.append(difference)
-    return tuple(product * inverse % PRIME for product, inverse in zip(above, _inverses(below), strict=True))
+    """Lagrange's weights at zero: the secret is the sum of weight times share. One set of holders shares many secrets.
+
+    The weight of a point is the product of other / (other - point). Points are small, so products are taken as integers.
+    """
+    below = [math.prod(other - point for other in points if other != point) for point in points]
+    product = math.prod(points)
+    return tuple(product // point * inverse % PRIME for point, inverse in zip(points, _inverses(below), strict=True))
 
 
 def _inverses(values: Sequence[int]) -> list[int]:
     """Of all values at the price of one inversion (Montgomery)."""
-    before = [1]
-    for value in values:
-        before.append(before[-1] * value % PRIME)
-    inverse = pow(before[-1], -1, PRIME)
+    products = list(itertools.accumulate(values, lambda product, value: product * value % PRIME, initial=1))
+    inverse = pow(products[-1], -1, PRIME)
     found = []
-    for value, product in zip(reversed(values), reversed(before[:-1]), strict=True):
+    for value, product in zip(reversed(values), reversed(products[:-1]), strict=True):
         found.append(inverse * product % PRIME)
         inverse = inverse * value % PRIME
     return found[::-1]

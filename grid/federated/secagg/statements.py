@@ -18,7 +18,7 @@ from grid.crypto.envelope import Fields, framed, pack, read, seal, unpack
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.keys import KEY_BYTES
 from grid.errors import AuthenticationFailed, WireError
-from grid.federated.secagg.graph import MAX_COHORT
+from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
 from grid.federated.secagg.quantiser import Quantiser
 from grid.ids import PeerId
 
@@ -51,6 +51,22 @@ class Terms:
     degree: int
     threshold: int
     quantiser: Quantiser
+
+    @classmethod
+    def of(cls, quantiser: Quantiser, cohort: int, *, job: str, round: int, attempt: int, model: bytes) -> Terms:
+        """The terms for so many nodes, with the graph that the table has for them. `InvalidRequest` for too many or too few."""
+        degree, threshold = degree_and_threshold(cohort)
+        return cls(
+            job=job,
+            round=round,
+            attempt=attempt,
+            model=model,
+            size=quantiser.length,
+            bits=quantiser.bits,
+            degree=degree,
+            threshold=threshold,
+            quantiser=quantiser,
+        )
 
     def encode(self) -> bytes:
         """What travels; the digest covers it."""
@@ -179,6 +195,6 @@ class Roster(Mapping[PeerId, Member]):
         return self._points[peer]
 
 
-def consent_statement(roster: Roster, survivors: Sequence[PeerId]) -> bytes:
-    """What a node signs in leg 3: that these, in the order of their ids, are those whose inputs make the sum."""
-    return framed("grid round consent 1", roster.digest, *(peer.encode("utf-8") for peer in sorted(survivors)))
+def consent_statement(roster: bytes, survivors: Sequence[PeerId]) -> bytes:
+    """What a node signs in leg 3, about the roster of this digest: that these, by their ids, are whose inputs make the sum."""
+    return framed("grid round consent 1", roster, *(peer.encode("utf-8") for peer in sorted(survivors)))
