@@ -17,7 +17,7 @@ from grid.crypto.identity import LocalIdentity
 from grid.errors import GridError
 from grid.federated.coordination import Coordination
 from grid.federated.effects import Ask, Call, Dismiss, Effect, Keep, Work
-from grid.federated.progress import Progress
+from grid.federated.progress import OVER, Progress, report_part
 from grid.gateway.job_keeping import read_kept, read_weights, start_part
 from grid.gateway.job_order import read_model, read_order, read_strategy
 from grid.ids import PeerId
@@ -135,6 +135,9 @@ class Driver:
         self._queue.clear()
         self.channels.clear()
         (kept,) = read_kept(self.store)
+        if kept.progress.state in OVER:  # all is in the store, and the machine was about to hear of it
+            self.machine.kept(report_part(len(self.machine.reports)), self.now)
+            return
         assert kept.order is not None and kept.strategy is not None and kept.model is not None
         self.machine = Coordination(
             kept.order, kept.strategy, kept.model, progress=kept.progress, reports=kept.reports or (), **self._ways

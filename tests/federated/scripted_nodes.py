@@ -133,7 +133,7 @@ class ScriptedNode:
 
     def _sums(self, number: int) -> Any:
         """The loss is the mean square of the weights."""
-        loss = float(np.mean(np.square(self.weights[number])))
+        loss = float(np.mean(np.square(self.weights[number].astype("f8"))))
         return np.array([loss * self.examples, self.examples])
 
     def party(self, message: Any) -> Party:

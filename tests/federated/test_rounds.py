@@ -184,20 +184,25 @@ def test_a_job_that_does_not_get_on_fails_and_names_who_is_missing(secure: bool)
 
 
 def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
+    """In each round two of ten go, some as killed processes, and come back in the next."""
     chance = random.Random(7)
     nodes = some_nodes(10)
     driver = Driver(nodes, rounds=50, min_nodes=6)
     away: list[ScriptedNode] = []
+    moments: list[int] = []
+    number = 0
     while not driver.machine.settled:
-        if driver.machine.progress.state == "running" and chance.random() < 0.02:
-            if len(away) == 2:
-                driver.back(away.pop(0).id)
-            there = [node for node in nodes if node not in away]
-            away.append(chance.choice(there))
+        if driver.machine.progress.number != number:
+            number = driver.machine.progress.number
+            moments = [driver.steps + chance.randrange(1, 110) for _ in range(2)]
+            while away:
+                driver.back(away.pop().id)
+        if driver.steps in moments:
+            away.append(chance.choice([node for node in nodes if node not in away]))
             driver.lose(away[-1].id, forget=chance.random() < 0.5)
         driver.step()
     card = driver.machine.card()
-    assert card.state == "done" and card.round == 50
+    assert (card.state, card.round) == ("done", 50), card.text
     assert sum(report.nodes < 10 for report in driver.reports) > 20
     expected = np.zeros(6)
     for report in driver.reports[:50]:
@@ -216,7 +221,7 @@ def deliveries(**changes: object) -> int:
 @pytest.mark.parametrize("secure", [True, False])
 def test_a_gateway_killed_at_any_moment_ends_with_the_same_model(secure: bool) -> None:
     whole = Driver(some_nodes(4), rounds=2, secure=secure).until_over()
-    for moment in range(2, whole.steps, 3 if secure else 2):
+    for moment in range(2, whole.steps, 4 if secure else 3):
         driver = Driver(some_nodes(4), rounds=2, secure=secure)
         for _ in range(moment):
             driver.step()
@@ -292,8 +297,8 @@ def test_rounds_that_nodes_refuse_end_the_job_with_what_they_said(leg: str) -> N
 
 
 def test_a_model_that_diverges_ends_the_job() -> None:
-    nodes = [ScriptedNode(f"n{index}", constant(1e4), 1) for index in range(3)]
-    card = Driver(nodes, np.full(3, 3.4e38, "f4"), strategy={"kind": "fedavg", "lr": 1e6}).until_over().machine.card()
+    nodes = [ScriptedNode(f"n{index}", constant(3e38), 1) for index in range(3)]
+    card = Driver(nodes, np.full(3, 1e38, "f4"), secure=False).until_over().machine.card()
     assert card.state == "failed" and "NaN or infinite" in card.text and card.round == 0
 
 
