@@ -158,9 +158,7 @@ class Coordinator:
         finally:
             del self._starting[spec.job]
         job.tell(lambda machine, now: machine.start(now, start_part(message)))
-        for node in spec.nodes:
-            if node in self._nodes:
-                job.tell(lambda machine, now: machine.came(node, now))
+        job.tell(lambda machine, now: [effect for node in self._nodes for effect in machine.came(node, now)])
         self.changed(job)
         await asyncio.shield(job.started)
         log.info("job %s of %s begins: %d rounds, %d nodes", spec.job, client, spec.rounds, len(spec.nodes))
