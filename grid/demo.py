@@ -173,7 +173,7 @@ def learn(client: Any, data: Split, console: Console, rounds: int, started: floa
     fresh = fresh_model(over_nodes)
     rows = sum(one.rows for one in train_sets)
     say(console, 5, f"Means and deviations of {len(fresh.mean)} columns over {rows} rows, from one sum over the nodes.")
-    say(console, 6, "Training: each node learns from its rows; of what it learned only the sum over all three leaves, under masks.")
+    say(console, 6, "Training: each node learns from its rows; only the sum of what all three learned leaves them, under masks.")
     training = time.monotonic()
     losses, model = train_with_progress(client, train_sets, fresh, rounds, console)
     training_s = time.monotonic() - training

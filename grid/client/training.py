@@ -243,8 +243,8 @@ def _check_organisations(found: Sequence[Dataset]) -> None:
     for node in dict.fromkeys(one.node for one in found if isinstance(one.node, Node)):
         if node.organisation and node.organisation in seen:
             raise InvalidRequest(
-                f"{seen[node.organisation]} and {node.name} both belong to {node.organisation!r}, and a secure sum takes one node of"
-                " each organisation: leave one out"
+                f"{seen[node.organisation]} and {node.name} both belong to {node.organisation!r}, and a secure sum takes one node"
+                " of each organisation: leave one out"
             )
         seen[node.organisation] = node.name
 
