@@ -138,8 +138,9 @@ class Job:
 
     def answered(self, message: JobStatus) -> None:
         """Its state, as the gateway answers a request. It is complete once all reports are there, which `told` brings."""
-        self._card = message.card
-        self._tell()
+        if not self._complete:  # what was told after the answer may have been read before it
+            self._card = message.card
+            self._tell()
 
     def told(self, message: JobProgress) -> None:
         """News of it."""
