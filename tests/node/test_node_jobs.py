@@ -143,6 +143,24 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
         assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
 
 
+async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, rounds=1)
+        first = Round(host, made)
+        await first.all()
+        weights = np.frombuffer(made.message.weights.data, "<f4")
+        await Round(host, made, number=2, weights=weights + 1, evaluate_only=True).all()
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+        await local.stop_node("alice")
+        await host.until(lambda: "alice" not in host.peers)
+        await local.start_node("alice")
+        await host.call("alice")
+        await host.ask("alice", offer(made))
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+
+
 # ---------------------------------------------------------------- refusals
 
 
