@@ -159,9 +159,9 @@ class Coordination:
         return self._model
 
     def card(self) -> JobCard:
-        """What is known of it."""
-        state = RUNNING if self.over and self._keeping else self.progress.state
-        return self.progress.card(self.spec, state=state, text=self.text)
+        """What is known of it. It is told as running until its end is kept: who watches it stops at the end."""
+        card = self.progress.card(self.spec, text=self.text)
+        return dataclasses.replace(card, state=RUNNING, ended=0.0) if self.over and self._keeping else card
 
     # ------------------------------------------------------------ inputs
 
