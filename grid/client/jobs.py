@@ -273,7 +273,7 @@ class Job:
         done = self.round / self.rounds if self.rounds else float(self.state == DONE)
         return html(
             self.name or f"job {self.id[:8]}",
-            f"federated training, {self.state}",
+            "federated training",
             facts=reports.facts_of(self._card, self._reports),
             picture=reports.curve(self._reports, done),
         )

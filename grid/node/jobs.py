@@ -151,6 +151,7 @@ class Jobs:
             limits=self._settings.session,
             clock=self._clock,
         ) as peer:
+            peer.limit_messages(self._settings.max_bytes_per_client)
             since = self._heard_at = self._clock.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 idle = tasks.create_task(self._close_when_idle(peer), name="idle job channel")

@@ -143,6 +143,24 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
         assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
 
 
+async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, rounds=1)
+        first = Round(host, made)
+        await first.all()
+        weights = np.frombuffer(made.message.weights.data, "<f4")
+        await Round(host, made, number=2, weights=weights + 1, evaluate_only=True).all()
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+        await local.stop_node("alice")
+        await host.until(lambda: "alice" not in host.peers)
+        await local.start_node("alice")
+        await host.call("alice")
+        await host.ask("alice", offer(made))
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -181,6 +199,23 @@ async def test_a_rule_that_changes_counts_from_the_next_round() -> None:
         local.node("alice")._jobs._jobs[made.spec.job]._datasets = {"rows": denied}
         with pytest.raises(ReleaseDenied, match="deny"):
             await host.ask("alice", Round(host, made).beginning())
+
+
+async def test_a_revoked_client_and_a_job_past_its_time_are_refused_at_every_leg(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        now = Round(host, made)
+        await now.begin()
+        trust = local.node("alice").trust
+        monkeypatch.setattr(trust, "revoked", lambda card: card.id == made.spec.client)
+        with pytest.raises(AuthenticationFailed, match="was revoked"):
+            await host.ask("alice", now.roster())
+        with pytest.raises(AuthenticationFailed, match="was revoked"):
+            await host.ask("alice", now.beginning())
+        clock = local.node("bob").clock
+        monkeypatch.setattr(type(clock), "wall", lambda self: made.spec.expires + 1)
+        with pytest.raises(AuthenticationFailed, match="time is over"):
+            await host.ask("bob", now.roster())
 
 
 async def test_updates_leave_alone_where_the_owner_lets_them() -> None:
