@@ -22,6 +22,7 @@ from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFoun
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
+from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rounds import (
@@ -29,6 +30,7 @@ from grid.node.job_rounds import (
     Claims,
     Learned,
     Models,
+    Openings,
     Round,
     by_peer,
     frame_of,
@@ -96,6 +98,7 @@ class Assignment:
         self._me, self._trust, self._clock = me, trust, clock
         self._memory = Claims(store, clock, spec.expires)
         self._models = Models(self._memory, spec)
+        self._openings = Openings(store, spec)
         self._datasets = datasets
         self._minimum = minimum
         self._lane = lane
@@ -250,18 +253,29 @@ class Assignment:
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
         """Leg 3."""
-        party = self._present(message).party
-        return RoundConsent(signature=await self._lane.submit(partial(party.consent, message.survivors)))
+        attempt = self._present(message)
+        return RoundConsent(signature=await self._lane.submit(partial(self._sign, attempt, message.survivors)))
+
+    def _sign(self, attempt: Attempt, survivors: tuple[PeerId, ...]) -> bytes:
+        """What leg 4 will reveal is kept before the signature is given: from then on others may reveal their part."""
+        consent = attempt.party.consent(survivors)
+        self._openings.keep(attempt.terms, attempt.party.opening)
+        return consent
 
     async def unmask(self, message: RoundUnmask) -> RoundReveal:
-        """Leg 4."""
-        attempt = self._present(message)
-        shares = await self._lane.submit(partial(self._reveal, attempt, by_peer(message.consents)))
+        """Leg 4, also of an attempt that this node signed before it was restarted."""
+        self._touch()
+        shares = await self._lane.submit(partial(self._reveal, message, by_peer(message.consents)))
         return RoundReveal(shares=sealed(shares))
 
-    def _reveal(self, attempt: Attempt, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
-        self._models.count(attempt.terms.model)
-        return attempt.party.reveal(consents)
+    def _reveal(self, message: Leg, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
+        kept = self._openings.find(message.round, message.attempt)
+        if kept is None:
+            attempt = self._present(message)
+            kept = attempt.terms.model, attempt.party.opening
+        model, opening = kept
+        self._models.count(model)
+        return opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:
         """The attempt that a leg belongs to. Raises `NotFound` for one that this node has no secrets of (any more)."""
@@ -288,10 +302,12 @@ class Assignment:
             self._round.end()
         self._round = None
 
-    async def close(self) -> None:
-        """End what trains, and forget the secrets of the present round."""
+    async def close(self, *, over: bool) -> None:
+        """End what trains, and forget the secrets of the present round; where the job is `over`, what is kept of it, too."""
         self._attempt = None
         self._drop_round()
+        if over:
+            await self._lane.submit(self._openings.forget)
         await self._training.close()
         await self._lane.close()
 

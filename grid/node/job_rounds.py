@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
 from grid.clock import Clock
 from grid.crypto.cards import TOLERANCE_S
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied
+from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import JobSpec, model_digest
@@ -21,6 +23,9 @@ from grid.wire.jobs import Sealed
 from grid.wire.messages import TensorFrame
 
 Vector = npt.NDArray[Any]
+
+OPENING = "opening"
+"""Name of a job's part in the store."""
 
 NUMPY_DTYPES: Mapping[str, str] = {"f4": "<f4", "f8": "<f8"}
 """Of weights: short name -> numpy's."""
@@ -77,6 +82,41 @@ class Models:
 
     def _name(self, model: bytes) -> str:
         return f"job {self._job} model {model.hex()}"
+
+
+class Openings:
+    """The one secret of a job that outlives this process: what leg 4 reveals, kept before the node signs in leg 3.
+
+    Without it a node that is killed in between takes a sum along that others have revealed their part of. For any thread.
+    """
+
+    def __init__(self, store: Store, spec: JobSpec) -> None:
+        self._store, self._spec = store, spec
+
+    def keep(self, terms: Terms, opening: Opening) -> None:
+        """In place of the one before. It is on disk when this returns."""
+        packed: bytes = msgpack.packb([self._spec.expires, terms.round, terms.attempt, terms.model, opening.to_bytes()])
+        self._store.keep_job(self._spec.job, {OPENING: packed})
+
+    def find(self, round: int, attempt: int) -> tuple[bytes, Opening] | None:
+        """The model and the opening of an attempt, if it is the one that is kept."""
+        kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
+        if kept is None:
+            return None
+        _, *found, model, opening = msgpack.unpackb(kept)
+        return (model, Opening.from_bytes(opening)) if found == [round, attempt] else None
+
+    def forget(self) -> None:
+        """The job is over."""
+        self._store.forget_job(self._spec.job)
+
+
+def forget_expired(store: Store, wall: float) -> None:
+    """Forget what is kept of jobs whose time is over: this node was not running when they ended."""
+    for job in store.jobs():
+        kept = store.job_parts(job, OPENING).get(OPENING)
+        if kept is not None and msgpack.unpackb(kept)[0] < wall:
+            store.forget_job(job)
 
 
 class Learned:
