@@ -18,15 +18,18 @@ from typing import Any, Protocol
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
+from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rounds import (
+    SUM,
     Attempt,
     Claims,
+    KeptSum,
     Learned,
     Models,
     Round,
@@ -84,6 +87,7 @@ class Assignment:
         store: Store,
         datasets: Mapping[str, Dataset],
         minimum: int,
+        kept: KeptSum | None,
         lane: Lane,
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
@@ -94,6 +98,8 @@ class Assignment:
         self._training = training
         self._proximal = proximal
         self._me, self._trust, self._clock = me, trust, clock
+        self._store = store
+        self._kept = kept
         self._memory = Claims(store, clock, spec.expires)
         self._models = Models(self._memory, spec)
         self._datasets = datasets
@@ -249,19 +255,45 @@ class Assignment:
         return MaskedInput(vector=frame_of(vector, "i8" if vector.itemsize == 8 else "i4"))
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
-        """Leg 3."""
-        party = self._present(message).party
-        return RoundConsent(signature=await self._lane.submit(partial(party.consent, message.survivors)))
+        """Leg 3. What leg 4 will say is on disk before the signature leaves."""
+        kept = self._kept_of(message)
+        if kept is not None:
+            return RoundConsent(signature=kept.consent_to(message.survivors))
+        attempt = self._present(message)
+        return RoundConsent(signature=await self._lane.submit(partial(self._consent, attempt, message.survivors)))
+
+    def _consent(self, attempt: Attempt, survivors: tuple[PeerId, ...]) -> bytes:
+        terms, consent = attempt.terms, attempt.party.consent(survivors)
+        self._kept = KeptSum(
+            expires=float(self.spec.expires),
+            round=terms.round,
+            attempt=terms.attempt,
+            model=terms.model,
+            survivors=survivors,
+            consent=consent,
+            opening=attempt.party.opening,
+        )
+        self._store.keep_job(self.spec.job, {SUM: self._kept.to_bytes()})
+        return consent
 
     async def unmask(self, message: RoundUnmask) -> RoundReveal:
         """Leg 4."""
-        attempt = self._present(message)
-        shares = await self._lane.submit(partial(self._reveal, attempt, by_peer(message.consents)))
+        kept = self._kept_of(message)
+        if kept is None:
+            self._present(message)
+            raise ReleaseDenied("signatures came before this node was told of survivors (rule secagg.leg)", rule="secagg.leg")
+        shares = await self._lane.submit(partial(self._reveal, kept, by_peer(message.consents)))
         return RoundReveal(shares=sealed(shares))
 
-    def _reveal(self, attempt: Attempt, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
-        self._models.count(attempt.terms.model)
-        return attempt.party.reveal(consents)
+    def _reveal(self, kept: KeptSum, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
+        self._models.count(kept.model)
+        return kept.opening.reveal(consents, self._memory)
+
+    def _kept_of(self, message: Leg) -> KeptSum | None:
+        """What this node has signed for, where the leg is of that, perhaps from before a restart."""
+        self._touch()
+        kept = self._kept
+        return kept if kept is not None and (kept.round, kept.attempt) == (message.round, message.attempt) else None
 
     def _present(self, message: Leg) -> Attempt:
         """The attempt that a leg belongs to. Raises `NotFound` for one that this node has no secrets of (any more)."""

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
 from grid.clock import Clock
 from grid.crypto.cards import TOLERANCE_S
-from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied
+from grid.crypto.envelope import unpack
+from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied, WireError
+from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import JobSpec, model_digest
+from grid.ids import JobId, PeerId
 from grid.store.base import Store
 from grid.wire.jobs import Sealed
 from grid.wire.messages import TensorFrame
 
+log = logging.getLogger(__name__)
+
 Vector = npt.NDArray[Any]
+
+SUM = "sum"
+"""The part of a job that is kept at a node."""
 
 NUMPY_DTYPES: Mapping[str, str] = {"f4": "<f4", "f8": "<f8"}
 """Of weights: short name -> numpy's."""
@@ -126,6 +137,69 @@ class Attempt:
         self.encoded = encoded
         self.party = party
         self.vector: Vector | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSum:
+    """A sum that this node has signed for: what it still has to say about it, kept so that a restart in between loses nothing.
+
+    Its disk is the owner's. `opening` has the one share of each peer that the signed survivors call for.
+    """
+
+    expires: float
+    round: int
+    attempt: int
+    model: bytes
+    survivors: tuple[PeerId, ...]
+    consent: bytes
+    opening: Opening
+
+    def to_bytes(self) -> bytes:
+        """For the store."""
+        facts = [self.expires, self.round, self.attempt, self.model, self.survivors, self.consent, self.opening.to_bytes()]
+        packed: bytes = msgpack.packb(facts)
+        return packed
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> KeptSum:
+        """What `to_bytes` gave; `WireError` for anything else."""
+        kept = unpack(data, "a kept sum", error=WireError)
+        if not isinstance(kept, list) or list(map(type, kept)) != [float, int, int, bytes, list, bytes, bytes]:
+            raise WireError("a kept sum has a wrong form")
+        expires, number, attempt, model, survivors, consent, opening = kept
+        return cls(
+            expires=expires,
+            round=number,
+            attempt=attempt,
+            model=model,
+            survivors=tuple(PeerId(str(one)) for one in survivors),
+            consent=consent,
+            opening=Opening.from_bytes(opening),
+        )
+
+    def consent_to(self, survivors: Sequence[PeerId]) -> bytes:
+        """The signature, for the same survivors alone."""
+        if sorted(survivors) != sorted(self.survivors):
+            raise ReleaseDenied("this node has signed other survivors for this attempt (rule secagg.leg)", rule="secagg.leg")
+        return self.consent
+
+
+def kept_sum(store: Store, job: JobId) -> KeptSum | None:
+    """What is kept of a job, if it can be read."""
+    data = store.job_parts(job, SUM).get(SUM)
+    try:
+        return None if data is None else KeptSum.from_bytes(data)
+    except WireError as error:
+        log.warning("what was kept of job %s cannot be read, and is not used: %s", job, error)
+        return None
+
+
+def forget_old_sums(store: Store, wall: float) -> None:
+    """At the start of a node: forget what jobs that are over by now have left."""
+    for job in store.jobs():
+        kept = kept_sum(store, JobId(job))
+        if kept is None or kept.expires < wall:
+            store.forget_job(job)
 
 
 def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, bytes]) -> Vector:

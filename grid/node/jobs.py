@@ -28,6 +28,7 @@ from grid.ids import GridId, JobId, PeerId, PlanId
 from grid.node.assignment import Assignment
 from grid.node.custody import Custody
 from grid.node.executor import Lane
+from grid.node.job_rounds import forget_old_sums, kept_sum
 from grid.node.job_rules import check_datasets
 from grid.node.trainers import Trainers
 from grid.plans import ir
@@ -112,6 +113,7 @@ class Jobs:
 
     async def run(self) -> None:
         """Follow calls, until cancelled."""
+        await asyncio.to_thread(forget_old_sums, self._store, self._clock.wall())
         try:
             while True:
                 await self._call.wait()
@@ -224,6 +226,7 @@ class Jobs:
             datasets=spec.datasets_of(self._me.id),
         )
         try:
+            kept = await lane.submit(partial(kept_sum, self._store, spec.job))
             if training.layout.size * training.layout.dtype.itemsize * VECTORS > self._settings.max_bytes_per_client:
                 raise QuotaExceeded(
                     f"the job's model has {training.layout.size} numbers, more than this node trains (max_bytes_per_client)"
@@ -240,6 +243,7 @@ class Jobs:
                 store=self._store,
                 datasets=self._custody.datasets,
                 minimum=self._custody.smallest_cohort,
+                kept=kept,
                 lane=lane,
                 spawn=self._spawn,
             )
@@ -266,6 +270,7 @@ class Jobs:
     async def end(self, message: EndJob) -> None:
         """The job is over, or goes on without this node."""
         await self._end(message.job)
+        await asyncio.to_thread(self._store.forget_job, message.job)
 
     async def _end(self, job: JobId) -> None:
         self._heard_at = self._clock.monotonic()

@@ -17,7 +17,7 @@ from grid.node import jobs as node_jobs
 from grid.plans import ir
 from grid.settings import NodeSettings
 from grid.testing import LocalGrid
-from grid.wire.jobs import EndJob, RoundRoster, SingleUpdate
+from grid.wire.jobs import EndJob, RoundRoster, RoundUnmask, SingleUpdate
 from tests.node.job_host import NAMES, Host, Round, made_order, numbers, offer, rows_of
 
 OPEN_TO_ALL: dict[str, Any] = {"release": "aggregate", "plans": "any"}
@@ -130,10 +130,7 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
         made = await offered(host, local)
         first = Round(host, made)
         mean = (await first.all()).mean_update
-        await local.stop_node("alice")
-        await host.until(lambda: "alice" not in host.peers)
-        await local.start_node("alice")
-        await host.call("alice")
+        await restart(local, host, "alice")
         with pytest.raises(NotFound, match="was restarted"):
             await host.ask("alice", first.roster())
         await host.ask("alice", offer(made))
@@ -141,6 +138,38 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
             await host.ask("alice", Round(host, made, number=2).beginning())
         weights = np.frombuffer(made.message.weights.data, "<f4") + mean.astype("<f4")
         assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
+
+
+async def test_a_node_that_restarts_before_the_last_leg_still_says_what_it_signed_for() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        now = Round(host, made)
+        await now.begin()
+        await now.share()
+        await now.collect()
+        with pytest.raises(ReleaseDenied, match=r"secagg\.leg"):
+            await host.ask("alice", RoundUnmask(job=made.spec.job, round=1, attempt=1, consents=()))
+        consents = {name: (await host.ask(name, now.survivors())).signature for name in NAMES}
+        for name, signature in consents.items():
+            now.server.add_consent(now.ids[name], signature)
+        await restart(local, host, "alice")
+        await host.ask("alice", offer(made))
+        assert (await host.ask("alice", now.survivors())).signature == consents["alice"]
+        fewer = dataclasses.replace(now.survivors(), survivors=now.server.survivors()[:2])
+        with pytest.raises(ReleaseDenied, match=r"secagg\.leg"):
+            await host.ask("alice", fewer)
+        assert (await now.open()).weight == 120
+        store = local._running._stores["alice"]
+        assert store.job_parts(made.spec.job)
+        await local.node("alice")._jobs.end(EndJob(job=made.spec.job))
+        assert not store.job_parts(made.spec.job)
+
+
+async def restart(local: LocalGrid, host: Host, name: str) -> None:
+    await local.stop_node(name)
+    await host.until(lambda: name not in host.peers)
+    await local.start_node(name)
+    await host.call(name)
 
 
 async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> None:
@@ -152,10 +181,7 @@ async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> No
         await Round(host, made, number=2, weights=weights + 1, evaluate_only=True).all()
         with pytest.raises(ReleaseDenied, match="rule rounds"):
             await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
-        await local.stop_node("alice")
-        await host.until(lambda: "alice" not in host.peers)
-        await local.start_node("alice")
-        await host.call("alice")
+        await restart(local, host, "alice")
         await host.ask("alice", offer(made))
         with pytest.raises(ReleaseDenied, match="rule rounds"):
             await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
