@@ -79,7 +79,7 @@ class Progress:
         return 0 < stop.patience <= self.stale
 
     def card(self, spec: JobSpec, *, text: str = "") -> JobCard:
-        """What is told of the job; `text` in place of the one that is kept."""
+        """What is told of the job; `text` in place of what is kept."""
         error = self.error
         return JobCard(
             id=spec.job,

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
@@ -26,12 +26,11 @@ from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rounds import (
-    SUM,
     Attempt,
     Claims,
-    KeptSum,
     Learned,
     Models,
+    Openings,
     Round,
     by_peer,
     frame_of,
@@ -87,7 +86,6 @@ class Assignment:
         store: Store,
         datasets: Mapping[str, Dataset],
         minimum: int,
-        kept: KeptSum | None,
         lane: Lane,
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
@@ -98,10 +96,9 @@ class Assignment:
         self._training = training
         self._proximal = proximal
         self._me, self._trust, self._clock = me, trust, clock
-        self._store = store
-        self._kept = kept
         self._memory = Claims(store, clock, spec.expires)
         self._models = Models(self._memory, spec)
+        self._openings = Openings(store, spec)
         self._datasets = datasets
         self._minimum = minimum
         self._lane = lane
@@ -255,45 +252,30 @@ class Assignment:
         return MaskedInput(vector=frame_of(vector, "i8" if vector.itemsize == 8 else "i4"))
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
-        """Leg 3. What leg 4 will say is on disk before the signature leaves."""
-        kept = self._kept_of(message)
-        if kept is not None:
-            return RoundConsent(signature=kept.consent_to(message.survivors))
+        """Leg 3."""
         attempt = self._present(message)
-        return RoundConsent(signature=await self._lane.submit(partial(self._consent, attempt, message.survivors)))
+        return RoundConsent(signature=await self._lane.submit(partial(self._sign, attempt, message.survivors)))
 
-    def _consent(self, attempt: Attempt, survivors: tuple[PeerId, ...]) -> bytes:
-        terms, consent = attempt.terms, attempt.party.consent(survivors)
-        self._kept = KeptSum(
-            expires=float(self.spec.expires),
-            round=terms.round,
-            attempt=terms.attempt,
-            model=terms.model,
-            survivors=survivors,
-            consent=consent,
-            opening=attempt.party.opening,
-        )
-        self._store.keep_job(self.spec.job, {SUM: self._kept.to_bytes()})
+    def _sign(self, attempt: Attempt, survivors: tuple[PeerId, ...]) -> bytes:
+        """What leg 4 will reveal is kept before the signature is given: from then on others may reveal their part."""
+        consent = attempt.party.consent(survivors)
+        self._openings.keep(attempt.terms, attempt.party.opening)
         return consent
 
     async def unmask(self, message: RoundUnmask) -> RoundReveal:
-        """Leg 4."""
-        kept = self._kept_of(message)
-        if kept is None:
-            self._present(message)
-            raise ReleaseDenied("signatures came before this node was told of survivors (rule secagg.leg)", rule="secagg.leg")
-        shares = await self._lane.submit(partial(self._reveal, kept, by_peer(message.consents)))
+        """Leg 4, also of an attempt that this node signed before it was restarted."""
+        self._touch()
+        shares = await self._lane.submit(partial(self._reveal, message, by_peer(message.consents)))
         return RoundReveal(shares=sealed(shares))
 
-    def _reveal(self, kept: KeptSum, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
-        self._models.count(kept.model)
-        return kept.opening.reveal(consents, self._memory)
-
-    def _kept_of(self, message: Leg) -> KeptSum | None:
-        """What this node has signed for, where the leg is of that, perhaps from before a restart."""
-        self._touch()
-        kept = self._kept
-        return kept if kept is not None and (kept.round, kept.attempt) == (message.round, message.attempt) else None
+    def _reveal(self, message: Leg, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
+        kept = self._openings.find(message.round, message.attempt)
+        if kept is None:
+            attempt = self._present(message)
+            kept = attempt.terms.model, attempt.party.opening
+        model, opening = kept
+        self._models.count(model)
+        return opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:
         """The attempt that a leg belongs to. Raises `NotFound` for one that this node has no secrets of (any more)."""
@@ -320,10 +302,12 @@ class Assignment:
             self._round.end()
         self._round = None
 
-    async def close(self) -> None:
-        """End what trains, and forget the secrets of the present round."""
+    async def close(self, *, over: bool) -> None:
+        """End what trains, and forget the secrets of the present round; where the job is `over`, what is kept of it, too."""
         self._attempt = None
         self._drop_round()
+        if over:
+            await self._lane.submit(self._openings.forget)
         await self._training.close()
         await self._lane.close()
 

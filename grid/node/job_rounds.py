@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -15,23 +13,19 @@ import numpy.typing as npt
 
 from grid.clock import Clock
 from grid.crypto.cards import TOLERANCE_S
-from grid.crypto.envelope import unpack
-from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied, WireError
+from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied
 from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import JobSpec, model_digest
-from grid.ids import JobId, PeerId
 from grid.store.base import Store
 from grid.wire.jobs import Sealed
 from grid.wire.messages import TensorFrame
 
-log = logging.getLogger(__name__)
-
 Vector = npt.NDArray[Any]
 
-SUM = "sum"
-"""The part of a job that is kept at a node."""
+OPENING = "opening"
+"""Name of a job's part in the store."""
 
 NUMPY_DTYPES: Mapping[str, str] = {"f4": "<f4", "f8": "<f8"}
 """Of weights: short name -> numpy's."""
@@ -90,6 +84,41 @@ class Models:
         return f"job {self._job} model {model.hex()}"
 
 
+class Openings:
+    """The one secret of a job that outlives this process: what leg 4 reveals, kept before the node signs in leg 3.
+
+    Without it a node that is killed in between takes a sum along that others have revealed their part of. For any thread.
+    """
+
+    def __init__(self, store: Store, spec: JobSpec) -> None:
+        self._store, self._spec = store, spec
+
+    def keep(self, terms: Terms, opening: Opening) -> None:
+        """In place of the one before. It is on disk when this returns."""
+        packed: bytes = msgpack.packb([self._spec.expires, terms.round, terms.attempt, terms.model, opening.to_bytes()])
+        self._store.keep_job(self._spec.job, {OPENING: packed})
+
+    def find(self, round: int, attempt: int) -> tuple[bytes, Opening] | None:
+        """The model and the opening of an attempt, if it is the one that is kept."""
+        kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
+        if kept is None:
+            return None
+        _, *found, model, opening = msgpack.unpackb(kept)
+        return (model, Opening.from_bytes(opening)) if found == [round, attempt] else None
+
+    def forget(self) -> None:
+        """The job is over."""
+        self._store.forget_job(self._spec.job)
+
+
+def forget_expired(store: Store, wall: float) -> None:
+    """Forget what is kept of jobs whose time is over: this node was not running when they ended."""
+    for job in store.jobs():
+        kept = store.job_parts(job, OPENING).get(OPENING)
+        if kept is not None and msgpack.unpackb(kept)[0] < wall:
+            store.forget_job(job)
+
+
 class Learned:
     """What a node found out in a round: its update, for how many rows, and sums of metrics over rows that were evaluated."""
 
@@ -137,69 +166,6 @@ class Attempt:
         self.encoded = encoded
         self.party = party
         self.vector: Vector | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class KeptSum:
-    """A sum that this node has signed for: what it still has to say about it, kept so that a restart in between loses nothing.
-
-    Its disk is the owner's. `opening` has the one share of each peer that the signed survivors call for.
-    """
-
-    expires: float
-    round: int
-    attempt: int
-    model: bytes
-    survivors: tuple[PeerId, ...]
-    consent: bytes
-    opening: Opening
-
-    def to_bytes(self) -> bytes:
-        """For the store."""
-        facts = [self.expires, self.round, self.attempt, self.model, self.survivors, self.consent, self.opening.to_bytes()]
-        packed: bytes = msgpack.packb(facts)
-        return packed
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> KeptSum:
-        """What `to_bytes` gave; `WireError` for anything else."""
-        kept = unpack(data, "a kept sum", error=WireError)
-        if not isinstance(kept, list) or list(map(type, kept)) != [float, int, int, bytes, list, bytes, bytes]:
-            raise WireError("a kept sum has a wrong form")
-        expires, number, attempt, model, survivors, consent, opening = kept
-        return cls(
-            expires=expires,
-            round=number,
-            attempt=attempt,
-            model=model,
-            survivors=tuple(PeerId(str(one)) for one in survivors),
-            consent=consent,
-            opening=Opening.from_bytes(opening),
-        )
-
-    def consent_to(self, survivors: Sequence[PeerId]) -> bytes:
-        """The signature, for the same survivors alone."""
-        if sorted(survivors) != sorted(self.survivors):
-            raise ReleaseDenied("this node has signed other survivors for this attempt (rule secagg.leg)", rule="secagg.leg")
-        return self.consent
-
-
-def kept_sum(store: Store, job: JobId) -> KeptSum | None:
-    """What is kept of a job, if it can be read."""
-    data = store.job_parts(job, SUM).get(SUM)
-    try:
-        return None if data is None else KeptSum.from_bytes(data)
-    except WireError as error:
-        log.warning("what was kept of job %s cannot be read, and is not used: %s", job, error)
-        return None
-
-
-def forget_old_sums(store: Store, wall: float) -> None:
-    """At the start of a node: forget what jobs that are over by now have left."""
-    for job in store.jobs():
-        kept = kept_sum(store, JobId(job))
-        if kept is None or kept.expires < wall:
-            store.forget_job(job)
 
 
 def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, bytes]) -> Vector:

@@ -28,7 +28,7 @@ from grid.ids import GridId, JobId, PeerId, PlanId
 from grid.node.assignment import Assignment
 from grid.node.custody import Custody
 from grid.node.executor import Lane
-from grid.node.job_rounds import forget_old_sums, kept_sum
+from grid.node.job_rounds import forget_expired
 from grid.node.job_rules import check_datasets
 from grid.node.trainers import Trainers
 from grid.plans import ir
@@ -113,15 +113,15 @@ class Jobs:
 
     async def run(self) -> None:
         """Follow calls, until cancelled."""
-        await asyncio.to_thread(forget_old_sums, self._store, self._clock.wall())
         try:
+            await asyncio.to_thread(forget_expired, self._store, self._clock.wall())
             while True:
                 await self._call.wait()
                 self._call.clear()
                 await self._follow()
         finally:
             for job in list(self._jobs):
-                await self._end(job)
+                await self._end(job, over=False)
 
     async def _follow(self) -> None:
         """Be there while there are jobs; `CALLS` attempts to be there at all."""
@@ -173,7 +173,7 @@ class Jobs:
         for job, one in list(self._jobs.items()):
             if now - one.touched > one.spec.deadline_s + SILENCE_S or wall > one.spec.expires:
                 log.info("job %s is forgotten: nothing has been heard of it, or its time is over", job)
-                self._spawn(self._end(job), "end of a job")
+                self._spawn(self._end(job, over=wall > one.spec.expires), "end of a job")
 
     # ------------------------------------------------------------ offers
 
@@ -226,7 +226,6 @@ class Jobs:
             datasets=spec.datasets_of(self._me.id),
         )
         try:
-            kept = await lane.submit(partial(kept_sum, self._store, spec.job))
             if training.layout.size * training.layout.dtype.itemsize * VECTORS > self._settings.max_bytes_per_client:
                 raise QuotaExceeded(
                     f"the job's model has {training.layout.size} numbers, more than this node trains (max_bytes_per_client)"
@@ -243,7 +242,6 @@ class Jobs:
                 store=self._store,
                 datasets=self._custody.datasets,
                 minimum=self._custody.smallest_cohort,
-                kept=kept,
                 lane=lane,
                 spawn=self._spawn,
             )
@@ -270,14 +268,13 @@ class Jobs:
     async def end(self, message: EndJob) -> None:
         """The job is over, or goes on without this node."""
         await self._end(message.job)
-        await asyncio.to_thread(self._store.forget_job, message.job)
 
-    async def _end(self, job: JobId) -> None:
+    async def _end(self, job: JobId, *, over: bool = True) -> None:
         self._heard_at = self._clock.monotonic()
         found = self._jobs.pop(job, None)
         if found is not None:
             log.info("job %s is over here", job)
-            await found.close()
+            await found.close(over=over)
 
 
 def _plan(encoding: Buffer, wanted: PlanId, most: int) -> Plan:

@@ -1,4 +1,4 @@
-"""Drives a job's state machine by hand: each delivery is a step, time moves when nothing is left to deliver; no loop, no threads.
+"""Drives a job's state machine by hand: each delivery is one step, and time moves when nothing is left to deliver.
 
 Nodes are scripted ones with real secure aggregation, the store is a real one in memory, and a kill drops all that has not been
 delivered: the next machine is made of what the store has.
@@ -167,7 +167,6 @@ class Driver:
     def until_over(self, most: int = 100_000) -> Driver:
         """Run until the job has ended, and all of it is kept."""
         for _ in range(most):
-            assert bool(self.machine.card().ended) == self.machine.settled  # whoever watches a job stops at its end
             if self.machine.settled:
                 return self
             self.step()

@@ -17,7 +17,7 @@ from grid.node import jobs as node_jobs
 from grid.plans import ir
 from grid.settings import NodeSettings
 from grid.testing import LocalGrid
-from grid.wire.jobs import EndJob, RoundRoster, RoundUnmask, SingleUpdate
+from grid.wire.jobs import EndJob, RoundRoster, SingleUpdate
 from tests.node.job_host import NAMES, Host, Round, made_order, numbers, offer, rows_of
 
 OPEN_TO_ALL: dict[str, Any] = {"release": "aggregate", "plans": "any"}
@@ -140,29 +140,35 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
         assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
 
 
-async def test_a_node_that_restarts_before_the_last_leg_still_says_what_it_signed_for() -> None:
+async def test_a_node_that_is_lost_after_it_has_signed_still_opens_that_sum_and_no_other() -> None:
     async with grid_of() as (local, host):
-        made = await offered(host, local)
-        now = Round(host, made)
-        await now.begin()
-        await now.share()
-        await now.collect()
-        with pytest.raises(ReleaseDenied, match=r"secagg\.leg"):
-            await host.ask("alice", RoundUnmask(job=made.spec.job, round=1, attempt=1, consents=()))
-        consents = {name: (await host.ask(name, now.survivors())).signature for name in NAMES}
-        for name, signature in consents.items():
-            now.server.add_consent(now.ids[name], signature)
+        made = await offered(host, local, seed=7)
+        first = Round(host, made)
+        await first.begin()
+        await first.share()
+        await first.collect()
+        for name in NAMES:
+            consent = await host.ask(name, first.survivors())
+            first.server.add_consent(first.ids[name], consent.signature)
+        for name in ("bob", "carol"):
+            answer = await host.ask(name, first.unmasking())
+            first.server.add_reveal(first.ids[name], {one.peer: one.data for one in answer.shares})
         await restart(local, host, "alice")
         await host.ask("alice", offer(made))
-        assert (await host.ask("alice", now.survivors())).signature == consents["alice"]
-        fewer = dataclasses.replace(now.survivors(), survivors=now.server.survivors()[:2])
-        with pytest.raises(ReleaseDenied, match=r"secagg\.leg"):
-            await host.ask("alice", fewer)
-        assert (await now.open()).weight == 120
-        store = local._running._stores["alice"]
-        assert store.job_parts(made.spec.job)
-        await local.node("alice")._jobs.end(EndJob(job=made.spec.job))
-        assert not store.job_parts(made.spec.job)
+        with pytest.raises(NotFound, match="was restarted"):
+            await host.ask("alice", dataclasses.replace(first.unmasking(), attempt=2))
+        with pytest.raises(ReleaseDenied, match=r"secagg\.consent"):
+            await host.ask("alice", dataclasses.replace(first.unmasking(), consents=()))
+        answer = await host.ask("alice", first.unmasking())
+        first.server.add_reveal(first.ids["alice"], {one.peer: one.data for one in answer.shares})
+        assert first.terms.quantiser.decode(first.server.result()).weight == 120
+        with pytest.raises(ReleaseDenied, match=r"secagg\.model"):
+            await host.ask("alice", Round(host, made, number=2).beginning())
+        store = local.node("alice")._jobs._store  # type: ignore[union-attr]
+        assert store.jobs() == [made.spec.job]
+        host.peers["alice"].notify(EndJob(job=made.spec.job))
+        await offered(host, local)  # answered after the end
+        assert made.spec.job not in store.jobs()
 
 
 async def restart(local: LocalGrid, host: Host, name: str) -> None:
