@@ -26,6 +26,7 @@ from grid.federated.losses import LossPlans, RowSpec, trace_losses
 from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
 from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
+from grid.federated.with_buffers import with_buffers
 from grid.ids import JobId, PeerId, random_id
 from grid.policy.rules import APPROVE, DENY, SINGLE
 from grid.wire.jobs import StartJob
@@ -121,7 +122,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         datasets=tuple((PeerId(one.node.id), one.name) for one in found),
         rounds=wish.rounds,
         local=local.to_plain(),
-        strategy=strategy.to_plain(),
+        strategy=with_buffers(strategy, plans.layout.size - plans.layout.trained).to_plain(),
         strategy_plan=hashlib.sha256(own).hexdigest() if own else "",
         secure=bool(wish.secure),
         min_nodes=_least_nodes(wish, len(nodes), least),
@@ -221,6 +222,8 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
             f"{type(strategy).__name__} looks at each node's update by itself, which secure aggregation hides: say secure=False,"
             ' where every owner has updates = "single" in [policy], or take FedAvg'
         )
+    if secure:
+        _check_organisations(found)
     for one in found:
         where = f"the dataset {one.name!r} at {one.node.name}"
         if one.policy.release == DENY:
@@ -233,6 +236,18 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
                 f'{where} has updates = "{one.policy.updates}": its updates leave in sums over nodes alone. Say secure=True, or'
                 ' ask its owner for updates = "single" in [policy]'
             )
+
+
+def _check_organisations(found: Sequence[Dataset]) -> None:
+    """No two nodes of a secure sum belong to one organisation, which would know two of its inputs."""
+    seen: dict[str, str] = {}
+    for node in dict.fromkeys(one.node for one in found if isinstance(one.node, Node)):
+        if node.organisation and node.organisation in seen:
+            raise InvalidRequest(
+                f"{seen[node.organisation]} and {node.name} both belong to {node.organisation!r}, and a secure sum takes one node"
+                " of each organisation: leave one out"
+            )
+        seen[node.organisation] = node.name
 
 
 def _check_approvals(found: Sequence[Dataset], plans: LossPlans) -> None:

@@ -42,7 +42,7 @@ from grid.federated.progress import (
     report_part,
     weights_part,
 )
-from grid.federated.rounds import MAX_REASON, REVEALS, SHORT, SUM, AnyRound, Done, Lost, Plan, SecureRound, Summed
+from grid.federated.rounds import REVEALS, SUM, AnyRound, Done, Lost, Plan, SecureRound, Summed
 from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
 from grid.federated.secagg.quantiser import choose
 from grid.federated.secagg.statements import Terms
@@ -63,8 +63,8 @@ NAMED = 10
 """Nodes that a text names before it only counts them."""
 
 CALL_EVERY_S = 5.0
-GATHER_S = 5.0
-"""How long the first round waits for nodes that have not come, where enough are there. Those that have come get more time."""
+GATHER_S = 10.0
+"""How long the first round waits for nodes beyond those that it needs."""
 
 ATTEMPTS_OF_A_RUN = 1 << 16
 """A gateway that is started again begins attempts at a number that none before it has used."""
@@ -136,8 +136,7 @@ class Coordination:
         self._evaluating = False
         self._applying: tuple[Done, bool, float] | None = None
         self._keeping: dict[str, RoundReport | None] = {}
-        self._has_begun = False
-        self._round_began = self._stuck_since = 0.0
+        self._round_began = self._stuck_since = self._gather_until = 0.0
         self._not_before = 0.0
         self._lost_in_row = 0
         self._reason: Lost | None = None
@@ -162,7 +161,7 @@ class Coordination:
         return self._model
 
     def card(self) -> JobCard:
-        """What is known of it."""
+        """What is known of it. It is told as running until its end is kept: who watches it stops at the end."""
         card = self.progress.card(self.spec, text=self.text)
         return dataclasses.replace(card, state=RUNNING, ended=0.0) if self.over and self._keeping else card
 
@@ -172,7 +171,7 @@ class Coordination:
         """A new job: keep it, and call its nodes. `start` is what a gateway needs to read the order again."""
         self.story.heard(now, "the job has come")
         self.progress.started = self._wall()
-        self._stuck_since = now
+        self._begins(now)
         parts = {START: start, PROGRESS: self.progress.to_bytes(), **self._model_parts()}
         return [Keep(self.story.cause, START, parts), *self._call(now)]
 
@@ -180,7 +179,7 @@ class Coordination:
         """A job that another gateway process has driven. `kept` are its parts `SUM`, `ROUND` and `REVEALS`, if there are any."""
         self.story.heard(now, "the gateway was started again")
         self.progress.runs += 1
-        self._stuck_since = now
+        self._begins(now)
         effects: list[Effect] = [Keep(self.story.cause, "again", {PROGRESS: self.progress.to_bytes()})]
         if not self.over and SUM in kept and ROUND in kept:
             effects += self._resume_round(now, kept)
@@ -237,8 +236,7 @@ class Coordination:
         self._refused[peer] = error
         left = len(self._nodes) - len(self._refused)
         if left < self._quorum:
-            why = f"node {self._name(peer)} refused: {error.message[:MAX_REASON]}"
-            told = f"{left} nodes could take part and {self._quorum} are needed; {why}"
+            told = f"{left} nodes could take part and {self._quorum} are needed; node {self._name(peer)} refused: {error.message}"
             failed = type(error)(told, **error.details)
             return self._end(FAILED, told, now, error=failed)
         return self._advance(now)
@@ -291,6 +289,10 @@ class Coordination:
 
     # ------------------------------------------------------------ rounds
 
+    def _begins(self, now: float) -> None:
+        self._stuck_since = now
+        self._gather_until = now + min(GATHER_S, self.spec.deadline_s / 4)
+
     def _call(self, now: float) -> list[Effect]:
         """Ask nodes that are away to open a channel, every few seconds."""
         away = [peer for peer in self._nodes if peer not in self._here]
@@ -323,7 +325,8 @@ class Coordination:
         ready = [peer for peer in self._nodes if peer in self._ready]
         if now - self._stuck_since >= DEADLINES * self.spec.deadline_s:
             return self._give_up(now)
-        gathering = not self._has_begun and self._gathers(now)
+        unheard = any(peer not in self._ready and peer not in self._refused for peer in self._nodes)
+        gathering = unheard and now < self._gather_until
         if len(ready) < self._quorum or gathering:
             away = self._names([peer for peer in self._nodes if peer not in self._ready])
             needed = f"{len(ready)} nodes are there and {self._quorum} are needed"
@@ -333,14 +336,6 @@ class Coordination:
             return []
         return self._begin(ready, now)
 
-    def _gathers(self, now: float) -> bool:
-        """Whether the first round waits for nodes beyond those that it needs: some for an answer, some to come at all."""
-        unheard = [peer for peer in self._nodes if peer not in self._ready and peer not in self._refused]
-        patience = self.spec.deadline_s * SHORT
-        if any(peer not in self._here for peer in unheard):
-            patience = patience if any(peer in self._here for peer in unheard) else min(GATHER_S, patience)
-        return bool(unheard) and now < self._stuck_since + patience
-
     def _begin(self, ready: list[PeerId], now: float) -> list[Effect]:
         spec, at = self.spec, self.progress
         at.number += 1
@@ -349,7 +344,7 @@ class Coordination:
         cohort = self._draw(ready, at.number)
         plan = self._plan(cohort, at.number, now)
         began = at.state != RUNNING
-        self._has_begun = True
+        self._gather_until = now
         at.state, at.text = RUNNING, ""
         self._round_began = now
         self._round = self._make_round(plan)
