@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from grid.client.hooking import unhook as unhook
     from grid.client.links import Link as Link
     from grid.client.sums import sum as sum
+    from grid.federated.local import Local as Local
+    from grid.federated.schedules import ConstantSchedule as ConstantSchedule
+    from grid.federated.schedules import CosineSchedule as CosineSchedule
+    from grid.federated.schedules import StepSchedule as StepSchedule
+    from grid.federated.strategies import FedAdagrad as FedAdagrad
+    from grid.federated.strategies import FedAdam as FedAdam
+    from grid.federated.strategies import FedAvg as FedAvg
+    from grid.federated.strategies import FedAvgM as FedAvgM
+    from grid.federated.strategies import FedProx as FedProx
+    from grid.federated.strategies import FedYogi as FedYogi
     from grid.plans.ir import Plan as Plan
     from grid.plans.optimizers import SGD as SGD
     from grid.plans.optimizers import Adam as Adam
@@ -49,15 +59,20 @@ ERRORS = (
     "WireError",
 )
 
+STRATEGIES = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi")
+
 EXPORTS: dict[str, tuple[str, str]] = {
     **{name: ("grid.errors", name) for name in ERRORS},
     "Adam": ("grid.plans.optimizers", "Adam"),
     "AdamW": ("grid.plans.optimizers", "AdamW"),
     "aio": ("grid.client.api", ""),
+    **{name: ("grid.federated.schedules", name) for name in ("ConstantSchedule", "CosineSchedule", "StepSchedule")},
+    **{name: ("grid.federated.strategies", name) for name in STRATEGIES},
     "connect": ("grid.client.blocking", "connect"),
     "fix_precision": ("grid.client.fixed_precision", "fix_precision"),
     "hook": ("grid.client.hooking", "hook"),
     "Link": ("grid.client.links", "Link"),
+    "Local": ("grid.federated.local", "Local"),
     "plan": ("grid.plans.trace", "plan"),
     "Plan": ("grid.plans.ir", "Plan"),
     "SGD": ("grid.plans.optimizers", "SGD"),

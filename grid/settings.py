@@ -119,6 +119,11 @@ class NodeSettings:
         "memory of one process of a session or a committee, beside datasets; should be more than max_bytes_per_client",
         64 << 20,
     )
+    max_trainings: int = setting(8, "federated jobs at once that train here", 0)
+    max_training_s: float = setting(600.0, "time that local training of one round of a federated job may take", 0.01)
+    training_device: str = setting(
+        "auto", "where federated jobs train: a GPU where torch has one, or always one of them", choices=("auto", "cpu", "cuda")
+    )
     max_plan_s: float = setting(300.0, "time that one run of a plan may take", 0.01)
     max_command_s: float = setting(60.0, "time that one operation outside a plan may take", 0.01)
     kill_grace_s: float = setting(5.0, "time over a limit after which a process that has not stopped by itself is ended", 0.01)

@@ -41,6 +41,7 @@ COLUMN_CHOICES: Mapping[str, tuple[str, ...]] = {
 POLICY_CHOICES: Mapping[str, tuple[str, ...]] = {
     "release": ("deny", "aggregate", "approve", "open"),
     "plans": ("builtin", "any"),
+    "updates": ("summed", "single"),
 }
 
 _ALLOWED = re.compile(r"[0-9a-f]{64}(\([^()]*\))?\Z")
@@ -136,7 +137,7 @@ def _check_values(dataset: DatasetCard) -> None:
 def _check_policy(dataset: DatasetCard) -> None:
     policy = dataset.policy
     for field, choices in POLICY_CHOICES.items():
-        _one_of(f"{field} rule", dataset, {"release": policy.release, "plans": policy.plans}[field], choices)
+        _one_of(f"{field} rule", dataset, getattr(policy, field), choices)
     _count("allowed plans", dataset, len(policy.allow), MAX_COLUMNS)
     for plan in policy.allow:
         _bounded("allowed plan", plan, MAX_ALLOWED)

@@ -56,6 +56,8 @@ def _aggregate(policy: PolicyCard) -> Explained:
         may.append(f"Results of built-in statistics{f', and of {listed} that the owner has read and listed' if plans else ''}")
     if policy.share:
         may.append("Its part in a secure sum over several nodes, of which only the total is seen")
+    if policy.updates == "single":
+        may.append("What federated jobs learn of it, by itself, to this gateway")
     if policy.sinks:
         may.append(f"Values with rows, sealed, to these nodes: {', '.join(policy.sinks[:SHOWN_CATEGORIES])}")
     may += _on_shares(policy)

@@ -41,6 +41,7 @@ from grid.node.session import ClientSession
 from grid.node.strangers import DIRECT, EVICTED, Strangers
 from grid.node.sums import Sums
 from grid.node.threads import ThreadRuntime
+from grid.node.trainers import Trainers
 from grid.node.transfers import Transfers
 from grid.policy.approvals import Approvals
 from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
@@ -174,6 +175,7 @@ class Node:
             dial=dial_party,
             address=lambda: self._address,
         )
+        self._trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
         self._node_handlers = Handlers(NODE_HANDLERS)
@@ -223,6 +225,7 @@ class Node:
         finally:
             try:
                 await self._parties.close()
+                await self._trainers.close()
             finally:
                 if self._workers is not None:
                     await self._workers.__aexit__(None, None, None)

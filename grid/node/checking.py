@@ -207,6 +207,7 @@ def what_leaves(policy: Policy, rows: int) -> list[str]:
         return [
             "What you approve with `grid approve`: each time one result of a plan, once, to the client that asked. It may be"
             " anything that a plan makes of the rows, single rows included: no rule checks it but you.",
+            *_updates(policy),
             *_on_shares(policy),
         ]
     if policy.release == OPEN:
@@ -218,9 +219,16 @@ def what_leaves(policy: Policy, rows: int) -> list[str]:
     ]
     if policy.may_share:
         found.append("The same kind of results into sums over several nodes, of which only the sum becomes known.")
+    found += _updates(policy)
     if policy.sinks:
         found.append(f"Rows and what is made of them, to the nodes {', '.join(policy.sinks)}.")
     return found + _on_shares(policy)
+
+
+def _updates(policy: Policy) -> list[str]:
+    """What federated jobs may send beside sums."""
+    single = "What federated jobs learn of the rows, by itself, to the gateway: it can be turned back into rows."
+    return [single] if policy.may_update_singly else []
 
 
 def _on_shares(policy: Policy) -> list[str]:

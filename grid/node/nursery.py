@@ -1,6 +1,7 @@
 """The process that workers are forked from: it has everything imported and the datasets mapped, and does nothing else.
 
-There is one for clients' sessions, and one for parties of committees, which has the kernels compiled and no datasets.
+There is one for clients' sessions and the training of federated jobs, and one for parties of committees, which has the kernels
+compiled and no datasets.
 A node starts it with `exec`, so it has none of the node's memory: no key ever lies in it. It runs one thread and no pool of
 threads, which is what makes `fork` safe; a worker costs a few milliseconds and shares the pages of all modules. It reports
 how each worker ends, and when the node is gone, it kills them all and ends.
@@ -45,6 +46,7 @@ from grid.node.nursery_messages import (
 )
 from grid.node.pace import Pace, Pulse
 from grid.node.sharing import mapped_sources
+from grid.node.trainer_main import TrainerProcess
 from grid.node.worker import Worker, settle
 from grid.node.workspace import Workspace
 from grid.settings import NodeSettings, load
@@ -168,6 +170,8 @@ class Nursery:
 
                 run_party(end_of(PIPE_FD), [end_of(PIPE_FD + 1 + at) for at in range(len(files))], self._settings, most)
                 raise EOFError("the node is gone")
+            if message.trains:
+                TrainerProcess(BlockingPipe(end_of(PIPE_FD), most), pulse, self._sources, self._settings).run()
             lost = None if message.lost is None else message.lost.to_error()
             Worker(BlockingPipe(end_of(PIPE_FD), most), pulse, self._sources, self._settings, lost).run()
         except EOFError:

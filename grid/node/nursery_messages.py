@@ -58,11 +58,12 @@ class Ready(Message):
 class Fork(Message):
     """Node -> nursery: make a worker. Its end of a pipe, the page of its `Pulse`, and a party's sockets come along.
 
-    `lost`: what ended the worker before, if there was one in this session.
+    `lost`: what ended the worker before, if there was one in this session. `trains`: it is for a federated job.
     """
 
     number: int
     lost: ErrorInfo | None = None
+    trains: bool = False
 
 
 @message("forked", TELL)

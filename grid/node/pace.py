@@ -94,3 +94,31 @@ class Pace:
 def time_advice(seconds: float, limit: str) -> str:
     """The end of a sentence about work that took too long."""
     return f"{seconds:g} s ({limit}); give it smaller batches, or ask the node's owner for a higher limit"
+
+
+class TrainingLimit:
+    """How long one round of local training may take: looked at between batches, and told to the node, which ends what hangs."""
+
+    def __init__(self, seconds: float, note: Callable[[float, int], None] = lambda until, request: None) -> None:
+        self._seconds = seconds
+        self._note = note
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """It begins."""
+        self._until = time.monotonic() + self._seconds
+        self._note(self._until, 0)
+
+    def end(self) -> None:
+        """Nothing runs."""
+        self._note(0.0, 0)
+
+    def check(self) -> None:
+        """Raise `QuotaExceeded` where the time is over."""
+        if time.monotonic() > self._until:
+            raise training_overran(self._seconds)
+
+
+def training_overran(seconds: float) -> QuotaExceeded:
+    """The error of a round that took too long."""
+    return QuotaExceeded(f"local training ran longer than {time_advice(seconds, 'max_training_s')}", limit="max_training_s")

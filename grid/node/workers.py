@@ -79,8 +79,11 @@ class Worker:
     `cause`: why this node ended it, if it did.
     """
 
-    def __init__(self, number: int, end: End, pulse: Pulse, max_bytes: int, user: WorkerUser) -> None:
+    def __init__(
+        self, number: int, end: End, pulse: Pulse, max_bytes: int, user: WorkerUser, trains: bool = False
+    ) -> None:
         self.number = number
+        self.trains = trains
         self.cause: GridError | None = None
         self.ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self.pid = 0
@@ -185,14 +188,17 @@ class Workers:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def start(self, user: WorkerUser, lost: GridError | None, files: Sequence[int] = ()) -> Worker:
-        """A new worker, given copies of these open files; what it is sent waits until it runs. Raises `QuotaExceeded` where too
-        many sessions have one already."""
+    def start(
+        self, user: WorkerUser, lost: GridError | None, files: Sequence[int] = (), *, trains: bool = False
+    ) -> Worker:
+        """A new worker, given copies of these open files; what it is sent waits until it runs. `trains`: it is for a federated
+        job, whose number is bounded elsewhere. Raises `QuotaExceeded` where too many sessions have one already."""
         if self._data is None:
             raise NodeUnavailable("the node is closing")
-        if self._kind == SESSIONS and len(self._workers) >= self._settings.max_processes:
+        sessions = sum(not worker.trains for worker in self._workers.values())
+        if self._kind == SESSIONS and not trains and sessions >= self._settings.max_processes:
             raise QuotaExceeded(
-                f"{len(self._workers)} sessions of clients work at this node already (max_processes); try again later"
+                f"{sessions} sessions of clients work at this node already (max_processes); try again later"
             )
         if self._nursery is None:
             self._nursery = Nursery(self._kind, self._data, self._settings, self._heard, self._lost)
@@ -203,7 +209,10 @@ class Workers:
             pulse = Pulse(page)
             number = next(self._numbers)
             self._nursery.say(
-                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost)), theirs.fileno(), page, *files
+                Fork(number=number, lost=None if lost is None else ErrorInfo.of(lost), trains=trains),
+                theirs.fileno(),
+                page,
+                *files,
             )
         except OSError as error:
             ours.close()
@@ -211,7 +220,7 @@ class Workers:
         finally:
             os.close(page)
             theirs.close()
-        worker = Worker(number, ours, pulse, self._settings.session.max_message_bytes + ROOM, user)
+        worker = Worker(number, ours, pulse, self._settings.session.max_message_bytes + ROOM, user, trains)
         self._workers[number] = worker
         return worker
 

@@ -149,7 +149,7 @@ class Compiled:
 
     def _explained(self, error: Exception) -> Exception:
         """The same failure with the step that it happened in, which is the line of the generated code."""
-        index = self._failed_step(error)
+        index = self.failed_step(error)
         if index is None:
             return ExecutionFailed(f"the plan {self._program.name} failed: {error}")
         op = self._program.steps[index].op
@@ -157,7 +157,8 @@ class Compiled:
             return _located(error, index, op)
         return ExecutionFailed(f"step {index} ({op}) failed: {str(error).strip()[:500]}", step=index, op=op)
 
-    def _failed_step(self, error: Exception) -> int | None:
+    def failed_step(self, error: Exception) -> int | None:
+        """The step of the program that raised this error, where one did."""
         trace = error.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code is self._code:

@@ -19,6 +19,9 @@ RELEASES = (DENY, AGGREGATE, APPROVE, OPEN)
 BUILTIN, ANY = "builtin", "any"
 PLANS = (BUILTIN, ANY)
 
+SUMMED, SINGLE = "summed", "single"
+UPDATES = (SUMMED, SINGLE)
+
 DEFAULT_MIN_ROWS = 10
 DEFAULT_SHARE_OF_ROWS = 0.33
 """Elements released over a dataset's life, as a share of its rows, where the owner sets no `max_elements`."""
@@ -44,8 +47,9 @@ class Policy:
     aggregate). `allow` lists plans; one with arguments, "ID(alice/bid, bob/bid)", is for these on shares alone (`calls`).
     `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
     move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
-    sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `epsilon` and
-    `delta` bound what differential privacy may spend.
+    sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
+    whether what a federated job learned of the rows leaves in sums over nodes alone ("summed"), or also by itself, to the gateway
+    ("single"). `epsilon` and `delta` bound what differential privacy may spend.
     """
 
     release: str = DENY
@@ -55,12 +59,14 @@ class Policy:
     max_elements: int | None = None
     sinks: tuple[str, ...] = ()
     share: bool | tuple[str, ...] | None = None
+    updates: str = SUMMED
     epsilon: float | None = None
     delta: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("release", self.release, RELEASES)
         _check_choice("plans", self.plans, PLANS)
+        _check_choice("updates", self.updates, UPDATES)
         _check_count("min_rows", self.min_rows, 1)
         if self.max_elements is not None:
             _check_count("max_elements", self.max_elements, 0)
@@ -96,6 +102,11 @@ class Policy:
             return self.share
         return self.release != DENY or bool(self.share)
 
+    @property
+    def may_update_singly(self) -> bool:
+        """Whether an update of a federated job may go to the gateway by itself: where secure aggregation is off."""
+        return self.release != DENY and (self.updates == SINGLE or self.release == OPEN)
+
     def parties(self, *, dev: bool = False) -> tuple[str, ...]:
         """The nodes, by name or id, that may hold shares of rows in a committee, beside the owner's own; `ANYBODY` for all.
 
@@ -124,6 +135,7 @@ class Policy:
             sinks=self.sinks,
             share=self.may_share,
             parties=self.parties(dev=dev),
+            updates=SINGLE if self.may_update_singly else SUMMED,
         )
 
 

@@ -298,7 +298,8 @@ class PolicyCard:
 
     `allow`: ids of plans, each perhaps with the arguments that it is to have on shares (`policy.rules`). `share`: whether it may
     be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
-    own, ("*",) for whichever a client names.
+    own, ("*",) for whichever a client names. `updates`: "summed" where what federated jobs learn leaves in sums alone,
+    "single" where an update may go to the gateway by itself.
     """
 
     release: str
@@ -309,6 +310,7 @@ class PolicyCard:
     sinks: tuple[str, ...] = ()
     share: bool = True
     parties: tuple[str, ...] = ()
+    updates: str = "summed"
 
     @property
     def summary(self) -> str:

@@ -222,6 +222,8 @@ def test_the_policy_in_plain_words() -> None:
     (approved,), (kept,) = what_leaves(Policy(release="approve"), 100), what_stays(Policy(release="approve"))
     assert "`grid approve`" in approved and "single rows included" in approved, "what an owner approves does leave"
     assert "have not approved" in kept
+    assert "turned back into rows" not in said
+    assert any("turned back into rows" in one for one in what_leaves(dataclasses.replace(aggregate, updates="single"), 100))
     builtin = dataclasses.replace(aggregate, plans="builtin", share=False, sinks=())
     assert len(what_leaves(builtin, 100)) == 1 and "the 0 plans in `allow` alone" in what_leaves(builtin, 100)[0]
 

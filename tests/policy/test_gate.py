@@ -320,6 +320,7 @@ def test_bytes_have_a_rate_per_client() -> None:
         {"allow": ["abc"]},
         {"sinks": "bob"},
         {"share": "yes"},
+        {"updates": "each"},
         {"epsilon": 0},
         {"delta": 1.5},
         {"unknown": 1},

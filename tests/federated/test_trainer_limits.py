@@ -1,0 +1,61 @@
+"""What a round at a node may take, and what becomes of a process that takes more or is ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from training_models import classes, mlp, plans_for, vectors, weights_of
+from training_nodes import SOURCES, made_with, opened
+
+from grid.errors import ExecutionFailed, PlanRejected, QuotaExceeded
+from grid.federated.local import Local
+from grid.federated.losses import trace_losses
+from grid.node.trainer_process import ProcessTraining
+from grid.node.trainers import Trainers
+from grid.settings import NodeSettings
+
+pytestmark = pytest.mark.asyncio
+
+
+class Slow(nn.Module):
+    """One step of its plan takes seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 3000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x @ self.weight
+        square = wide.T @ wide
+        return x[:, :3] * (square @ square @ square).mean()
+
+
+async def test_limits_of_time_hold_between_batches_and_for_what_hangs() -> None:
+    settings = NodeSettings(max_training_s=0.5, kill_grace_s=0.05)
+    async with made_with(settings, processes=True) as trainers:
+        model = mlp()
+        plans = plans_for(model)
+        training = await opened(trainers, plans, Local(epochs=1000, batch_size=1), "one")
+        assert isinstance(training, ProcessTraining)
+        weights = weights_of(model, plans.layout)
+        with pytest.raises(QuotaExceeded, match="max_training_s"):
+            await training.train(weights, round=1)
+        assert (await training.evaluate(weights)).metrics[0] > 0, "the process goes on after a limit between batches"
+        for how, error in ((signal.SIGSTOP, QuotaExceeded), (signal.SIGKILL, ExecutionFailed)):
+            assert training._worker is not None
+            os.kill(training._worker.pid, how)
+            with pytest.raises(error, match=r"max_training_s|killed from outside"):
+                await training.evaluate(weights)
+            assert (await training.evaluate(weights)).metrics[0] > 0, "the next call starts another process"
+
+
+async def test_plans_that_take_too_much_are_refused() -> None:
+    slow = trace_losses(Slow(), nn.functional.cross_entropy, vectors(), classes())
+    with pytest.raises(PlanRejected, match="would give 9000000 elements; at most 1000000"):
+        await opened(Trainers(NodeSettings(max_op_elements=1_000_000), SOURCES), slow, Local(), "one")
+    with pytest.raises(PlanRejected, match="steps"):
+        await opened(Trainers(NodeSettings(max_plan_steps=2), SOURCES), slow, Local(), "one")
