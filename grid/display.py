@@ -34,6 +34,7 @@ _CARD = """\
 {% endif %}{% if more %}<div style="opacity:.7">and {{ more }} more</div>
 {% endif %}{% if code %}<pre style="margin:6px 0 0; padding:6px 8px; max-height:24em; overflow:auto; color:inherit;
  background:rgba(127,127,127,.1); font:12px/1.45 ui-monospace,monospace; white-space:pre">{{ code }}</pre>
+{% endif %}{% if picture %}{{ picture|safe }}
 {% endif %}{% if note %}<div style="margin:4px 0 0; opacity:.7">{{ note }}</div>
 {% endif %}</div>"""
 
@@ -52,10 +53,14 @@ def html(
     columns: Sequence[str] = (),
     rows: Sequence[Sequence[object]] = (),
     code: str = "",
+    picture: str = "",
     note: str = "",
     accent: str = CALM,
 ) -> str:
-    """A card for a notebook: a title, a list of facts (empty ones are left out), a table, a text in fixed width, a note."""
+    """A card for a notebook: a title, a list of facts (empty ones are left out), a table, a text in fixed width, a note.
+
+    `picture` is SVG as it stands: nothing that comes from others may be in it.
+    """
     columns, rows = _filled(columns, rows)
     return str(
         _template().render(
@@ -66,6 +71,7 @@ def html(
             rows=[[printable(value) for value in row] for row in rows[:MAX_SHOWN]],
             more=max(0, len(rows) - MAX_SHOWN),
             code=code,
+            picture=picture,
             note=note,
             accent=accent,
             cell=_CELL,

@@ -17,7 +17,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
+
+import torch
+from torch import nn
 
 from grid.client.chain import CLIENTS
 from grid.client.committee import Committee, open_committee
@@ -25,15 +28,19 @@ from grid.client.connection import NodeConnection
 from grid.client.datasets import Dataset, Datasets
 from grid.client.flow import Home
 from grid.client.home import Credentials, gateway_url
+from grid.client.job_line import JobLine
+from grid.client.jobs import Job, JobList
+from grid.client.meter import Metered
 from grid.client.nodes import NODE_COLUMNS, Node, Nodes, Roster
 from grid.client.paths import DialDirect, Paths
 from grid.client.shapes import Shapes
 from grid.client.sums import sum as sum
+from grid.client.training import Options, Wish, order, usual_loss
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.display import counted, html
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
-from grid.ids import CommitteeId, GridId, PeerId, random_id
+from grid.ids import CommitteeId, GridId, JobId, PeerId, random_id
 from grid.rpc.hop import dial_gateway, greeting_of
 from grid.rpc.job_channel import dial_jobs
 from grid.settings import ClientSettings
@@ -41,6 +48,8 @@ from grid.tasks import start
 from grid.transport.base import Dial, Transport
 from grid.transport.websocket import dial_websocket, trusted_certificates
 from grid.wire.address import format_address, parse_address
+from grid.wire.jobs import JobList as JobCards
+from grid.wire.jobs import JobStatus, ListJobs
 from grid.wire.messages import Found, FoundDataset, ListNodes, NodeList, Search
 
 __all__ = ["Client", "Dataset", "Node", "connect", "sum"]
@@ -134,6 +143,15 @@ class Client:
                 self._paths = Paths(
                     dial=self._dial,
                     dial_direct=self._dial_direct,
+                    me=self.me,
+                    trust=self._trust,
+                    settings=self.settings,
+                    clock=self._clock,
+                    tasks=tasks,
+                )
+                self._jobs = JobLine(
+                    dial=self._metered(self._dial_jobs),
+                    hop=self._paths.hop,
                     me=self.me,
                     trust=self._trust,
                     settings=self.settings,
@@ -292,6 +310,82 @@ class Client:
         async with self._gathering:
             known = self._committees.get(frozenset(self._roster.find(name).id for name in names))
             return known if known is not None and known.is_open() and len(names) == 3 else await self.committee(*names)
+
+    # ------------------------------------------------------------ federated jobs
+
+    async def train(
+        self,
+        model: nn.Module,
+        *,
+        loss: Callable[..., torch.Tensor],
+        datasets: Sequence[Dataset],
+        **options: Unpack[Options],
+    ) -> Job:
+        """Have nodes train a copy of `model` on their datasets, round after round; the job, once the gateway has taken it.
+
+        `loss(outputs, targets)` is a torch loss or a function of yours. `rounds` (10), `local=grid.Local(...)`: what a node does
+        in one round, `strategy=grid.FedAvg()` and others: what is made of the sum, `secure` (True): updates leave nodes in sums
+        under masks alone, `min_nodes`: how many nodes a round needs, `fraction` (1.0) of the nodes to draw for each round,
+        `deadline` (600) seconds after which a round leaves those out who are late, `seed` for a run that can be repeated,
+        `metrics`: names, `stop=grid.Stop(...)`: to end early, `evaluate_every` (1) rounds, `weighting`: "examples" or "equal",
+        `name` for people.
+
+        Raises `InvalidRequest` before anything is sent, for datasets that do not go together or whose rules forbid it, and
+        `PlanRejected` for a module or loss that can't be a plan, with the line.
+        """
+        self._check_open()
+        wish = Wish(model=model, loss=loss, datasets=datasets, **options)
+        # Tracing takes a while, and this loop has others to serve.
+        made = await asyncio.to_thread(order, wish, me=self.me, clock=self._clock, dev=self._trust.is_dev)
+        status = await self._jobs.ask(made.message, JobStatus)
+        job = Job(status.card, self._jobs, self._wait, blocking=self._blocking, model=made.model, layout=made.layout)
+        job.follow()
+        return job
+
+    async def job(self, job: str) -> Job:
+        """A job of this client by its id, also one that another process started. Raises `NotFound`."""
+        self._check_open()
+        return await Job.found(JobId(job), self._jobs, self._wait, blocking=self._blocking)
+
+    async def jobs(self) -> JobList:
+        """The jobs of this client, in a --dev grid those of all, the newest first."""
+        self._check_open()
+        listed = await self._jobs.ask(ListJobs(), JobCards)
+        return JobList(Job(card, self._jobs, self._wait, blocking=self._blocking) for card in listed.jobs)
+
+    async def evaluate(
+        self,
+        model: nn.Module,
+        datasets: Sequence[Dataset],
+        *,
+        loss: Callable[..., torch.Tensor] | None = None,
+        **options: Unpack[Options],
+    ) -> dict[str, float]:
+        """Metrics of a model over the rows of all these datasets, as weighted means: name -> number. Waits for them.
+
+        A job without training: only sums over all nodes leave. `metrics` are names; without `loss`, it is cross entropy for classes
+        and squares for numbers. Options and errors as of `train`.
+        """
+        options["rounds"] = 0
+        job = await self.train(model, loss=loss or usual_loss, datasets=datasets, **options)
+        await job._end()
+        if not job.reports:
+            raise InvalidRequest(f"the evaluation ended without a result: {job.text or job.state}")
+        return dict(job.reports[-1].metrics)
+
+    @property
+    def _blocking(self) -> bool:
+        return self._wait is not as_it_is
+
+    def _metered(self, dial: Dial | None) -> Dial | None:
+        """The same connections, whose bytes count as this client's."""
+        if dial is None:
+            return None
+
+        async def metered() -> Transport:
+            return Metered(await dial(), self._paths.meter)
+
+        return metered
 
     # ------------------------------------------------------------ facts
 

@@ -14,18 +14,23 @@ import importlib.util
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
+
+import torch
+from torch import nn
 
 from grid.client import api
 from grid.client.committee import Committee
-from grid.client.datasets import Datasets
+from grid.client.datasets import Dataset, Datasets
 from grid.client.flow import FORKED
+from grid.client.jobs import Job, JobList
 from grid.client.nodes import Node, Nodes
 from grid.client.paths import DialDirect
 from grid.client.progress import Traffic, is_shown, watch
+from grid.client.training import Options
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import InvalidRequest, NodeUnavailable
@@ -187,12 +192,20 @@ class Client:
         settings: ClientSettings | None = None,
         clock: Clock | None = None,
         dial_direct: DialDirect | None = None,
+        dial_jobs: Dial | None = None,
     ) -> None:
         thread = background()
 
         async def start() -> api.Client:
             client = api.Client(
-                dial=dial, me=me, trust=trust, settings=settings, clock=clock, dial_direct=dial_direct, wait=thread.run
+                dial=dial,
+                me=me,
+                trust=trust,
+                settings=settings,
+                clock=clock,
+                dial_direct=dial_direct,
+                dial_jobs=dial_jobs,
+                wait=thread.run,
             )
             return await client.__aenter__()
 
@@ -238,6 +251,36 @@ class Client:
     def committee(self, *names: str, clients: Sequence[str] = (), id: str = "", timeout: float | None = None) -> Committee:
         """Three nodes that compute on secret shares together, once they have agreed to; as `grid.aio`'s."""
         return self._thread.run(self._inner.committee(*names, clients=clients, id=id, timeout=timeout))
+
+    def train(
+        self,
+        model: nn.Module,
+        *,
+        loss: Callable[..., torch.Tensor],
+        datasets: Sequence[Dataset],
+        **options: Unpack[Options],
+    ) -> Job:
+        """Have nodes train a copy of `model` on their datasets, round after round; as `grid.aio`'s. Returns at once."""
+        return self._thread.run(self._inner.train(model, loss=loss, datasets=datasets, **options))
+
+    def job(self, job: str) -> Job:
+        """A job of this client by its id, also one that another process started. Raises `NotFound`."""
+        return self._thread.run(self._inner.job(job))
+
+    def jobs(self) -> JobList:
+        """The jobs of this client, in a --dev grid those of all, the newest first."""
+        return self._thread.run(self._inner.jobs())
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        datasets: Sequence[Dataset],
+        *,
+        loss: Callable[..., torch.Tensor] | None = None,
+        **options: Unpack[Options],
+    ) -> dict[str, float]:
+        """Metrics of a model over the rows of all these datasets: name -> weighted mean; as `grid.aio`'s."""
+        return self._thread.run(self._inner.evaluate(model, datasets, loss=loss, **options))
 
     def drained(self) -> None:
         """Return once no node is far behind. Blocking clients wait by themselves where they have to."""

@@ -6,9 +6,11 @@ nothing either. What is counted are sealed bytes of all clients of this process 
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 QUIET_S = 1.0
 STEP_S = 0.2
@@ -17,9 +19,23 @@ Traffic = Callable[[], tuple[int, int]]
 """Bytes sent and received so far."""
 
 
+_THREAD = threading.local()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Show no line for calls of this thread: it shows how far things are in another way."""
+    before = getattr(_THREAD, "quiet", False)
+    _THREAD.quiet = True
+    try:
+        yield
+    finally:
+        _THREAD.quiet = before
+
+
 def is_shown() -> bool:
     """Whether there is a terminal to show a line on."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty() and not getattr(_THREAD, "quiet", False)
 
 
 def watch(is_done: Callable[[float], bool], traffic: Traffic) -> None:

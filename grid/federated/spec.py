@@ -7,6 +7,7 @@ client's word. Each node checks the client's card and signature, and then its ow
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from grid.crypto.identity import LocalIdentity
 from grid.crypto.keys import is_id
 from grid.errors import AuthenticationFailed, InvalidRequest
 from grid.ids import JobId, PeerId, PlanId
+from grid.wire.messages import Buffer
 
 KIND = "grid job 1"
 
@@ -31,6 +33,9 @@ MAX_AGE_S = 30 * 86400.0
 
 BY_EXAMPLES, EQUAL = "examples", "equal"
 WEIGHTINGS = (BY_EXAMPLES, EQUAL)
+
+EXAMPLES = "examples"
+"""The last of a node's metric sums: rows that were evaluated. The weight does not tell, since it may be 1 for all."""
 
 MAX_PLAIN_BYTES = 4096
 """Of `local` and `strategy` as they are encoded."""
@@ -95,11 +100,33 @@ class JobSpec:
         """The names of the datasets that one node is asked to train on."""
         return tuple(name for one, name in self.datasets if one == node)
 
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What stands in a node's metric sums, in order: the metrics, and last how many examples they are of."""
+        return (*self.metrics, EXAMPLES)
+
+    def evaluates(self, round: int) -> bool:
+        """Whether the weights that a round, counted from 1, begins with are evaluated in it. The last model always is."""
+        return self.evaluate_every > 0 and (round - 1) % self.evaluate_every == 0
+
+    def seed_of(self, node: PeerId) -> bytes:
+        """The seed of one node's training: follows from the job's and the node's place among the nodes; b"" without one."""
+        if not self.seed:
+            return b""
+        return hashlib.sha256(b"grid job seed 1\0" + self.seed + self.nodes.index(node).to_bytes(4, "little")).digest()
+
     def sign(self, me: LocalIdentity) -> bytes:
         """The spec as an envelope signed by its client. Raises `InvalidRequest` where it breaks its own rules."""
         packed: bytes = msgpack.packb(dataclasses.asdict(self))
         _decoded(packed, InvalidRequest)
         return seal(KIND, packed, me.key)
+
+
+def model_digest(envelope: bytes, weights: Buffer) -> bytes:
+    """What the terms of a round name as its model: SHA-256 of the job's envelope and of the weights' bytes as they travel."""
+    digest = hashlib.sha256(b"grid job model 1\0" + hashlib.sha256(envelope).digest())
+    digest.update(weights)
+    return digest.digest()
 
 
 def read_job(envelope: bytes, card: Card, wall: float) -> JobSpec:

@@ -29,6 +29,7 @@ from grid.node.datasets import Dataset
 from grid.node.desk import Desk
 from grid.node.executor import Executor
 from grid.node.handlers import CLIENT_HANDLERS, NODE_HANDLERS, NodeContext
+from grid.node.jobs import Home, Jobs
 from grid.node.neighbours import Neighbour, Neighbours
 from grid.node.openings import Openings
 from grid.node.party import LocalParties, Parties
@@ -114,7 +115,6 @@ class Node:
         self.clock = clock
         self._dial_direct = dial_direct
         self._dial_node = dial_node
-        self._dial_jobs = dial_jobs
         self._given_grid = grid
         self._address = ""
         self._names: dict[PeerId, str] = {me.id: me.name}
@@ -176,6 +176,7 @@ class Node:
             address=lambda: self._address,
         )
         self._trainers = Trainers(settings, self._custody.sources, lambda: self._workers)
+        self._jobs = None if dial_jobs is None else self._make_jobs(dial_jobs, store)
         self._presence = None if dial is None else self._make_presence(dial)
         self._client_handlers = Handlers(CLIENT_HANDLERS)
         self._node_handlers = Handlers(NODE_HANDLERS)
@@ -196,7 +197,29 @@ class Node:
             dial=dial,
             announcement=lambda: Announce(datasets=self._custody.cards(), address=self._address),
             on_link=self.accept,
+            on_call=lambda: None if self._jobs is None else self._jobs.called(),
         )
+
+    def _make_jobs(self, dial: Dial, store: Store) -> Jobs:
+        return Jobs(
+            me=self.me,
+            trust=self.trust,
+            clock=self.clock,
+            settings=self.settings,
+            custody=self._custody,
+            store=store,
+            trainers=self._trainers,
+            dial=dial,
+            home=self._home,
+            lane=self._executor.lane,
+            spawn=self.spawn,
+        )
+
+    def _home(self) -> Home | None:
+        found = self._presence
+        if found is None or found.grid is None or found.gateway is None:
+            return None
+        return Home(grid=found.grid, gateway=found.gateway)
 
     # ------------------------------------------------------------ life
 
@@ -213,6 +236,8 @@ class Node:
                 raise
         if self._presence is not None:
             self.spawn(self._presence.run(), "presence")
+        if self._jobs is not None:
+            self.spawn(self._jobs.run(), "jobs")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

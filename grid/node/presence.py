@@ -41,7 +41,8 @@ MAX_REFUSALS = 5
 class Presence:
     """Keeps one node known at one gateway. `run` does it; everything else may be called at any time.
 
-    `announcement` is asked for what to announce each time. `on_link` gets each link that another peer opens.
+    `announcement` is asked for what to announce each time. `on_link` gets each link that another peer opens, `on_call` is told
+    that the gateway has a job for this node.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Presence:
         dial: Dial,
         announcement: Callable[[], Announce],
         on_link: OnOffer,
+        on_call: Callable[[], None] = lambda: None,
     ) -> None:
         self._me = me
         self._trust = trust
@@ -62,9 +64,11 @@ class Presence:
         self._dial = dial
         self._announcement = announcement
         self._on_link = on_link
+        self._on_call = on_call
         self._backoff = Backoff(clock, random.Random())
         self._hop: Hop | None = None
         self._grid: GridId | None = trust.grid
+        self._gateway: PeerId | None = None
         self._fatal: GridError | None = None
         self._settled = asyncio.Event()
         self._ended = asyncio.Event()
@@ -76,6 +80,11 @@ class Presence:
     def grid(self) -> GridId | None:
         """The grid that the gateway serves; None before it was met, without a root."""
         return self._grid
+
+    @property
+    def gateway(self) -> PeerId | None:
+        """The id of the gateway that we joined last; None before the first."""
+        return self._gateway
 
     @property
     def connected(self) -> bool:
@@ -128,9 +137,15 @@ class Presence:
     async def _connected(self) -> None:
         """One connection, until it ends."""
         async with join_gateway(
-            self._dial, me=self._me, trust=self._trust, clock=self._clock, limits=self._limits, on_offer=self._on_link
+            self._dial,
+            me=self._me,
+            trust=self._trust,
+            clock=self._clock,
+            limits=self._limits,
+            on_offer=self._on_link,
+            on_call=self._on_call,
         ) as hop:
-            self._grid = hop.grid
+            self._grid, self._gateway = hop.grid, hop.gateway
             await self._announce_first(hop)
             self._hop = hop
             since = self._clock.monotonic()

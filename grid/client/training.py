@@ -1,0 +1,287 @@
+"""What `g.train` asks for, worked out and checked before anything is sent: datasets that go together, owners' rules as far as they
+are public, a module that traces, and the signed job."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from grid.client.datasets import Dataset
+from grid.client.nodes import Node
+from grid.clock import Clock
+from grid.crypto.identity import LocalIdentity
+from grid.errors import InvalidRequest
+from grid.federated.layouts import Layout, Piece
+from grid.federated.local import Local
+from grid.federated.losses import LossPlans, RowSpec, trace_losses
+from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
+from grid.federated.strategies import FedAvg, Strategy
+from grid.ids import JobId, PeerId, random_id
+from grid.policy.rules import APPROVE, DENY, SINGLE
+from grid.wire.jobs import StartJob
+from grid.wire.messages import TensorFrame
+
+SMALLEST_COHORT = 3
+SMALLEST_COHORT_DEV = 2
+"""What nodes ask for at least in a secure sum; an owner's node has the last word."""
+
+DEADLINE_S = 600.0
+LEAST_LIFE_S = 86400.0
+
+HIGHER_IS_BETTER = ("accuracy",)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A job as it is asked for: the message, and what its client keeps to read the result."""
+
+    spec: JobSpec
+    message: StartJob
+    model: nn.Module
+    layout: Layout
+
+
+class Options(TypedDict, total=False):
+    """What `g.train` takes beside model, loss and datasets; `api.Client.train` says what each is."""
+
+    rounds: int
+    local: Local | None
+    strategy: Strategy | None
+    secure: bool
+    privacy: Any
+    min_nodes: int | None
+    fraction: float
+    deadline: float
+    seed: int | None
+    metrics: Sequence[str] | None
+    stop: Stop | None
+    evaluate_every: int
+    weighting: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """The arguments of `g.train`, as users give them."""
+
+    model: nn.Module
+    loss: Callable[..., torch.Tensor]
+    datasets: Any
+    rounds: int = 10
+    local: Local | None = None
+    strategy: Strategy | None = None
+    secure: bool = True
+    privacy: Any = None
+    min_nodes: int | None = None
+    fraction: float = 1.0
+    deadline: float = DEADLINE_S
+    seed: int | None = None
+    metrics: Sequence[str] | None = None
+    stop: Stop | None = None
+    evaluate_every: int = 1
+    weighting: str = BY_EXAMPLES
+    name: str = ""
+
+
+def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
+    """The signed job. Raises `InvalidRequest`, which names the argument or dataset, `PlanRejected` for what does not trace."""
+    _check_privacy(wish.privacy)
+    found = chosen(wish.datasets)
+    local, strategy = wish.local or Local(), wish.strategy or FedAvg()
+    if not isinstance(local, Local) or not isinstance(strategy, Strategy):
+        raise InvalidRequest("local is a grid.Local(...), strategy a grid.FedAvg() or another strategy")
+    least = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
+    _check_rules(found, wish.secure, strategy)
+    nodes = list(dict.fromkeys(PeerId(one.node.id) for one in found))
+    if wish.secure and len(nodes) < least:
+        raise InvalidRequest(
+            f"these datasets are at {len(nodes)} node{'s' if len(nodes) != 1 else ''}, and secure aggregation needs {least}:"
+            " fewer would know each other's part of the sum. Search for more datasets"
+        )
+    plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
+    _check_approvals(found, plans)
+    now = clock.wall()
+    spec = JobSpec(
+        job=JobId(random_id()),
+        name=wish.name or type(wish.model).__name__,
+        client=me.id,
+        train=plans.train.id,
+        evaluate=plans.evaluate.id,
+        datasets=tuple((PeerId(one.node.id), one.name) for one in found),
+        rounds=wish.rounds,
+        local=local.to_plain(),
+        strategy=strategy.to_plain(),
+        secure=bool(wish.secure),
+        min_nodes=_least_nodes(wish, len(nodes), least),
+        fraction=wish.fraction,
+        deadline_s=wish.deadline,
+        weighting=_one_of("weighting", wish.weighting, WEIGHTINGS),
+        seed=b"" if wish.seed is None else _seed(wish.seed),
+        metrics=plans.metrics,
+        stop=_stop(wish.stop, plans.metrics),
+        evaluate_every=wish.evaluate_every,
+        created=now,
+        expires=now + min(MAX_AGE_S, max(LEAST_LIFE_S, 2 * wish.deadline * max(1, wish.rounds))),
+    )
+    vector = plans.layout.flatten(_tensors(wish.model))
+    message = StartJob(
+        envelope=spec.sign(me),
+        card=me.card_for(clock),
+        train=plans.train.encoding,
+        evaluate=plans.evaluate.encoding,
+        weights=TensorFrame(dtype="f8" if vector.itemsize == 8 else "f4", shape=vector.shape, data=vector.view(np.uint8).data),
+    )
+    return Order(spec, message, copy.deepcopy(wish.model), plans.layout)
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout of a module's vector, as tracing it would give: trainable parameters, then floating-point buffers."""
+    start, parts = 0, []
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    buffers = {name: value for name, value in model.named_buffers() if value.is_floating_point()}
+    for tensors in (trained, buffers):
+        pieces = []
+        for name, value in tensors.items():
+            pieces.append(Piece(name, value.dtype, tuple(value.shape), start))
+            start += value.numel()
+        parts.append(tuple(pieces))
+    return Layout(*parts)
+
+
+def usual_loss(outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """What `g.evaluate` takes as loss where it is told none: cross entropy for classes, squares for numbers."""
+    if targets.is_floating_point():
+        return functional.mse_loss(outputs.reshape(targets.shape), targets, reduction=reduction)
+    if outputs.dim() == 1 or outputs.shape[1:] == (1,):
+        values = outputs.reshape(targets.shape)
+        return functional.binary_cross_entropy_with_logits(values, targets.to(values.dtype), reduction=reduction)
+    return functional.cross_entropy(outputs, targets, reduction=reduction)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def chosen(datasets: Any) -> list[Dataset]:
+    """The datasets of a call, which go together. Raises `InvalidRequest` that names those that do not."""
+    found = [datasets] if isinstance(datasets, Dataset) else list(datasets) if isinstance(datasets, Sequence) else []
+    if not found or not all(isinstance(one, Dataset) for one in found):
+        raise InvalidRequest('datasets is what g.search("#tag") gives, a list of datasets, and not an empty one')
+    for one in found:
+        where = f"the dataset {one.name!r} at {one.node.name}"
+        if not isinstance(one.node, Node):
+            raise InvalidRequest(f"{where} is not of this client")
+        if one.blocks is not None:
+            raise InvalidRequest(f"{where} is a part that split gave, and jobs train on whole datasets: ask owners for a split")
+        if not one.card.target_dtype:
+            raise InvalidRequest(f"{where} has no target to learn from")
+        if _rows(one) != _rows(found[0]):
+            raise InvalidRequest(
+                f"{where} has rows of {_described(one)}, and {found[0].name!r} at {found[0].node.name} of {_described(found[0])}:"
+                " a job's datasets are alike. Search for tags that those alone have"
+            )
+    return found
+
+
+def _rows(one: Dataset) -> tuple[Any, ...]:
+    card = one.card
+    return card.feature_shape, card.feature_dtype, card.target_shape, card.target_dtype, card.classes
+
+
+def _described(one: Dataset) -> str:
+    card = one.card
+    targets = f"{card.target_dtype}{list(card.target_shape)}" + (f" of {card.classes} classes" if card.classes else "")
+    return f"{card.feature_dtype}{list(card.feature_shape)} features and {targets} targets"
+
+
+def _check_privacy(privacy: Any) -> None:
+    if privacy is not None:
+        raise InvalidRequest(
+            "privacy= is not part of this version: differential privacy comes with a later one. Train with privacy=None; updates"
+            " leave nodes in sums under masks alone, which hides who contributed what and does not bound what the model tells"
+        )
+
+
+def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> None:
+    """What the owners' published rules say; the nodes check it again, before each round."""
+    if secure and getattr(strategy, "needs_single", False):
+        raise InvalidRequest(
+            f"{type(strategy).__name__} looks at each node's update by itself, which secure aggregation hides: say secure=False,"
+            ' where every owner has updates = "single" in [policy], or take FedAvg'
+        )
+    for one in found:
+        where = f"the dataset {one.name!r} at {one.node.name}"
+        if one.policy.release == DENY:
+            raise InvalidRequest(
+                f'{where} has release = "deny": nothing that is learned from it leaves. Leave it out, or ask its owner for'
+                ' release = "aggregate"'
+            )
+        if not secure and one.policy.updates != SINGLE:
+            raise InvalidRequest(
+                f'{where} has updates = "{one.policy.updates}": its updates leave in sums over nodes alone. Say secure=True, or'
+                ' ask its owner for updates = "single" in [policy]'
+            )
+        if one.rows < one.policy.min_rows:
+            raise InvalidRequest(f"{where} has {one.rows} rows, fewer than its min_rows = {one.policy.min_rows}: leave it out")
+
+
+def _check_approvals(found: Sequence[Dataset], plans: LossPlans) -> None:
+    wanted = (plans.train.id, plans.evaluate.id)
+    for one in found:
+        if one.policy.release == APPROVE and not set(wanted) <= set(one.policy.allow):
+            raise InvalidRequest(
+                f'the dataset {one.name!r} at {one.node.name} has release = "approve": its owner has to read both plans of this'
+                f' job and list them first, allow = ["{wanted[0]}", "{wanted[1]}"] in [policy]; grid.trace_losses(...) makes them'
+            )
+
+
+def _traced(model: nn.Module, loss: Callable[..., torch.Tensor], one: Dataset, metrics: Sequence[str] | None) -> LossPlans:
+    card = one.card
+    features = RowSpec(shape=card.feature_shape, dtype=card.feature_dtype)
+    targets = RowSpec(shape=card.target_shape, dtype=card.target_dtype)
+    plans = trace_losses(model, loss, features, targets, metrics)
+    if len(plans.metrics) > MAX_METRICS:
+        raise InvalidRequest(f"a job has at most {MAX_METRICS} metrics")
+    return plans
+
+
+def _least_nodes(wish: Wish, count: int, least: int) -> int:
+    if wish.min_nodes is None:
+        return least if wish.secure else 1
+    if type(wish.min_nodes) is not int or not 1 <= wish.min_nodes <= count:
+        raise InvalidRequest(f"min_nodes is a whole number from 1 to {count}, the nodes that these datasets are at")
+    if wish.secure and wish.min_nodes < least:
+        raise InvalidRequest(f"min_nodes is {wish.min_nodes}, and secure aggregation needs {least} nodes in each round")
+    return wish.min_nodes
+
+
+def _seed(seed: int) -> bytes:
+    if type(seed) is not int or not 0 <= seed < 1 << 256:
+        raise InvalidRequest("seed is a whole number of at least 0")
+    return seed.to_bytes(32, "little")
+
+
+def _stop(stop: Stop | None, metrics: Sequence[str]) -> Stop:
+    if stop is None:
+        metric = metrics[0]
+        return Stop(metric=metric, higher=metric in HIGHER_IS_BETTER)
+    if not isinstance(stop, Stop) or stop.metric not in metrics:
+        raise InvalidRequest(f"stop is a grid.Stop(metric=...) of one of the job's metrics: {', '.join(metrics)}")
+    return stop
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise InvalidRequest(f"{name} is one of {', '.join(choices)}, not {str(value)[:40]!r}")
+    return str(value)
+
+
+def _tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Parameters and buffers by name; also buffers that a module does not save."""
+    return {name: value.detach() for name, value in (*model.named_parameters(), *model.named_buffers())}
