@@ -1,0 +1,543 @@
+"""One round of a job with secure aggregation, as the gateway sees it: a state machine without I/O.
+
+    begin ──keys of all──> share ──shares of all──> collect ──inputs──> agree ──signatures──> open ──sum──> done
+      └────── a node is lost: attempt + 1 ──────┘      └── too few are left, or the deadline: lost ──┘
+
+Whom to wait for is decided here, the arithmetic is `secagg.server`'s. A node that is lost in the first two legs leaves the
+roster, and they are done again without it; one that is lost later is made up for by the shares that others hold, as long as
+enough are left. With three nodes none can be spared: the round waits for the lost one until its deadline.
+Inputs are methods, each with the time (monotonic seconds); each returns the effects to carry out, in order. The round is over
+when `outcome` says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from grid.crypto.envelope import unpack
+from grid.errors import GridError, NotFound, WireError
+from grid.federated.effects import Ask, Effect, Keep, Key, Story, Work
+from grid.federated.secagg.graph import majority
+from grid.federated.secagg.quantiser import Range
+from grid.federated.secagg.server import Server
+from grid.federated.secagg.statements import Terms
+from grid.ids import JobId, PeerId
+from grid.wire.jobs import (
+    BeginRound,
+    MaskedInput,
+    RoundConsent,
+    RoundKeys,
+    RoundReveal,
+    RoundRoster,
+    RoundShares,
+    RoundSurvivors,
+    RoundUnmask,
+    Sealed,
+    SealedShares,
+)
+from grid.wire.messages import Message, TensorFrame
+
+BEGIN, SHARE, COLLECT, AGREE, OPEN = range(5)
+WAIT = -1
+LEGS = {
+    WAIT: "waits for nodes",
+    BEGIN: "collects keys",
+    SHARE: "collects sealed shares",
+    COLLECT: "waits for updates",
+    AGREE: "collects signatures",
+    OPEN: "takes the masks off",
+}
+
+SHORT = 0.25
+"""The part of a round's deadline after which one that has not answered a short leg is left out, if enough are left."""
+
+PATIENCE = 3
+"""How often in one round a node may have forgotten what it was asked before."""
+
+GRACE_S = 1.0
+"""How long a node may be asked for after the round's own deadline, so that the two do not race."""
+
+SUM, REVEALS = "sum", "reveals"
+"""Parts of a job that are kept of a round: the masked sum with its survivors, and the shares that open it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Summed:
+    """The sum of a round. `mean`: (size,) the weighted mean of updates; `sums`: those of metrics; `next_range` for the quantiser."""
+
+    mean: npt.NDArray[Any]
+    weight: int
+    clipped: int
+    sums: npt.NDArray[Any]
+    next_range: Range | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """The round is over: its sum, whose inputs are in it, and who was lost."""
+
+    summed: Summed
+    nodes: tuple[PeerId, ...]
+    lost: tuple[PeerId, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Lost:
+    """The round came to nothing. `error`: what a node said, where that is the reason; `missing`: who was waited for."""
+
+    text: str
+    missing: tuple[PeerId, ...]
+    error: GridError | None = None
+
+
+Outcome = Done | Lost
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Plan:
+    """What a round is to be. `terms` makes those of an attempt of so many nodes; None without secure aggregation.
+
+    `quorum`: how many must take part at least. `deadline`: monotonic seconds. `sums`: how many metric sums each node gives.
+    """
+
+    job: JobId
+    number: int
+    cohort: tuple[PeerId, ...]
+    quorum: int
+    weights: TensorFrame
+    deadline: float
+    deadline_s: float
+    sums: int
+    first_attempt: int = 1
+    evaluate_only: bool = False
+    terms: Callable[[int, int], Terms] | None = None
+    name: Callable[[PeerId], str] = str
+
+
+class AnyRound:
+    """What rounds with and without secure aggregation have in common: who is there, who is out, what they ask."""
+
+    def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId]) -> None:
+        self.plan = plan
+        self.outcome: Outcome | None = None
+        self.bytes = 0
+        """What has gone to nodes and come from them."""
+        self._story = story
+        self._present = set(present)
+        self._out: dict[PeerId, str] = {}
+        self._error: GridError | None = None
+        self._attempt = plan.first_attempt - 1
+
+    def _ask(self, peer: PeerId, leg: int, message: Message, now: float) -> Ask:
+        self.bytes += size_of(message)
+        timeout_s = max(self.plan.deadline - now, self.plan.deadline_s * SHORT) + GRACE_S
+        return Ask(self._story.cause, peer, (self.plan.number, self._attempt, leg), message, timeout_s)
+
+    def _names(self, peers: Iterable[PeerId]) -> str:
+        return ", ".join(self.plan.name(peer) for peer in peers)
+
+    def _put_out(self, peer: PeerId, why: str, now: float) -> None:
+        self._out[peer] = why
+        self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
+
+    def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
+        absent = tuple(missing)
+        reasons = [f"{self.plan.name(peer)}: {why}" for peer, why in list(self._out.items())[:3]]
+        told = f"{text} ({'; '.join(reasons)})" if reasons else text
+        self._story.note(now, f"round {self.plan.number} is lost: {told}")
+        self.outcome = Lost(told, absent, self._error)
+        return []
+
+    def left(self, peer: PeerId, now: float) -> list[Effect]:
+        """The channel to a node is gone."""
+        self._present.discard(peer)
+        return [] if self.outcome else self._settle(now)
+
+    def _settle(self, now: float) -> list[Effect]:
+        raise NotImplementedError
+
+
+class SecureRound(AnyRound):
+    """A round whose updates are only ever summed under masks."""
+
+    def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId]) -> None:
+        super().__init__(plan, story, present)
+        self.leg = WAIT
+        self._server: Server | None = None
+        self._members: tuple[PeerId, ...] = ()
+        self._answered: set[PeerId] = set()
+        self._adding: set[PeerId] = set()
+        self._consented: set[PeerId] = set()
+        self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
+        self._have_weights: set[PeerId] = set()
+        self._forgot: Counter[PeerId] = Counter()
+        self._leg_until = 0.0
+        self._until = plan.deadline
+        self._waits: set[str] = set()
+        self._summed: Summed | None = None
+        self._opening = False
+
+    # ------------------------------------------------------------ inputs
+
+    def start(self, now: float) -> list[Effect]:
+        """Begin."""
+        return self._begin(now)
+
+    @classmethod
+    def resume(cls, plan: Plan, story: Story, kept: Mapping[str, bytes], now: float) -> SecureRound:
+        """A round whose sum was closed before the gateway was started again: it goes on with the signatures.
+
+        Raises `WireError` or `AuthenticationFailed` for what was not kept by a round.
+        """
+        one = cls(plan, story, ())
+        one._server = Server.from_bytes(kept[SUM])
+        one._attempt = one._server.terms.attempt
+        one._members = one._server.survivors()
+        one._enter(AGREE, now)
+        for peer, shares in _unpacked(kept.get(REVEALS, b"")).items():
+            one._server.add_reveal(peer, shares)
+            one._reveals[peer] = shares
+        return one
+
+    def resumed(self, now: float) -> list[Effect]:
+        """After `resume`: what can be done without any node."""
+        if self._reveals:
+            self._enter(OPEN, now)
+        return self._settle(now)
+
+    def joined(self, peer: PeerId, now: float) -> list[Effect]:
+        """A node is there, or is back, and has agreed to the job."""
+        self._present.add(peer)
+        self._have_weights.discard(peer)
+        if self.outcome or peer not in self.plan.cohort:
+            return []
+        if self.leg == WAIT:
+            self._out.pop(peer, None)
+            return self._begin(now)
+        if peer not in self._members or peer in self._out:
+            return []
+        return self._ask_again(peer, now)
+
+    def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
+        """A node's answer to what it was asked under this key."""
+        if not self._is_current(peer, key):
+            return []
+        self.bytes += size_of(message)
+        try:
+            effects = self._take(peer, key[2], message, now)
+        except GridError as error:
+            return self.refused(peer, key, error, now)
+        return effects + self._settle(now)
+
+    def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
+        """A node's error, or what is wrong with its answer. A node that knows nothing of the attempt is begun with anew."""
+        if not self._is_current(peer, key):
+            return []
+        if isinstance(error, NotFound) and key[2] < COLLECT and self._forgot[peer] < PATIENCE:
+            self._forgot[peer] += 1
+            self._have_weights.discard(peer)
+            self._story.note(now, f"node {self.plan.name(peer)} does not know of attempt {self._attempt}")
+            return self._begin(now)
+        if not isinstance(error, NotFound):
+            self._error = error
+        self._put_out(peer, error.message, now)
+        return self._settle(now)
+
+    def worked(self, name: str, result: Any, now: float) -> list[Effect]:
+        """Work is done: `result` is what came out, or a `GridError`."""
+        kind, _, rest = name.partition(" ")
+        attempt, _, peer = rest.partition(" ")
+        if self.outcome or attempt != str(self._attempt):
+            return []
+        if kind == "input":
+            node = PeerId(peer)
+            self._adding.discard(node)
+            if isinstance(result, GridError):
+                return self.refused(node, (self.plan.number, self._attempt, COLLECT), result, now)
+            self._answered.add(node)
+            return self._settle(now)
+        if isinstance(result, GridError):
+            self._error = result
+            return self._lose(result.message, (), now)
+        self._summed = result
+        return self._finish()
+
+    def kept(self, name: str, now: float) -> list[Effect]:
+        """The store has it."""
+        self._waits.discard(name)
+        if self.outcome:
+            return []
+        return self._finish() if self._summed is not None else self._settle(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        if self.outcome:
+            return []
+        if self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
+            late = [peer for peer in self._members if peer not in self._answered]
+            if late and len(self._members) - len(late) >= self.plan.quorum:
+                for peer in late:
+                    self._put_out(peer, "it has not answered in time", now)
+        return self._settle(now)
+
+    @property
+    def text(self) -> str:
+        """What the round is doing, and for whom it waits."""
+        missing = self._missing()
+        whom = f" of {self._names(missing[:5])}{' and others' if len(missing) > 5 else ''}" if missing else ""
+        if self.leg == WAIT:
+            there = len(self._members)
+            return f"round {self.plan.number} waits until {self.plan.quorum} nodes are there; {there} are, without{whom[3:]}"
+        return f"round {self.plan.number} {LEGS[self.leg]}{whom}"
+
+    def _missing(self) -> list[PeerId]:
+        if self.leg == WAIT:
+            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self._out]
+        return [peer for peer in self._members if peer not in self._answered and peer not in self._out]
+
+    # ------------------------------------------------------------ legs
+
+    def _begin(self, now: float) -> list[Effect]:
+        """The first leg, with those who are there; or wait, where they are too few."""
+        assert self.plan.terms is not None
+        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self._out)
+        self._members = members
+        if len(members) < self.plan.quorum:
+            self.leg, self._server = WAIT, None
+            self._story.note(now, self.text)
+            return self._settle(now)
+        self._attempt += 1
+        terms = self.plan.terms(self._attempt, len(members))
+        self._server = Server(terms)
+        self._enter(BEGIN, now)
+        encoded = terms.encode()
+        return [self._ask_begin(peer, encoded, now) for peer in members]
+
+    def _ask_begin(self, peer: PeerId, terms: bytes, now: float) -> Ask:
+        weights = None if peer in self._have_weights else self.plan.weights
+        self._have_weights.add(peer)
+        plan = self.plan
+        message = BeginRound(
+            job=plan.job,
+            round=plan.number,
+            attempt=self._attempt,
+            terms=terms,
+            deadline_s=max(0.0, plan.deadline - now),
+            weights=weights,
+            evaluate_only=plan.evaluate_only,
+        )
+        return self._ask(peer, BEGIN, message, now)
+
+    def _ask_again(self, peer: PeerId, now: float) -> list[Effect]:
+        """What a node owes in this leg, for one that has lost the question with its channel."""
+        server = self._server
+        assert server is not None
+        at = {"job": self.plan.job, "round": self.plan.number, "attempt": self._attempt}
+        if peer in self._answered or peer in self._adding:
+            return []
+        if self.leg == BEGIN:
+            return [self._ask_begin(peer, server.terms.encode(), now)]
+        if self.leg == SHARE:
+            return [self._ask(peer, SHARE, RoundRoster(**at, keys=server.roster()), now)]
+        if self.leg == COLLECT:
+            return [self._ask(peer, COLLECT, RoundShares(**at, shares=_sealed(server.shares_for(peer))), now)]
+        if peer not in self._consented:
+            return [self._ask(peer, AGREE, RoundSurvivors(**at, survivors=server.survivors()), now)]
+        if self.leg == OPEN:
+            return [self._ask(peer, OPEN, RoundUnmask(**at, consents=_sealed(server.consents())), now)]
+        return []
+
+    def _ask_all(self, now: float) -> list[Effect]:
+        here = [peer for peer in self._members if peer in self._present and peer not in self._out]
+        return [effect for peer in here for effect in self._ask_again(peer, now)]
+
+    def _take(self, peer: PeerId, leg: int, message: Message, now: float) -> list[Effect]:
+        server = self._server
+        assert server is not None
+        if leg == BEGIN and isinstance(message, RoundKeys):
+            server.add_keys(peer, message.envelope)
+        elif leg == SHARE and isinstance(message, SealedShares):
+            server.add_shares(peer, {one.peer: one.data for one in message.shares})
+        elif leg == COLLECT and isinstance(message, MaskedInput):
+            if peer in self._adding or peer in self._answered:
+                return []
+            vector = vector_of(message.vector)
+            self._adding.add(peer)
+            return [Work(self._story.cause, f"input {self._attempt} {peer}", lambda: server.add_input(peer, vector))]
+        elif leg == AGREE and isinstance(message, RoundConsent):
+            server.add_consent(peer, message.signature)
+            self._consented.add(peer)
+            if self.leg == OPEN:
+                return self._ask_again(peer, now)
+        elif leg == OPEN and isinstance(message, RoundReveal):
+            shares = {one.peer: one.data for one in message.shares}
+            server.add_reveal(peer, shares)
+            self._reveals[peer] = shares
+        else:
+            raise WireError(f"{message.tag!r} is no answer to what node {self.plan.name(peer)} was asked")
+        self._answered.add(peer)
+        return []
+
+    def _is_current(self, peer: PeerId, key: Key) -> bool:
+        """Whether the answer is still of use. A signature is also while the masks are taken off."""
+        number, attempt, leg = key
+        if self.outcome or number != self.plan.number or attempt != self._attempt or peer not in self._members:
+            return False
+        return peer not in self._out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
+
+    def _enter(self, leg: int, now: float) -> None:
+        self.leg = leg
+        self._answered = set()
+        self._leg_until = now + self.plan.deadline_s * SHORT
+        if leg >= AGREE:
+            self._until = max(self.plan.deadline, self._leg_until)
+        self._story.note(now, f"round {self.plan.number}, attempt {self._attempt}: {LEGS[leg]} of {len(self._members)} nodes")
+
+    # ------------------------------------------------------------ decisions
+
+    def _settle(self, now: float) -> list[Effect]:
+        """Go on as far as what came, and who is left, allow."""
+        if self.outcome:
+            return []
+        if self.leg == WAIT:
+            possible = sum(peer not in self._out for peer in self.plan.cohort)
+            if now < self._until and possible >= self.plan.quorum:
+                return []
+            there, needed = len(self._members), self.plan.quorum
+            return self._lose(f"{there} of the {needed} nodes that a round needs were there", self._missing(), now)
+        if self.leg in (BEGIN, SHARE):
+            return self._settle_keys(now)
+        return self._settle_inputs(now) if self.leg == COLLECT else self._settle_opening(now)
+
+    def _settle_keys(self, now: float) -> list[Effect]:
+        server = self._server
+        assert server is not None
+        if now >= self._until:
+            return self._lose("the deadline came before all had agreed on keys", self._missing(), now)
+        if any(peer not in self._present or peer in self._out for peer in self._members):
+            return self._begin(now)
+        if len(self._answered) < len(self._members):
+            return []
+        if self.leg == BEGIN:
+            server.roster()
+        self._enter(self.leg + 1, now)
+        return self._ask_all(now)
+
+    def _settle_inputs(self, now: float) -> list[Effect]:
+        server = self._server
+        assert server is not None
+        if self._adding:
+            return []
+        missing = self._missing()
+        enough = len(self._answered) >= self.plan.quorum and server.can_finish()
+        over = now >= self._until
+        if enough and (over or not any(peer in self._present for peer in missing)):
+            for peer in missing:
+                self._put_out(peer, "it was late" if peer in self._present else "it was lost", now)
+            return self._close(now)
+        possible = len(self._answered) + len(missing)
+        if over or possible < max(self.plan.quorum, majority(len(self._members))):
+            return self._lose(
+                f"{len(self._answered)} of {len(self._members)} updates came, and {self._needed()} were needed", missing, now
+            )
+        return []
+
+    def _needed(self) -> int:
+        return max(self.plan.quorum, majority(len(self._members)))
+
+    def _close(self, now: float) -> list[Effect]:
+        """The sum is closed and kept, while its survivors are asked to sign."""
+        server = self._server
+        assert server is not None
+        self._members = server.survivors()
+        self._enter(AGREE, now)
+        self._waits.add(SUM)
+        return [Keep(self._story.cause, SUM, {SUM: server.to_bytes}), *self._ask_all(now)]
+
+    def _settle_opening(self, now: float) -> list[Effect]:
+        server = self._server
+        assert server is not None
+        if self._opening:
+            return []
+        if self.leg == OPEN and server.can_open():
+            return self._open()
+        missing = self._missing()
+        left = [peer for peer in self._members if peer not in self._out]
+        if now >= self._until or len(left) < server.terms.threshold:
+            return self._lose(
+                f"the sum could not be opened: {len(self._answered)} of {len(self._members)} nodes answered", missing, now
+            )
+        if self.leg == OPEN or self._waits or not server.has_consent():
+            return []
+        if now < self._leg_until and any(peer in self._present for peer in missing):
+            return []
+        self._enter(OPEN, now)
+        return self._ask_all(now)
+
+    def _open(self) -> list[Effect]:
+        server, quantiser = self._server, self._server.terms.quantiser if self._server else None
+        assert server is not None and quantiser is not None
+        self._opening = True
+        self._waits.add(REVEALS)
+        reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
+        packed: bytes = msgpack.packb(reveals)
+
+        def opened() -> Summed:
+            aggregate = quantiser.decode(server.result())
+            return Summed(
+                aggregate.mean_update,
+                aggregate.weight,
+                aggregate.clipped,
+                aggregate.metric_sums,
+                aggregate.next_range() if quantiser.size else None,
+            )
+
+        cause = self._story.cause
+        return [Keep(cause, REVEALS, {REVEALS: packed}), Work(cause, f"open {self._attempt}", opened)]
+
+    def _finish(self) -> list[Effect]:
+        if self._summed is not None and not self._waits:
+            survivors = set(self._members)
+            lost = tuple(peer for peer in self.plan.cohort if peer not in survivors)
+            self.outcome = Done(self._summed, tuple(self._members), lost)
+        return []
+
+
+def _sealed(data: Mapping[PeerId, bytes]) -> tuple[Sealed, ...]:
+    return tuple(Sealed(peer=peer, data=one) for peer, one in data.items())
+
+
+def _unpacked(data: bytes) -> dict[PeerId, dict[PeerId, bytes]]:
+    if not data:
+        return {}
+    found = unpack(data, "the shares of a kept sum", error=WireError)
+    if not isinstance(found, dict) or not all(isinstance(shares, dict) for shares in found.values()):
+        raise WireError("the shares of a kept sum have a wrong form")
+    return {PeerId(peer): {PeerId(owner): share for owner, share in shares.items()} for peer, shares in found.items()}
+
+
+def vector_of(frame: TensorFrame) -> npt.NDArray[Any]:
+    """The numbers of a vector as it travels. Raises `WireError` for another shape or a dtype that numpy has not."""
+    if frame.dtype not in ("f4", "f8", "i4", "i8") or len(frame.shape) != 1:
+        raise WireError("a vector of float or integer numbers was expected")
+    return np.frombuffer(frame.data, np.dtype(f"<{frame.dtype}"))
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a message has: its buffers and texts."""
+    if isinstance(value, bytes | bytearray | str):
+        return len(value)
+    if isinstance(value, memoryview):
+        return value.nbytes
+    if isinstance(value, tuple | list):
+        return sum(map(size_of, value))
+    if dataclasses.is_dataclass(value):
+        return sum(size_of(getattr(value, field.name)) for field in dataclasses.fields(value))
+    return 8

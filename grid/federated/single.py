@@ -1,0 +1,173 @@
+"""A round without secure aggregation: the gateway sees each node's update. Only where every owner's policy allows that.
+
+Updates are added up as they come; a robust strategy needs all of them at once. A state machine like `rounds.SecureRound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from grid.errors import GridError, WireError
+from grid.federated.effects import Effect, Key, Story, Work
+from grid.federated.rounds import AnyRound, Done, Plan, Summed, size_of, vector_of
+from grid.ids import PeerId
+from grid.wire.jobs import BeginRound, SingleUpdate
+from grid.wire.messages import Message
+
+MAX_EXAMPLES = 1 << 40
+
+Vector = npt.NDArray[Any]
+Combine = Callable[[Sequence[Vector], Sequence[float]], Vector]
+
+
+class Sum:
+    """Weighted updates as they come: one vector, unless `combine` wants all of them."""
+
+    def __init__(self, size: int, sums: int, *, equal: bool, combine: Combine | None = None) -> None:
+        self._total = np.zeros(size)
+        self._sums = np.zeros(sums)
+        self._equal = equal
+        self._combine = combine
+        self._updates: list[Vector] = []
+        self._weights: list[float] = []
+
+    def add(self, update: Vector | None, examples: int, metrics: Sequence[float]) -> None:
+        """One node's. `InvalidRequest` is for a vector with NaN or infinity, `WireError` for one of a wrong shape."""
+        sums = np.asarray(metrics, np.float64)
+        if sums.shape != self._sums.shape or not 0 <= examples <= MAX_EXAMPLES or (update is None) != (self._total.size == 0):
+            raise WireError("an update does not have what the job asks for")
+        weight = 1.0 if self._equal else float(examples)
+        if update is not None:
+            if update.shape != self._total.shape or update.dtype.kind != "f" or not np.isfinite(update).all():
+                raise WireError("an update has another size than the model, or holds a NaN or an infinity")
+            if self._combine is None:
+                self._total += update * np.float64(weight)
+            else:
+                self._updates.append(np.array(update))
+        self._weights.append(weight)
+        self._sums += sums
+
+    def result(self) -> Summed:
+        """What a strategy takes."""
+        weight = sum(self._weights)
+        if self._updates and self._combine is not None:
+            mean = self._combine(self._updates, self._weights)
+        else:
+            mean = self._total / weight if weight else self._total
+        return Summed(mean, int(weight), 0, self._sums)
+
+
+class SingleRound(AnyRound):
+    """A round of single updates."""
+
+    def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId], total: Sum) -> None:
+        super().__init__(plan, story, present)
+        self._attempt += 1
+        self._total = total
+        self._answered: set[PeerId] = set()
+        self._adding: set[PeerId] = set()
+        self._closed = False
+
+    def start(self, now: float) -> list[Effect]:
+        """Begin."""
+        return [self._begin(peer, now) for peer in self.plan.cohort if peer in self._present]
+
+    def joined(self, peer: PeerId, now: float) -> list[Effect]:
+        """A node is there, or is back, and has agreed to the job."""
+        self._present.add(peer)
+        return [self._begin(peer, now)] if self._owes(peer) else []
+
+    def _begin(self, peer: PeerId, now: float) -> Effect:
+        plan = self.plan
+        message = BeginRound(
+            job=plan.job,
+            round=plan.number,
+            attempt=self._attempt,
+            terms=b"",
+            deadline_s=max(0.0, plan.deadline - now),
+            weights=plan.weights,
+            evaluate_only=plan.evaluate_only,
+        )
+        return self._ask(peer, 0, message, now)
+
+    def _owes(self, peer: PeerId) -> bool:
+        over = self.outcome is not None or self._closed or peer not in self.plan.cohort
+        return not over and peer not in self._out and peer not in self._answered and peer not in self._adding
+
+    def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
+        """A node's update."""
+        if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
+            return []
+        self.bytes += size_of(message)
+        try:
+            if not isinstance(message, SingleUpdate):
+                raise WireError(f"{message.tag!r} is no answer to what node {self.plan.name(peer)} was asked")
+            vector = None if message.update is None else vector_of(message.update)
+        except GridError as error:
+            return self.refused(peer, key, error, now)
+        self._adding.add(peer)
+        update = message
+
+        def add() -> None:
+            self._total.add(vector, update.examples, update.metrics)
+
+        return [Work(self._story.cause, f"input {self._attempt} {peer}", add)]
+
+    def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
+        """A node's error, or what is wrong with its answer."""
+        if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
+            return []
+        self._error = error
+        self._put_out(peer, error.message, now)
+        return self._settle(now)
+
+    def worked(self, name: str, result: Any, now: float) -> list[Effect]:
+        """Work is done: `result` is what came out, or a `GridError`."""
+        kind, _, rest = name.partition(" ")
+        if self.outcome:
+            return []
+        if kind == "input":
+            peer = PeerId(rest.partition(" ")[2])
+            self._adding.discard(peer)
+            if isinstance(result, GridError):
+                return self.refused(peer, (self.plan.number, self._attempt, 0), result, now)
+            self._answered.add(peer)
+            return self._settle(now)
+        if isinstance(result, GridError):
+            self._error = result
+            return self._lose(result.message, (), now)
+        there = tuple(peer for peer in self.plan.cohort if peer in self._answered)
+        self.outcome = Done(result, there, tuple(peer for peer in self.plan.cohort if peer not in self._answered))
+        return []
+
+    def kept(self, name: str, now: float) -> list[Effect]:
+        """Nothing of such a round is kept before its end."""
+        return []
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        return [] if self.outcome else self._settle(now)
+
+    def _settle(self, now: float) -> list[Effect]:
+        missing = self._missing()
+        over = now >= self.plan.deadline
+        if self.outcome or self._closed or self._adding or (any(peer in self._present for peer in missing) and not over):
+            return []
+        if len(self._answered) >= self.plan.quorum:
+            self._closed = True
+            return [Work(self._story.cause, f"mean {self._attempt}", self._total.result)]
+        if over or len(self._answered) + len(missing) < self.plan.quorum:
+            return self._lose(f"{len(self._answered)} updates came, and {self.plan.quorum} were needed", missing, now)
+        return []
+
+    def _missing(self) -> list[PeerId]:
+        return [peer for peer in self.plan.cohort if peer not in self._answered and peer not in self._out]
+
+    @property
+    def text(self) -> str:
+        """What the round is doing, and for whom it waits."""
+        return f"round {self.plan.number} waits for updates of {self._names(self._missing()[:5]) or 'nobody any more'}"
