@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from grid.client.hooking import unhook as unhook
     from grid.client.links import Link as Link
     from grid.client.sums import sum as sum
+    from grid.federated.custom import CustomStrategy as CustomStrategy
     from grid.federated.local import Local as Local
+    from grid.federated.robust import Krum as Krum
+    from grid.federated.robust import Median as Median
+    from grid.federated.robust import TrimmedMean as TrimmedMean
     from grid.federated.schedules import ConstantSchedule as ConstantSchedule
     from grid.federated.schedules import CosineSchedule as CosineSchedule
     from grid.federated.schedules import StepSchedule as StepSchedule
@@ -59,7 +63,7 @@ ERRORS = (
     "WireError",
 )
 
-STRATEGIES = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi")
+STRATEGIES = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Krum", "Median", "TrimmedMean")
 
 EXPORTS: dict[str, tuple[str, str]] = {
     **{name: ("grid.errors", name) for name in ERRORS},
@@ -68,6 +72,7 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "aio": ("grid.client.api", ""),
     **{name: ("grid.federated.schedules", name) for name in ("ConstantSchedule", "CosineSchedule", "StepSchedule")},
     **{name: ("grid.federated.strategies", name) for name in STRATEGIES},
+    "CustomStrategy": ("grid.federated.custom", "CustomStrategy"),
     "connect": ("grid.client.blocking", "connect"),
     "fix_precision": ("grid.client.fixed_precision", "fix_precision"),
     "hook": ("grid.client.hooking", "hook"),

@@ -70,6 +70,11 @@ class GatewaySettings:
         8 << 20, "bytes that may wait for one receiver, shared by all senders; at 4 times as many the fullest link ends", 1 << 20
     )
     max_datasets_per_node: int = setting(1000, "datasets that one node may announce")
+    max_jobs: int = setting(64, "federated jobs under way at once")
+    max_jobs_per_client: int = setting(8, "federated jobs of one client under way at once")
+    max_job_bytes: int = setting(256 << 20, "bytes of the model of a federated job, and as many again of its plans", 1)
+    max_kept_jobs: int = setting(200, "federated jobs that are over and can still be looked at, with their models")
+    keep_jobs_s: float = setting(30 * 86400.0, "time for which a federated job that is over is kept")
     log: LogSettings = dataclasses.field(default_factory=LogSettings)
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 

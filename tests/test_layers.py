@@ -16,7 +16,7 @@ GRID = ROOT / "grid"
 RANK = {
     "display": 0,
     "errors": 1, "ids": 1, "clock": 1,
-    "settings": 2, "logs": 2, "telemetry": 2, "tasks": 2,
+    "settings": 2, "confinement": 2, "logs": 2, "telemetry": 2, "tasks": 2,
     "wire": 3,
     "crypto": 4, "transport": 4, "tensors": 4, "mock": 4,
     "plans": 5, "store": 5, "rpc": 5,

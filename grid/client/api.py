@@ -363,8 +363,8 @@ class Client:
     ) -> dict[str, float]:
         """Metrics of a model over the rows of all these datasets, as weighted means: name -> number. Waits for them.
 
-        A job without training: only sums over all nodes leave. `metrics` are names; without `loss`, it is cross entropy for classes
-        and squares for numbers. Options and errors as of `train`.
+        A job without training: only sums over all nodes leave. `metrics` are names. Without `loss` it is cross entropy for
+        classes, squares for numbers. Options and errors as of `train`.
         """
         options["rounds"] = 0
         job = await self.train(model, loss=loss or usual_loss, datasets=datasets, **options)

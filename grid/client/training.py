@@ -1,5 +1,5 @@
-"""What `g.train` asks for, worked out and checked before anything is sent: datasets that go together, owners' rules as far as they
-are public, a module that traces, and the signed job."""
+"""What `g.train` asks for, worked out and checked before anything is sent: datasets that go together, owners' rules as far as
+they are public, a module that traces, and the signed job."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from grid.errors import InvalidRequest
+from grid.errors import InvalidRequest, PlanRejected
 from grid.federated.loss_plans import LossPlans as LossPlans
 from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
@@ -47,7 +47,7 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
     Parameters that require no gradient, and integer buffers, become constants of the plans. `metrics` are names of
     `grid.federated.metrics`; without them those that suit the targets are measured. The module stays as it was.
 
-    Raises `PlanRejected`, with the line, for what cannot be a plan, `InvalidRequest` for a loss that gives no loss.
+    Raises `PlanRejected`, with the line, for what cannot be a plan or gives no loss, `InvalidRequest` for no module.
     """
     if not isinstance(model, nn.Module):
         raise InvalidRequest(f"the model is a torch.nn.Module, not {type(model).__name__}")
@@ -103,11 +103,11 @@ class _Calls:
     def _losses(self, outputs: Any, x: Tensor, y: Tensor) -> Tensor:
         losses = self._loss(outputs, y)
         if not isinstance(losses, Tensor) or not losses.is_floating_point():
-            raise InvalidRequest("the loss gives no floating-point tensor; it takes the model's outputs and the targets")
+            raise PlanRejected("the loss gives no floating-point tensor; it takes the model's outputs and the targets")
         if not losses.dim():
             return losses
         if losses.shape[0] != x.shape[0]:
-            raise InvalidRequest("the loss gives neither one number nor one for each row; return its mean or every row's")
+            raise PlanRejected("the loss gives neither one number nor one for each row; return its mean or every row's")
         return losses if losses.dim() == 1 else losses.flatten(1).mean(1)
 
 

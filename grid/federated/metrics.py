@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from grid.errors import InvalidRequest
+from grid.errors import InvalidRequest, PlanRejected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,13 +22,13 @@ MAX_METRICS = 16
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Outputs `(n, classes, ...)` and targets `(n, ...)`; with one output a row, its logit, positive for class 1."""
     if targets.is_floating_point():
-        raise InvalidRequest("accuracy is for targets that are classes, and these are numbers")
+        raise PlanRejected("accuracy is for targets that are classes, and these are numbers")
     if outputs.dim() == targets.dim() + 1 and outputs.shape[1] > 1:
         right = outputs.argmax(1) == targets
     elif outputs.dim() == targets.dim() + 1 or outputs.dim() == targets.dim():
         right = (outputs.reshape(targets.shape) > 0) == (targets > 0)
     else:
-        raise InvalidRequest("accuracy needs a score for each class, or one logit, for each target")
+        raise PlanRejected("accuracy needs a score for each class, or one logit, for each target")
     return _by_row(right.double())
 
 
@@ -46,7 +46,7 @@ def _like(outputs: Tensor, targets: Tensor) -> Tensor:
         return outputs
     if outputs.dim() == targets.dim() + 1 and outputs.shape[-1] == 1:
         return outputs.squeeze(-1)
-    raise InvalidRequest("an error of numbers needs outputs in the shape of the targets")
+    raise PlanRejected("an error of numbers needs outputs in the shape of the targets")
 
 
 def _by_row(values: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def usual(outputs: Tensor, targets: Tensor) -> tuple[str, ...]:
     for name in found:
         try:
             METRICS[name](outputs, targets)
-        except InvalidRequest:
+        except PlanRejected:
             continue
         names.append(name)
     return tuple(names)

@@ -12,6 +12,7 @@ when `outcome` says so.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from grid.crypto.envelope import unpack
 from grid.errors import GridError, NotFound, WireError
-from grid.federated.effects import Ask, Effect, Keep, Key, Story, Work
+from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
 from grid.federated.secagg.graph import majority
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.server import Server
@@ -70,7 +71,7 @@ SUM, REVEALS = "sum", "reveals"
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Summed:
-    """The sum of a round. `mean`: (size,) the weighted mean of updates; `sums`: those of metrics; `next_range` for the quantiser."""
+    """The sum of a round. `mean`: (size,) weighted mean of updates; `sums`: those of metrics; `next_range`: the quantiser's."""
 
     mean: npt.NDArray[Any]
     weight: int
@@ -121,7 +122,7 @@ class Plan:
     name: Callable[[PeerId], str] = str
 
 
-class AnyRound:
+class AnyRound(abc.ABC):
     """What rounds with and without secure aggregation have in common: who is there, who is out, what they ask."""
 
     def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId]) -> None:
@@ -160,8 +161,46 @@ class AnyRound:
         self._present.discard(peer)
         return [] if self.outcome else self._settle(now)
 
+    @property
+    @abc.abstractmethod
+    def text(self) -> str:
+        """What the round is doing, and for whom it waits."""
+
+    @abc.abstractmethod
+    def start(self, now: float) -> list[Effect]:
+        """Begin."""
+
+    @abc.abstractmethod
+    def resumed(self, now: float) -> list[Effect]:
+        """Of a round that went on in another process: what can be done without any node."""
+
+    @abc.abstractmethod
+    def joined(self, peer: PeerId, now: float) -> list[Effect]:
+        """A node is there, or is back, and has agreed to the job."""
+
+    @abc.abstractmethod
+    def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
+        """A node's answer to what it was asked under this key."""
+
+    @abc.abstractmethod
+    def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
+        """A node's error, or what is wrong with its answer."""
+
+    @abc.abstractmethod
+    def worked(self, name: str, result: Any, now: float) -> list[Effect]:
+        """Work is done: `result` is what came out, or a `GridError`."""
+
+    @abc.abstractmethod
+    def kept(self, name: str, now: float) -> list[Effect]:
+        """The store has it."""
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        return [] if self.outcome else self._settle(now)
+
+    @abc.abstractmethod
     def _settle(self, now: float) -> list[Effect]:
-        raise NotImplementedError
+        """Go on as far as what came, and who is left, allow."""
 
 
 class SecureRound(AnyRound):
@@ -187,7 +226,6 @@ class SecureRound(AnyRound):
     # ------------------------------------------------------------ inputs
 
     def start(self, now: float) -> list[Effect]:
-        """Begin."""
         return self._begin(now)
 
     @classmethod
@@ -207,13 +245,11 @@ class SecureRound(AnyRound):
         return one
 
     def resumed(self, now: float) -> list[Effect]:
-        """After `resume`: what can be done without any node."""
         if self._reveals:
             self._enter(OPEN, now)
         return self._settle(now)
 
     def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        """A node is there, or is back, and has agreed to the job."""
         self._present.add(peer)
         self._have_weights.discard(peer)
         if self.outcome or peer not in self.plan.cohort:
@@ -226,7 +262,6 @@ class SecureRound(AnyRound):
         return self._ask_again(peer, now)
 
     def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
-        """A node's answer to what it was asked under this key."""
         if not self._is_current(peer, key):
             return []
         self.bytes += size_of(message)
@@ -237,7 +272,7 @@ class SecureRound(AnyRound):
         return effects + self._settle(now)
 
     def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
-        """A node's error, or what is wrong with its answer. A node that knows nothing of the attempt is begun with anew."""
+        """A node that knows nothing of the attempt is begun with anew."""
         if not self._is_current(peer, key):
             return []
         if isinstance(error, NotFound) and key[2] < COLLECT and self._forgot[peer] < PATIENCE:
@@ -251,7 +286,6 @@ class SecureRound(AnyRound):
         return self._settle(now)
 
     def worked(self, name: str, result: Any, now: float) -> list[Effect]:
-        """Work is done: `result` is what came out, or a `GridError`."""
         kind, _, rest = name.partition(" ")
         attempt, _, peer = rest.partition(" ")
         if self.outcome or attempt != str(self._attempt):
@@ -270,26 +304,21 @@ class SecureRound(AnyRound):
         return self._finish()
 
     def kept(self, name: str, now: float) -> list[Effect]:
-        """The store has it."""
         self._waits.discard(name)
         if self.outcome:
             return []
         return self._finish() if self._summed is not None else self._settle(now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Time has passed."""
-        if self.outcome:
-            return []
-        if self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
+        if not self.outcome and self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
             late = [peer for peer in self._members if peer not in self._answered]
             if late and len(self._members) - len(late) >= self.plan.quorum:
                 for peer in late:
                     self._put_out(peer, "it has not answered in time", now)
-        return self._settle(now)
+        return super().tick(now)
 
     @property
     def text(self) -> str:
-        """What the round is doing, and for whom it waits."""
         missing = self._missing()
         whom = f" of {self._names(missing[:5])}{' and others' if len(missing) > 5 else ''}" if missing else ""
         if self.leg == WAIT:
@@ -339,7 +368,7 @@ class SecureRound(AnyRound):
         """What a node owes in this leg, for one that has lost the question with its channel."""
         server = self._server
         assert server is not None
-        at = {"job": self.plan.job, "round": self.plan.number, "attempt": self._attempt}
+        at: Any = {"job": self.plan.job, "round": self.plan.number, "attempt": self._attempt}
         if peer in self._answered or peer in self._adding:
             return []
         if self.leg == BEGIN:
@@ -403,7 +432,6 @@ class SecureRound(AnyRound):
     # ------------------------------------------------------------ decisions
 
     def _settle(self, now: float) -> list[Effect]:
-        """Go on as far as what came, and who is left, allow."""
         if self.outcome:
             return []
         if self.leg == WAIT:
@@ -458,8 +486,12 @@ class SecureRound(AnyRound):
         assert server is not None
         self._members = server.survivors()
         self._enter(AGREE, now)
-        self._waits.add(SUM)
-        return [Keep(self._story.cause, SUM, {SUM: server.to_bytes}), *self._ask_all(now)]
+        return [self._keep(SUM, server.to_bytes), *self._ask_all(now)]
+
+    def _keep(self, part: str, data: Part) -> Keep:
+        name = f"{part} of round {self.plan.number}"
+        self._waits.add(name)
+        return Keep(self._story.cause, name, {part: data})
 
     def _settle_opening(self, now: float) -> list[Effect]:
         server = self._server
@@ -485,7 +517,6 @@ class SecureRound(AnyRound):
         server, quantiser = self._server, self._server.terms.quantiser if self._server else None
         assert server is not None and quantiser is not None
         self._opening = True
-        self._waits.add(REVEALS)
         reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
         packed: bytes = msgpack.packb(reveals)
 
@@ -499,8 +530,7 @@ class SecureRound(AnyRound):
                 aggregate.next_range() if quantiser.size else None,
             )
 
-        cause = self._story.cause
-        return [Keep(cause, REVEALS, {REVEALS: packed}), Work(cause, f"open {self._attempt}", opened)]
+        return [self._keep(REVEALS, packed), Work(self._story.cause, f"open {self._attempt}", opened)]
 
     def _finish(self) -> list[Effect]:
         if self._summed is not None and not self._waits:

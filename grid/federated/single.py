@@ -73,11 +73,9 @@ class SingleRound(AnyRound):
         self._closed = False
 
     def start(self, now: float) -> list[Effect]:
-        """Begin."""
         return [self._begin(peer, now) for peer in self.plan.cohort if peer in self._present]
 
     def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        """A node is there, or is back, and has agreed to the job."""
         self._present.add(peer)
         return [self._begin(peer, now)] if self._owes(peer) else []
 
@@ -99,7 +97,6 @@ class SingleRound(AnyRound):
         return not over and peer not in self._out and peer not in self._answered and peer not in self._adding
 
     def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
-        """A node's update."""
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
             return []
         self.bytes += size_of(message)
@@ -118,7 +115,6 @@ class SingleRound(AnyRound):
         return [Work(self._story.cause, f"input {self._attempt} {peer}", add)]
 
     def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
-        """A node's error, or what is wrong with its answer."""
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
             return []
         self._error = error
@@ -126,7 +122,6 @@ class SingleRound(AnyRound):
         return self._settle(now)
 
     def worked(self, name: str, result: Any, now: float) -> list[Effect]:
-        """Work is done: `result` is what came out, or a `GridError`."""
         kind, _, rest = name.partition(" ")
         if self.outcome:
             return []
@@ -144,13 +139,12 @@ class SingleRound(AnyRound):
         self.outcome = Done(result, there, tuple(peer for peer in self.plan.cohort if peer not in self._answered))
         return []
 
+    def resumed(self, now: float) -> list[Effect]:
+        return []
+
     def kept(self, name: str, now: float) -> list[Effect]:
         """Nothing of such a round is kept before its end."""
         return []
-
-    def tick(self, now: float) -> list[Effect]:
-        """Time has passed."""
-        return [] if self.outcome else self._settle(now)
 
     def _settle(self, now: float) -> list[Effect]:
         missing = self._missing()
@@ -169,5 +163,4 @@ class SingleRound(AnyRound):
 
     @property
     def text(self) -> str:
-        """What the round is doing, and for whom it waits."""
         return f"round {self.plan.number} waits for updates of {self._names(self._missing()[:5]) or 'nobody any more'}"

@@ -1,60 +1,23 @@
-"""How the gateway makes new weights of old ones and the mean update of a round's nodes. numpy on flat vectors, nothing else.
+"""The strategies of the literature, in numpy on flat vectors, and the table of all kinds.
 
-    state = strategy.start(size)
-    weights, state = strategy.apply(weights, mean_update, state, round)
-
-`mean_update` is the weighted mean of (weights after local training - weights before): minus what optimizers call a gradient. The
-adaptive ones are Algorithm 2 of Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), with its names: server step size eta
-(`lr`), beta1 and beta2 (`betas`), degree of adaptivity `tau`; second moments begin at tau squared, and nothing corrects for that
-beginning. Strategies travel as plain values; state is a dict of vectors, which the coordinator keeps with the job.
+The adaptive ones are Algorithm 2 of Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), with its names: server step size
+eta (`lr`), beta1 and beta2 (`betas`), degree of adaptivity `tau`; second moments begin at tau squared, and nothing corrects for
+that beginning.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from grid.errors import InvalidRequest
-from grid.federated.plain import Check, Described, described_from_plain, number, pair
-
-Vector = npt.NDArray[Any]
-State = dict[str, Vector]
-
-LARGEST = 1e6
-
-_RATE = number(0, LARGEST, above=True)
-_SHARE = number(0, 1)
-
-
-class Strategy(Described, ABC):
-    """What strategies have in common. `needs_single`: it sees each node's update alone, so secure aggregation must be off.
-
-    `proximal` is FedProx's mu, for the nodes.
-    """
-
-    __slots__ = ()
-    needs_single: ClassVar[bool] = False
-
-    @property
-    def proximal(self) -> float:
-        """The weight of the squared distance to the round's weights in local losses."""
-        return 0.0
-
-    def start(self, size: int) -> State:
-        """The state before the first round, for weights of so many elements."""
-        return {}
-
-    @abstractmethod
-    def apply(self, weights: Vector, mean_update: Vector, state: State, round: int) -> tuple[Vector, State]:
-        """New weights and new state; rounds count from 1. Arguments are not written to."""
-
-    def close(self) -> None:
-        """Let go of what the strategy holds. Safe to call again."""
+from grid.federated.custom import CustomStrategy, custom_from_plain
+from grid.federated.plain import Check, described_from_plain, number, pair
+from grid.federated.robust import Krum, Median, TrimmedMean
+from grid.federated.strategy import LARGEST, RATE, SHARE, State, Strategy, Vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +25,7 @@ class FedAvg(Strategy):
     """The mean update is added (McMahan et al., 2017), `lr` times where that is not 1."""
 
     kind: ClassVar[str] = "fedavg"
-    checks: ClassVar[Mapping[str, Check]] = {"lr": _RATE}
+    checks: ClassVar[Mapping[str, Check]] = {"lr": RATE}
 
     lr: float = 1.0
 
@@ -76,7 +39,7 @@ class FedProx(FedAvg):
     """FedAvg whose nodes add mu / 2 times the squared distance to the round's weights to their losses (Li et al., 2020)."""
 
     kind: ClassVar[str] = "fedprox"
-    checks: ClassVar[Mapping[str, Check]] = {"mu": number(0, LARGEST), "lr": _RATE}
+    checks: ClassVar[Mapping[str, Check]] = {"mu": number(0, LARGEST), "lr": RATE}
 
     mu: float = 0.01
 
@@ -91,7 +54,7 @@ class FedAvgM(Strategy):
     """FedAvg with momentum at the server (Hsu et al., 2019): v = momentum v + mean update; weights + lr v."""
 
     kind: ClassVar[str] = "fedavgm"
-    checks: ClassVar[Mapping[str, Check]] = {"lr": _RATE, "momentum": _SHARE}
+    checks: ClassVar[Mapping[str, Check]] = {"lr": RATE, "momentum": SHARE}
 
     lr: float = 1.0
     momentum: float = 0.9
@@ -110,7 +73,7 @@ class FedAvgM(Strategy):
 class _Adaptive(Strategy):
     """Algorithm 2: m = beta1 m + (1 - beta1) Delta; v by the strategy; weights + eta m / (sqrt(v) + tau)."""
 
-    checks: ClassVar[Mapping[str, Check]] = {"lr": _RATE, "betas": pair(_SHARE), "tau": _RATE}
+    checks: ClassVar[Mapping[str, Check]] = {"lr": RATE, "betas": pair(SHARE), "tau": RATE}
 
     lr: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
@@ -167,21 +130,16 @@ class FedAdagrad(_Adaptive):
 
 
 PLAIN: Mapping[str, type[Strategy]] = {
-    cls.kind: cls for cls in (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad)
+    cls.kind: cls for cls in (FedAvg, FedAvgM, FedProx, FedAdam, FedYogi, FedAdagrad, Median, TrimmedMean, Krum)
 }
-"""Kind -> strategies that need nothing but numpy."""
+"""Kind -> strategies that are all in their plain values; a user's own has a plan beside them."""
 
 
-def strategy_from_plain(data: Any) -> Strategy:
-    """What `to_plain` of a strategy gave, or something hostile. Raises `InvalidRequest` and nothing else."""
+def strategy_from_plain(data: Any, plan: bytes | bytearray | memoryview = b"") -> Strategy:
+    """What `to_plain` of a strategy gave, or something hostile. Raises `InvalidRequest` and nothing else.
+
+    `plan` is what came beside it as the strategy's plan; it is looked at only where it runs, in a process of its own.
+    """
+    if type(data) is dict and data.get("kind") == CustomStrategy.kind:
+        return custom_from_plain(data, bytes(plan))
     return described_from_plain(data, PLAIN, "the strategy")
-
-
-def mean_of(updates: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    """The weighted mean of updates that came one by one. Raises `InvalidRequest` where there are none or they differ in size."""
-    if not updates or len(updates) != len(weights) or len({update.shape for update in updates}) != 1:
-        raise InvalidRequest("there are no updates, or they differ in size")
-    total = np.zeros(updates[0].shape)
-    for update, weight in zip(updates, weights, strict=True):
-        total += update * np.float64(weight)
-    return total / np.float64(sum(weights))

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from grid.clock import Clock
-from grid.crypto.cards import Card
+from grid.crypto.cards import NODE, Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
 from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
@@ -33,7 +33,7 @@ from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
 from grid.gateway.traffic import TrafficMeter
 from grid.gateway.views import Views
-from grid.ids import GridId
+from grid.ids import GridId, PeerId
 from grid.logs import session_of, tags
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
@@ -41,6 +41,7 @@ from grid.settings import GatewaySettings
 from grid.store.base import Store
 from grid.telemetry import Metrics
 from grid.transport.base import Transport
+from grid.wire.jobs import CallIn, JobCard
 from grid.wire.messages import (
     Announce,
     CloseLink,
@@ -105,7 +106,16 @@ class Gateway:
         self.feed = Feed()
         self.events = EventLog(clock.wall, self._tell_event)
         self._handlers = self._table()
-        self.coordinator = Coordinator()
+        self.coordinator = Coordinator(
+            settings,
+            trust=trust,
+            clock=clock,
+            store=store,
+            call=self._call_in,
+            rows=self._registry.rows_of,
+            name=self._name_of,
+            told=self._tell_job,
+        )
         self._job_door = JobDoor(
             self.coordinator,
             me=me,
@@ -129,6 +139,7 @@ class Gateway:
     async def __aenter__(self) -> Self:
         await self._open.enter_async_context(self._keeper)
         self._open.enter_context(self.trust.on_revocations(self._spread_revocations))
+        await self._open.enter_async_context(self.coordinator)
         tasks = await self._open.enter_async_context(asyncio.TaskGroup())
         sampling = tasks.create_task(self._sample(), name="gateway traffic")
         self._open.callback(sampling.cancel)
@@ -146,6 +157,7 @@ class Gateway:
         self._changed()
         for connection in list(self._connections.values()):
             connection.close_soon(NodeUnavailable("the gateway is shutting down"))
+        self.coordinator.stop()
         await self._job_door.close(NodeUnavailable("the gateway is shutting down"))
         while self._connections:
             self._emptied.clear()
@@ -363,6 +375,8 @@ class Gateway:
             self._note("joined", card, "")
         self._tell_presence(card, "online")
         self._changed()
+        if card.role == NODE:
+            self.coordinator.node_joined(card.id)
         statement = welcome_statement(connection.greeting, message.nonce, card.id)
         return Welcome(peer=card.id, signature=self._me.sign(statement), revocations=self.trust.revocations)
 
@@ -466,6 +480,22 @@ class Gateway:
                 self._tell_presence(connection.card, "revoked")
                 connection.close_soon(error)
         self._changed()
+
+    # ------------------------------------------------------------ jobs
+
+    def _call_in(self, node: PeerId) -> None:
+        """Ask a node to open a job channel, if it is here; otherwise it is asked when it joins."""
+        entry = self._registry.get(node)
+        connection = self._connections.get(entry.connection) if entry is not None and entry.connection is not None else None
+        if connection is not None:
+            connection.tell(CallIn())
+
+    def _name_of(self, peer: PeerId) -> str:
+        return self.views.name_of(peer)
+
+    def _tell_job(self, card: JobCard) -> None:
+        self.feed.publish("jobs", {"id": card.id, "state": card.state, "round": card.round})
+        self.changes.mark()
 
     # ------------------------------------------------------------ what watchers hear
 

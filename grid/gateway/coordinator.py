@@ -1,34 +1,313 @@
-"""The coordinator of federated jobs: meets clients and nodes on job channels, and drives the rounds of each job."""
+"""The coordinator of federated jobs: meets clients and nodes on job channels, and drives the rounds of each job.
+
+A job belongs to the client that signed it and outlives its session. All of it is in the gateway's store, so one that was
+killed goes on where it was. The coordinator sees a job's model and sums over nodes; of a single node's update it sees masks.
+"""
 
 from __future__ import annotations
 
-from grid.crypto.cards import Card
-from grid.rpc.dispatch import Handlers
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from grid.clock import Clock
+from grid.crypto.cards import NODE, Card
+from grid.crypto.identity import Trust
+from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.federated.coordination import Coordination
+from grid.federated.progress import OVER, Progress
+from grid.federated.spec import JobSpec
+from grid.gateway.job_keeping import Kept, read_kept, read_reports, read_weights, start_part
+from grid.gateway.job_order import check_sums, read_model, read_order, read_strategy
+from grid.gateway.job_sessions import ClientSession, NodeSession
+from grid.gateway.running_job import RunningJob
+from grid.ids import JobId, PeerId
 from grid.rpc.peer import Peer
-from grid.wire.jobs import JobList, ListJobs
+from grid.settings import GatewaySettings
+from grid.store.base import Store
+from grid.store.memory import MemoryStore
+from grid.wire.jobs import JobCard, JobWeights, RoundReport, StartJob
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+SWEEP_S = 60.0
 
 
 class Coordinator:
-    """All jobs of one gateway."""
+    """All jobs of one gateway. Enter it on the gateway's loop.
 
-    def receive(self, card: Card) -> Session:
+    `call` asks a node that has joined to open a job channel. `rows` says how many rows a node has announced for a dataset, None
+    where it is not known to have one of that name. `name` is how a peer is called. `told` hears of each change of a job.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        trust: Trust,
+        clock: Clock,
+        store: Store | None,
+        call: Callable[[PeerId], None],
+        rows: Callable[[PeerId, str], int | None],
+        name: Callable[[PeerId], str],
+        told: Callable[[JobCard], None] = lambda card: None,
+    ) -> None:
+        self.settings = settings
+        self.trust = trust
+        self.clock = clock
+        self.store = store if store is not None else MemoryStore()
+        self.workers = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="gateway jobs")
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="gateway job store")
+        self.tasks = asyncio.TaskGroup()
+        self.stopping = False
+        self.call = call
+        self._rows, self._name, self._told = rows, name, told
+        self._nodes: dict[PeerId, Peer] = {}
+        self._jobs: dict[JobId, RunningJob] = {}
+        self._starting: dict[JobId, PeerId] = {}
+        self._over: dict[JobId, Kept] = {}
+        self._changes: dict[JobId, asyncio.Event] = {}
+        self._swept = 0.0
+        self._open = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._open.callback(self.writer.shutdown)
+        self._open.callback(self.workers.shutdown)
+        await self._open.enter_async_context(self.tasks)
+        for kept in await asyncio.get_running_loop().run_in_executor(self.writer, read_kept, self.store):
+            self._restore(kept)
+        self._ticking = self.tasks.create_task(self._tick(), name="jobs of the gateway")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        self._ticking.cancel()
+        await self._open.aclose()
+
+    def stop(self) -> None:
+        """Do nothing more; jobs go on with the next gateway on the same store."""
+        self.stopping = True
+        for event in list(self._changes.values()):
+            event.set()
+
+    # ------------------------------------------------------------ sessions
+
+    def receive(self, card: Card) -> NodeSession | ClientSession:
         """A node or a client has come."""
-        return Session(self, card)
+        return NodeSession(self, card) if card.role == NODE else ClientSession(self, card)
 
+    def node_came(self, node: PeerId, peer: Peer) -> None:
+        """A node has opened a channel; an older one is not used any more."""
+        older = self._nodes.get(node)
+        self._nodes[node] = peer
+        peer.limit_messages(3 * self.settings.max_job_bytes + (1 << 20))
+        for job in self._jobs_of(node):
+            if older is not None:
+                job.perform(job.machine.left(node, job.now))
+            job.perform(job.machine.came(node, job.now))
+        if older is not None:
+            older.close_soon(InvalidRequest("a newer job channel of this node took the place of this one"))
 
-class Session:
-    """One node or client at the coordinator."""
+    def node_went(self, node: PeerId, peer: Peer) -> None:
+        """A channel of a node has ended."""
+        if self._nodes.get(node) is not peer:
+            return
+        del self._nodes[node]
+        for job in self._jobs_of(node):
+            job.perform(job.machine.left(node, job.now))
 
-    def __init__(self, coordinator: Coordinator, card: Card) -> None:
-        self.handlers = Handlers({ListJobs: Session.list_jobs})
-        self.card = card
+    def node_joined(self, node: PeerId) -> None:
+        """A node has joined the grid: call it, if a job waits for it."""
+        if node not in self._nodes and any(True for _ in self._jobs_of(node)):
+            self.call(node)
 
-    def came(self, peer: Peer) -> None:
-        """The session is open."""
+    def peer_of(self, node: PeerId) -> Peer | None:
+        """The session of a node."""
+        return self._nodes.get(node)
 
-    def went(self) -> None:
-        """The session is over."""
+    def _jobs_of(self, node: PeerId) -> list[RunningJob]:
+        return [job for job in self._jobs.values() if not job.machine.over and node in job.machine.spec.nodes]
 
-    def list_jobs(self, message: ListJobs) -> JobList:
-        """The jobs of a client."""
-        return JobList(jobs=())
+    # ------------------------------------------------------------ starting
+
+    async def begin(self, message: StartJob, client: Card) -> JobCard:
+        """A client's new job; it is kept when this returns."""
+        card = self.trust.verify_card(message.card, wall=self.clock.wall())
+        loop = asyncio.get_running_loop()
+        most = self.settings.max_job_bytes
+        order = await loop.run_in_executor(self.workers, read_order, message, card, self.clock.wall(), most)
+        spec = order.spec
+        if spec.client != client.id:
+            raise InvalidRequest("a job is started by the client that signed it, and another one has signed this")
+        self._check_room(spec)
+        self._check_nodes(spec)
+        self._starting[spec.job] = spec.client
+        try:
+            check_sums(spec, message.weights.shape, max(map(partial(self._rows_of, spec), spec.nodes)))
+            strategy = read_strategy(spec, message.strategy)
+            model = await loop.run_in_executor(self.workers, read_model, message, strategy, order.envelope)
+            job = RunningJob(self._machine(Kept(order, strategy, model, Progress(), ())), self)
+            self._jobs[spec.job] = job
+        finally:
+            del self._starting[spec.job]
+        job.perform(job.machine.start(job.now, start_part(message)))
+        for node in spec.nodes:
+            if node in self._nodes:
+                job.perform(job.machine.came(node, job.now))
+        self.changed(job)
+        await asyncio.shield(job.started)
+        log.info("job %s of %s begins: %d rounds, %d nodes", spec.job, client, spec.rounds, len(spec.nodes))
+        return job.machine.card()
+
+    def _machine(self, kept: Kept) -> Coordination:
+        assert kept.order is not None and kept.strategy is not None and kept.model is not None
+        return Coordination(
+            kept.order,
+            kept.strategy,
+            kept.model,
+            progress=kept.progress,
+            reports=kept.reports or (),
+            rows=partial(self._rows_of, kept.order.spec),
+            name=self._name,
+            wall=self.clock.wall,
+        )
+
+    def _rows_of(self, spec: JobSpec, node: PeerId) -> int:
+        return max(1, sum(self._rows(node, dataset) or 0 for dataset in spec.datasets_of(node)))
+
+    def _check_room(self, spec: JobSpec) -> None:
+        if spec.job in self._jobs or spec.job in self._over or spec.job in self._starting:
+            raise InvalidRequest("there has been a job of this id; each job has a new one")
+        owners = [job.machine.spec.client for job in self._jobs.values()] + list(self._starting.values())
+        if len(owners) >= self.settings.max_jobs or owners.count(spec.client) >= self.settings.max_jobs_per_client:
+            raise QuotaExceeded(
+                f"as many jobs are under way as this gateway takes: {self.settings.max_jobs} at once,"
+                f" {self.settings.max_jobs_per_client} of one client; wait for one, or cancel it"
+            )
+
+    def _check_nodes(self, spec: JobSpec) -> None:
+        for node, dataset in spec.datasets:
+            if self._rows(node, dataset) is None:
+                raise NotFound(f"node {self._name(node)} is not known here, or has no dataset {dataset!r}")
+
+    def _restore(self, kept: Kept) -> None:
+        if kept.progress.state in OVER:
+            self._over[kept.spec.job] = kept
+            return
+        job = RunningJob(self._machine(kept), self)
+        job.started.set_result(None)
+        self._jobs[kept.spec.job] = job
+        job.perform(job.machine.resume(job.now, kept.parts))
+
+    # ------------------------------------------------------------ what is asked
+
+    def _find(self, job: JobId, client: Card) -> JobSpec:
+        running, over = self._jobs.get(job), self._over.get(job)
+        spec = running.machine.spec if running is not None else over.spec if over is not None else None
+        if spec is None or not (self.trust.is_dev or spec.client == client.id):
+            raise NotFound("there is no job of this id, or it is another client's")
+        return spec
+
+    def card_of(self, job: JobId, client: Card | None = None) -> JobCard:
+        """What is known of a job. Raises `NotFound`, also for a job of another client."""
+        if client is not None:
+            self._find(job, client)
+        running, over = self._jobs.get(job), self._over.get(job)
+        if running is not None:
+            return running.machine.card()
+        if over is None:
+            raise NotFound("there is no job of this id")
+        return over.progress.card(over.spec)
+
+    def cancel(self, job: JobId, client: Card) -> JobCard:
+        """End a job."""
+        self._find(job, client)
+        running = self._jobs.get(job)
+        if running is not None:
+            running.perform(running.machine.cancel(running.now))
+        return self.card_of(job)
+
+    def cards(self, client: Card | None = None) -> list[JobCard]:
+        """All jobs that a client may see, or all, the newest first."""
+        found = [job.machine.card() for job in self._jobs.values()]
+        found += [kept.progress.card(kept.spec) for kept in self._over.values()]
+        if client is not None and not self.trust.is_dev:
+            found = [card for card in found if card.client == client.id]
+        return sorted(found, key=lambda card: -card.started)
+
+    async def weights(self, job: JobId, which: str, client: Card) -> JobWeights:
+        """The model of a job, the last or the best. Raises `NotFound`."""
+        spec = self._find(job, client)
+        if which not in ("last", "best"):
+            raise InvalidRequest("a job has a model 'last' and a model 'best'")
+        running, over = self._jobs.get(job), self._over.get(job)
+        progress = running.machine.progress if running is not None else over.progress if over is not None else Progress()
+        best = which == "best" and progress.best >= 0
+        if running is not None and (not best or progress.best == progress.done):
+            return JobWeights(round=progress.done, weights=running.machine.model.frame)
+        found = progress.best if best else progress.done
+        frame = await asyncio.get_running_loop().run_in_executor(self.writer, read_weights, self.store, spec.job, found)
+        return JobWeights(round=found, weights=frame)
+
+    # ------------------------------------------------------------ watching
+
+    async def reports(self, job: JobId) -> Sequence[RoundReport]:
+        """All reports of a job so far."""
+        running = self._jobs.get(job)
+        if running is not None:
+            return running.machine.reports
+        kept = self._over.get(job)
+        if kept is None:
+            raise NotFound("there is no job of this id")
+        if kept.reports is None:
+            kept.reports = await asyncio.get_running_loop().run_in_executor(self.writer, read_reports, self.store, job)
+        return kept.reports
+
+    def change_of(self, job: JobId) -> asyncio.Event:
+        """Set at the next change of a job: take it before looking."""
+        return self._changes.setdefault(job, asyncio.Event())
+
+    def changed(self, job: RunningJob) -> None:
+        """What is told of a job has changed."""
+        machine = job.machine
+        spec = machine.spec
+        card = machine.card()
+        if machine.settled and self._jobs.get(spec.job) is job:
+            del self._jobs[spec.job]
+            self._over[spec.job] = Kept(None, None, None, machine.progress, machine.reports, given=spec)
+            log.info("job %s is over after %d rounds: %s %s", spec.job, card.round, card.state, card.text)
+        event = self._changes.pop(spec.job, None)
+        if event is not None:
+            event.set()
+        self._told(card)
+
+    # ------------------------------------------------------------ time
+
+    async def _tick(self) -> None:
+        while True:
+            await self.clock.sleep(TICK_S)
+            for job in list(self._jobs.values()):
+                try:
+                    job.perform(job.machine.tick(job.now))
+                except Exception:
+                    log.exception("a job's state machine failed")
+                    job.perform(job.machine.not_kept(GridError("something went wrong inside the gateway"), job.now))
+            if self.clock.monotonic() >= self._swept + SWEEP_S:
+                self._swept = self.clock.monotonic()
+                await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Forget jobs that have been over for long, or are too many."""
+        oldest = sorted(self._over.values(), key=lambda kept: -kept.progress.ended)
+        limit = self.clock.wall() - self.settings.keep_jobs_s
+        for place, kept in enumerate(oldest):
+            if place >= self.settings.max_kept_jobs or kept.progress.ended < limit:
+                await asyncio.get_running_loop().run_in_executor(self.writer, self.store.forget_job, kept.spec.job)
+                self._over.pop(kept.spec.job, None)

@@ -22,6 +22,7 @@ TOPICS: Mapping[str, str] = {
     "sessions": "A link opened or closed, or a client came or left: how many there are.",
     "traffic": "Bytes and frames a second, and connections.",
     "log": "Something was added to the log of events: its number and kind.",
+    "jobs": "A federated job changed: its id, state and finished rounds.",
     "reset": "Notices were missed: look at everything again.",
 }
 

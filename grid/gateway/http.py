@@ -10,7 +10,6 @@ import asyncio
 import importlib.resources
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -130,8 +129,8 @@ class HttpServer:
         get: Mapping[str, Handler] = {
             "/events/stream": self._live.stream,
             "/static/{name}": self._static_file,
-            "/grid": partial(self._socket, self._gateway.serve),
-            "/grid/jobs": partial(self._socket, self._gateway.serve_jobs),
+            "/grid": self._hop_socket,
+            "/grid/jobs": self._job_socket,
         }
         application.add_routes([web.get(path, handler) for path, handler in get.items()])
         application.add_routes([web.post("/login", self._login), *self._pages.routes(), *Api(self._gateway).routes()])
@@ -223,6 +222,12 @@ class HttpServer:
         return response
 
     # ------------------------------------------------------------ the grid
+
+    async def _hop_socket(self, request: web.Request) -> web.StreamResponse:
+        return await self._socket(self._gateway.serve, request)
+
+    async def _job_socket(self, request: web.Request) -> web.StreamResponse:
+        return await self._socket(self._gateway.serve_jobs, request)
 
     async def _socket(self, serve: Serve, request: web.Request) -> web.StreamResponse:
         socket = new_socket()

@@ -179,6 +179,13 @@ class Registry:
     def get(self, peer: PeerId) -> Entry | None:
         return self._entries.get(peer)
 
+    def rows_of(self, node: PeerId, dataset: str) -> int | None:
+        """How many rows a node has announced, last or now, for a dataset of this name; None where it has none."""
+        entry = self._entries.get(node)
+        if entry is None or entry.role != "node":
+            return None
+        return next((card.rows for card in entry.datasets if card.name == dataset), None)
+
     def nodes(self) -> list[Entry]:
         """All nodes by name, offline ones too."""
         return self.index.nodes()

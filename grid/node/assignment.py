@@ -29,7 +29,7 @@ from grid.federated.spec import BY_EXAMPLES, JobSpec, model_digest
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rules import check_datasets
-from grid.node.trainers import Training
+from grid.node.training import Training
 from grid.store.base import Store
 from grid.wire.jobs import (
     BeginRound,

@@ -163,7 +163,7 @@ class Nursery:
             for place, fd in enumerate(high, PIPE_FD):
                 os.dup2(fd, place)
             os.closerange(PIPE_FD + len(kept), os.sysconf("SC_OPEN_MAX"))  # mappings stay without their files
-            settle(self._settings, parent)
+            settle(self._settings, parent, gpu=message.trains and may_use_gpu(self._settings))
             most = self._settings.session.max_message_bytes + ROOM
             if self._kind == PARTIES:
                 from grid.node.party_main import run_party
@@ -197,6 +197,11 @@ class Nursery:
         for process, (_, pid) in self._workers.items():
             signal.pidfd_send_signal(process, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def may_use_gpu(settings: NodeSettings) -> bool:
+    """Whether training could find a GPU here. Asking torch would start the driver, and nothing could be forked after."""
+    return settings.training_device != "cpu" and torch.version.cuda is not None and os.path.exists("/dev/nvidiactl")
 
 
 def warm_up(settings: NodeSettings) -> None:

@@ -75,6 +75,7 @@ class ThreadTraining(Training):
             except asyncio.CancelledError:
                 self._unwanted = True
                 await asyncio.wait([running])
+                running.exception()  # it was given up: nobody is to be told
                 raise
 
     async def train(

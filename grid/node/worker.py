@@ -7,21 +7,17 @@ when the node is gone.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import random
-import resource
-import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NoReturn
 
 import numpy
 import torch
 
+from grid.confinement import confine
 from grid.errors import GridError
 from grid.node.dataset_views import DatasetView
 from grid.node.pace import Pace, Pulse
@@ -39,9 +35,7 @@ GATHER_S = 0.005
 """How long answers may wait for others to be written with them."""
 
 OPEN_FILES = 64
-
-PR_SET_PDEATHSIG = 1
-PR_SET_NO_NEW_PRIVS = 38
+GPU_OPEN_FILES = 1024
 
 
 class Worker:
@@ -105,38 +99,18 @@ class Worker:
         self._written = time.monotonic()
 
 
-def settle(settings: NodeSettings, parent: int) -> None:
+def settle(settings: NodeSettings, parent: int, *, gpu: bool = False) -> None:
     """Make a process that was just forked a worker: it ends with its parent, has limits, and shares no randomness.
 
-    Memory is limited from what is mapped now. Core files would hold rows, so there are none.
+    With `gpu` it may map and open what a driver needs; the watch over its memory is then all that bounds it.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.getppid() != parent:
-        raise EOFError("the nursery is gone")
-    os.nice(settings.niceness)
-    with contextlib.suppress(OSError):  # where memory runs out, the kernel is to end this process and not the node
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    confine(
+        parent,
+        memory_bytes=None if gpu else settings.max_process_bytes,
+        open_files=GPU_OPEN_FILES if gpu else OPEN_FILES,
+        niceness=settings.niceness,
+    )
     torch.set_num_threads(settings.process_threads)
     torch.manual_seed(int.from_bytes(os.urandom(8)))
     random.seed()
     numpy.random.seed(None)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_NOFILE, OPEN_FILES)
-    _limit(resource.RLIMIT_DATA, mapped_bytes() + settings.max_process_bytes)
-
-
-def _limit(which: int, value: int) -> None:
-    _, most = resource.getrlimit(which)
-    value = value if most == resource.RLIM_INFINITY else min(value, most)
-    resource.setrlimit(which, (value, value))
-
-
-def mapped_bytes() -> int:
-    """What counts against RLIMIT_DATA at present."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("VmData:"):
-                return int(line.split()[1]) << 10
-    return 0

@@ -25,7 +25,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
-import grid.errors
+from grid.confinement import environment_for
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.dataset_views import DatasetView
 from grid.node.nursery_messages import (
@@ -65,10 +65,6 @@ ROOM = 1 << 20
 
 SLACK_BYTES = 64 << 20
 """Memory over the limit after which a worker is ended: the limit itself makes single allocations fail before."""
-
-KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-KEPT_PREFIXES = ("LC_", "MALLOC_", "KMP_", "NUMBA_")
-"""All that a nursery gets of the node's environment, which may hold tokens."""
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
@@ -303,7 +299,7 @@ class Nursery:
                 [sys.executable, "-P", "-m", "grid.node.nursery", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=_environment(),
+                env=environment_for(os.environ),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # signals of the terminal are for the node, which ends its workers itself
             )
@@ -352,17 +348,6 @@ class Nursery:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
-
-
-def _environment() -> dict[str, str]:
-    """The nursery's environment: what a Python needs, and single threads, since only then a fork is safe."""
-    kept = {
-        name: value for name, value in os.environ.items() if name in KEPT_ENVIRONMENT or name.startswith(KEPT_PREFIXES)
-    }
-    home = str(Path(grid.errors.__file__).parent.parent)
-    paths = [home, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
-    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {**kept, **single, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _as_json(settings: NodeSettings) -> str:

@@ -1,5 +1,5 @@
 """What survives a restart. At a node: what each dataset has released, and which secure sums it took part in. At a gateway:
-the nodes that it has known.
+the nodes that it has known, and the jobs that it drives.
 
 Every method is for any thread, and what changes something is on disk (where the store has one) when it returns: a value
 leaves a node only after that, and a gateway acknowledges an announcement only after that.
@@ -130,6 +130,22 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def forget_requests(self, asked_before: float) -> None:
         """Forget requests that are older than this wall time."""
+
+    @abc.abstractmethod
+    def jobs(self) -> list[str]:
+        """The ids of the jobs that are remembered, in order."""
+
+    @abc.abstractmethod
+    def job_parts(self, job: str, prefix: str = "") -> dict[str, bytes]:
+        """The parts of a job whose names begin with `prefix`, in the order of their names."""
+
+    @abc.abstractmethod
+    def keep_job(self, job: str, parts: Mapping[str, bytes | None]) -> None:
+        """Remember these parts in place of what was there under their names, forget those with None: all of it or nothing."""
+
+    @abc.abstractmethod
+    def forget_job(self, job: str) -> None:
+        """Forget all parts of a job."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -20,6 +20,7 @@ class MemoryStore(Store):
         self._expiries: list[tuple[float, str]] = []
         self._nodes: dict[str, KnownNode] = {}
         self._requests: dict[str, ReleaseRequest] = {}
+        self._jobs: dict[str, dict[str, bytes]] = {}
 
     def load(self, dataset: str) -> DatasetState | None:
         with self._lock:
@@ -92,6 +93,30 @@ class MemoryStore(Store):
     def forget_requests(self, asked_before: float) -> None:
         with self._lock:
             self._requests = {one.id: one for one in self._requests.values() if one.asked >= asked_before}
+
+    def jobs(self) -> list[str]:
+        with self._lock:
+            return sorted(self._jobs)
+
+    def job_parts(self, job: str, prefix: str = "") -> dict[str, bytes]:
+        with self._lock:
+            parts = self._jobs.get(job, {})
+            return {part: parts[part] for part in sorted(parts) if part.startswith(prefix)}
+
+    def keep_job(self, job: str, parts: Mapping[str, bytes | None]) -> None:
+        with self._lock:
+            kept = self._jobs.setdefault(job, {})
+            for part, data in parts.items():
+                if data is None:
+                    kept.pop(part, None)
+                else:
+                    kept[part] = data
+            if not kept:
+                del self._jobs[job]
+
+    def forget_job(self, job: str) -> None:
+        with self._lock:
+            self._jobs.pop(job, None)
 
     def close(self) -> None:
         return None

@@ -126,6 +126,26 @@ class SqliteStore(Store):
         with self._transaction() as connection:
             connection.execute("DELETE FROM request WHERE asked < ?", (asked_before,))
 
+    def jobs(self) -> list[str]:
+        with self._lock:
+            return [job for (job,) in self._connection.execute("SELECT DISTINCT job FROM job_part ORDER BY job")]
+
+    def job_parts(self, job: str, prefix: str = "") -> dict[str, bytes]:
+        with self._lock:
+            query = "SELECT part, data FROM job_part WHERE job = ? AND substr(part, 1, ?) = ? ORDER BY part"
+            return dict(self._connection.execute(query, (job, len(prefix), prefix)).fetchall())
+
+    def keep_job(self, job: str, parts: Mapping[str, bytes | None]) -> None:
+        with self._transaction() as connection:
+            for part, data in parts.items():
+                connection.execute("DELETE FROM job_part WHERE job = ? AND part = ?", (job, part))
+                if data is not None:
+                    connection.execute("INSERT INTO job_part (job, part, data) VALUES (?, ?, ?)", (job, part, data))
+
+    def forget_job(self, job: str) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM job_part WHERE job = ?", (job,))
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()

@@ -18,9 +18,9 @@ from grid.federated.strategies import (
     FedProx,
     FedYogi,
     Strategy,
-    mean_of,
     strategy_from_plain,
 )
+from grid.federated.strategy import mean_of
 
 WEIGHTS = np.array([1.0, -2.0], dtype=np.float32)
 FIRST = np.array([0.3, -0.4])

@@ -115,6 +115,18 @@ class StoreConformance:
         assert store.decide("a", b"no", replaces=b"yes") and not store.use("a", b"yes")
         assert store.requests() == [dataclasses.replace(REQUEST, decision=b"no")]
 
+    def test_the_parts_of_a_job_are_kept_replaced_and_forgotten(self, store: Store) -> None:
+        assert store.jobs() == [] and store.job_parts("a") == {}
+        store.keep_job("b", {"start": b"1"})
+        store.keep_job("a", {"weights 2": b"w" * 100_000, "weights 1": b"", "progress": b"p"})
+        store.keep_job("a", {"weights 1": None, "progress": b"q", "nothing": None})
+        assert store.jobs() == ["a", "b"]
+        assert store.job_parts("a", "weights") == {"weights 2": b"w" * 100_000}
+        assert next(iter(store.job_parts("a").items())) == ("progress", b"q") and store.job_parts("a", "weights_") == {}
+        store.keep_job("b", {"start": None})
+        store.forget_job("a")
+        assert store.jobs() == [] and store.job_parts("a") == {}
+
     def test_closing_twice_is_allowed(self, store: Store) -> None:
         store.close()
         store.close()
@@ -175,6 +187,12 @@ class TestSqliteStore(StoreConformance):
         with pytest.raises(sqlite3.Error):
             store.keep_nodes({"a": BOB, "b": dataclasses.replace(BOB, name=b"no text")})  # type: ignore[arg-type]
         assert store.nodes() == {"a": ALICE}
+
+    def test_the_parts_of_a_job_are_kept_together_or_not_at_all(self, store: Store) -> None:
+        store.keep_job("a", {"weights": b"old", "progress": b"0"})
+        with pytest.raises(sqlite3.Error):
+            store.keep_job("a", {"weights": b"new", "progress": object()})  # type: ignore[dict-item]
+        assert store.job_parts("a") == {"weights": b"old", "progress": b"0"}
 
     def test_a_file_from_before_choices_were_noted_counts_as_drawn_by_both(self, make: Callable[[], Store], path: Path) -> None:
         script = (resources.files("grid.store") / "migrations" / "0001_datasets_and_claims.sql").read_text(encoding="utf-8")

@@ -1,0 +1,559 @@
+"""One job from its offer to its end, as the gateway drives it: a state machine without I/O.
+
+    waiting ──enough nodes have agreed──> running: round, round, ..., evaluation of the last model ──> done
+                                             └── no round ends within `DEADLINES` deadlines ──> failed
+
+It offers the job to its nodes, draws those of each round, hands events to the round under way (`rounds`, `single`), applies the
+strategy to the sum, and keeps all that it takes to go on elsewhere. Reports are told when they are kept. A round that is lost
+is followed by another one on the same model, under another number. Inputs are methods with the time (monotonic seconds); each
+returns the effects to carry out, in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from grid.errors import GridError, InvalidRequest, QuorumLost
+from grid.federated.effects import OFFER, Ask, Call, Dismiss, Effect, Keep, Key, Story, Tell, Work
+from grid.federated.progress import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    OVER,
+    PROGRESS,
+    ROUND,
+    RUNNING,
+    START,
+    STATE,
+    Arrays,
+    Progress,
+    pack_arrays,
+    pack_report,
+    report_part,
+    weights_part,
+)
+from grid.federated.rounds import REVEALS, SUM, AnyRound, Done, Lost, Plan, SecureRound, Summed
+from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
+from grid.federated.secagg.quantiser import choose
+from grid.federated.secagg.statements import Terms
+from grid.federated.single import Combine, SingleRound, Sum
+from grid.federated.spec import EQUAL, JobSpec, model_digest
+from grid.federated.strategy import Strategy
+from grid.ids import PeerId
+from grid.wire.jobs import JobCard, OfferJob, RoundReport
+from grid.wire.messages import Buffer, Message, Ok, TensorFrame
+
+DEADLINES = 3
+"""How many deadlines of a round a job may go without finishing one."""
+
+REFUSALS = 3
+"""How many rounds in a row may be lost because nodes refuse."""
+
+CALL_EVERY_S = 5.0
+GATHER_S = 10.0
+"""How long the first round waits for nodes beyond those that it needs."""
+
+ATTEMPTS_OF_A_RUN = 1 << 16
+"""A gateway that is started again begins attempts at a number that none before it has used."""
+
+Vector = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Order:
+    """A job as its client sent it, checked: the spec and its envelope, the client's card, the plans."""
+
+    spec: JobSpec
+    envelope: bytes
+    card: bytes
+    train: Buffer
+    evaluate: Buffer
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """The weights after some rounds, as they travel, and their digest. `state`: the strategy's."""
+
+    weights: Vector
+    frame: TensorFrame
+    digest: bytes
+    state: Arrays
+
+    @classmethod
+    def of(cls, weights: Vector, state: Arrays, envelope: bytes) -> Model:
+        """Copies nothing where the weights are in travelling order already."""
+        plain = np.ascontiguousarray(weights, weights.dtype.newbyteorder("<"))
+        data = plain.data.cast("B") if plain.size else memoryview(b"")
+        frame = TensorFrame(dtype=f"f{plain.itemsize}", shape=plain.shape, data=data)
+        return cls(plain, frame, model_digest(envelope, data), state)
+
+
+class Coordination:
+    """`rows`: an upper bound of a node's examples. `name`: how people call a node. `seed` orders the draws of nodes."""
+
+    def __init__(
+        self,
+        order: Order,
+        strategy: Strategy,
+        model: Model,
+        *,
+        progress: Progress,
+        reports: Sequence[RoundReport] = (),
+        rows: Callable[[PeerId], int] = lambda node: 1,
+        name: Callable[[PeerId], str] = str,
+        wall: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.order = order
+        self.spec = order.spec
+        self.progress = progress
+        self.reports = list(reports)
+        self.story = Story(f"job {self.spec.job}")
+        self._strategy = strategy
+        self._model = model
+        self._rows, self._name, self._wall = rows, name, wall
+        self._nodes = self.spec.nodes
+        self._quorum = max(self.spec.min_nodes, 2) if self.spec.secure else self.spec.min_nodes
+        self._here: set[PeerId] = set()
+        self._ready: set[PeerId] = set()
+        self._refused: dict[PeerId, GridError] = {}
+        self._round: AnyRound | None = None
+        self._evaluating = False
+        self._applying: tuple[Done, bool, float] | None = None
+        self._keeping: dict[str, RoundReport | None] = {}
+        self._round_began = self._stuck_since = self._gather_until = 0.0
+        self._not_before = 0.0
+        self._lost_in_row = 0
+        self._called_at = -CALL_EVERY_S
+        self._idle = self._told = ""
+
+    # ------------------------------------------------------------ what is told
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of the job."""
+        return self.progress.state in OVER
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is over, and all of it is kept."""
+        return self.over and not self._keeping
+
+    @property
+    def model(self) -> Model:
+        """The model after `progress.done` rounds."""
+        return self._model
+
+    def card(self) -> JobCard:
+        """What is known of it."""
+        state = RUNNING if self.over and self._keeping else self.progress.state
+        return self.progress.card(self.spec, state=state, text=self.text)
+
+    # ------------------------------------------------------------ inputs
+
+    def start(self, now: float, start: bytes = b"") -> list[Effect]:
+        """A new job: keep it, and call its nodes. `start` is what a gateway needs to read the order again."""
+        self.story.heard(now, "the job has come")
+        self.progress.started = self._wall()
+        self._begins(now)
+        parts = {START: start, PROGRESS: self.progress.to_bytes(), **self._model_parts()}
+        return [Keep(self.story.cause, START, parts), *self._call(now)]
+
+    def resume(self, now: float, kept: Mapping[str, bytes]) -> list[Effect]:
+        """A job that another gateway process has driven. `kept` are its parts `SUM`, `ROUND` and `REVEALS`, if there are any."""
+        self.story.heard(now, "the gateway was started again")
+        self.progress.runs += 1
+        self._begins(now)
+        effects: list[Effect] = [Keep(self.story.cause, "again", {PROGRESS: self.progress.to_bytes()})]
+        if not self.over and SUM in kept and ROUND in kept:
+            effects += self._resume_round(now, kept)
+        return effects + self._call(now)
+
+    def came(self, peer: PeerId, now: float) -> list[Effect]:
+        """A node has opened a job channel, perhaps in place of one that we have not seen end."""
+        if self.over or peer not in self._nodes:
+            return []
+        self.story.heard(now, f"node {self._name(peer)} came")
+        self._here.add(peer)
+        order = self.order
+        offer = OfferJob(job=self.spec.job, envelope=order.envelope, card=order.card, train=order.train, evaluate=order.evaluate)
+        return [Ask(self.story.cause, peer, OFFER, offer, self.spec.deadline_s)]
+
+    def left(self, peer: PeerId, now: float) -> list[Effect]:
+        """The channel of a node is gone."""
+        if self.over or peer not in self._here:
+            return []
+        self.story.heard(now, f"node {self._name(peer)} left")
+        self._here.discard(peer)
+        self._ready.discard(peer)
+        self._called_at = min(self._called_at, now - CALL_EVERY_S + 0.5)
+        effects = self._of_round(lambda round: round.left(peer, now))
+        return effects + self._advance(now)
+
+    def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
+        """A node's answer to an `Ask`."""
+        if self.over:
+            return []
+        self.story.heard(now, f"node {self._name(peer)} answered {key} with {message.tag!r}")
+        if key != OFFER:
+            effects = self._of_round(lambda round: round.answered(peer, key, message, now))
+            return effects + self._advance(now)
+        if not isinstance(message, Ok):
+            return self.refused(peer, key, InvalidRequest(f"node {self._name(peer)} gave no answer to the offer of a job"), now)
+        if peer not in self._here:
+            return []
+        self._refused.pop(peer, None)
+        self._ready.add(peer)
+        self._not_before = 0.0
+        effects = self._of_round(lambda round: round.joined(peer, now))
+        return effects + self._advance(now)
+
+    def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
+        """A node's error in place of an answer. Errors of channels that are gone do not count: `left` tells."""
+        if self.over:
+            return []
+        self.story.heard(now, f"node {self._name(peer)} refused {key}: {error.message}")
+        if key != OFFER:
+            effects = self._of_round(lambda round: round.refused(peer, key, error, now))
+            return effects + self._advance(now)
+        self._ready.discard(peer)
+        self._refused[peer] = error
+        left = len(self._nodes) - len(self._refused)
+        if left < self._quorum:
+            told = f"{left} nodes could take part and {self._quorum} are needed; node {self._name(peer)} refused: {error.message}"
+            failed = type(error)(told, **error.details)
+            return self._end(FAILED, told, now, error=failed)
+        return self._advance(now)
+
+    def worked(self, name: str, result: Any, now: float) -> list[Effect]:
+        """A `Work` is done: `result` is what came out, or a `GridError`."""
+        if self.over:
+            return []
+        self.story.heard(now, f"work {name!r} is done")
+        if name == "apply":
+            return self._applied(result, now) + self._advance(now)
+        effects = self._of_round(lambda round: round.worked(name, result, now))
+        return effects + self._advance(now)
+
+    def kept(self, name: str, now: float) -> list[Effect]:
+        """A `Keep` is done."""
+        self.story.heard(now, f"{name!r} is kept")
+        if name in self._keeping:
+            report = self._keeping.pop(name)
+            if report is not None:
+                self.reports.append(report)
+            tell: list[Effect] = [Tell(self.story.cause)]
+            return tell if self.over else tell + self._advance(now)
+        if self.over:
+            return []
+        effects = self._of_round(lambda round: round.kept(name, now))
+        return effects + self._advance(now)
+
+    def not_kept(self, error: GridError, now: float) -> list[Effect]:
+        """The store cannot be written: a job that cannot be kept does not go on."""
+        return [] if self.over else self._end(FAILED, error.message, now, error=error)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        if self.over:
+            return []
+        if self._wall() > self.spec.expires:
+            return self._end(FAILED, "the job has expired", now, error=InvalidRequest("the job's time is over; start a new one"))
+        effects = self._of_round(lambda round: round.tick(now))
+        effects += self._advance(now) + self._call(now)
+        if self.text != self._told:  # here alone: while things go on, there is something else to tell every moment
+            self._told = self.text
+            effects.append(Tell(self.story.cause))
+        return effects
+
+    def cancel(self, now: float) -> list[Effect]:
+        """The client does not want it any more."""
+        self.story.heard(now, "cancelled")
+        return [] if self.over else self._end(CANCELLED, f"cancelled after {self.progress.done} rounds", now)
+
+    # ------------------------------------------------------------ rounds
+
+    def _begins(self, now: float) -> None:
+        self._stuck_since = now
+        self._gather_until = now + min(GATHER_S, self.spec.deadline_s / 4)
+
+    def _call(self, now: float) -> list[Effect]:
+        """Ask nodes that are away to open a channel, every few seconds."""
+        away = [peer for peer in self._nodes if peer not in self._here]
+        if self.over or not away or now < self._called_at + CALL_EVERY_S:
+            return []
+        self._called_at = now
+        return [Call(self.story.cause, peer) for peer in away]
+
+    def _advance(self, now: float) -> list[Effect]:
+        """After every input: see to a round that is over, begin the next one, tell what is waited for."""
+        effects: list[Effect] = []
+        outcome = self._round.outcome if self._round is not None else None
+        if isinstance(outcome, Done):
+            effects += self._apply(outcome, now)
+        elif isinstance(outcome, Lost):
+            effects += self._lost(outcome, now)
+        if not self.over and self._round is None and self._applying is None and len(self._keeping) <= 1:
+            effects += self._next(now)
+        return effects
+
+    @property
+    def text(self) -> str:
+        """What the job is doing, or why it ended."""
+        if self.over:
+            return self.progress.text
+        return self._round.text if self._round is not None else self._idle
+
+    def _next(self, now: float) -> list[Effect]:
+        """Begin a round, if enough nodes are there."""
+        ready = [peer for peer in self._nodes if peer in self._ready]
+        if now - self._stuck_since >= DEADLINES * self.spec.deadline_s:
+            return self._give_up(now)
+        unheard = any(peer not in self._ready and peer not in self._refused for peer in self._nodes)
+        gathering = self.progress.state != RUNNING and unheard and now < self._gather_until
+        if len(ready) < self._quorum or gathering:
+            away = ", ".join(self._name(peer) for peer in self._nodes if peer not in self._ready)
+            needed = f"{len(ready)} nodes are there and {self._quorum} are needed"
+            self._idle = f"waits for nodes ({away}): {needed}" if not gathering else f"waits a moment for nodes ({away})"
+            return []
+        if now < self._not_before:
+            return []
+        return self._begin(ready, now)
+
+    def _begin(self, ready: list[PeerId], now: float) -> list[Effect]:
+        spec, at = self.spec, self.progress
+        at.number += 1
+        self._evaluating = at.done >= spec.rounds or at.is_stale(spec.stop)
+        cohort = self._draw(ready, at.number)
+        plan = self._plan(cohort, at.number, now)
+        began = at.state != RUNNING
+        at.state, at.text = RUNNING, ""
+        self._round_began = now
+        self._round = self._make_round(plan)
+        effects = self._of_round(lambda round: round.start(now))
+        return [*effects, Tell(self.story.cause)] if began else effects
+
+    def _of_round(self, tell: Callable[[AnyRound], list[Effect]]) -> list[Effect]:
+        """Tell the round under way something. What it keeps of a sum is kept with what the sum is of."""
+        if self._round is None:
+            return []
+        effects = tell(self._round)
+        return [
+            dataclasses.replace(effect, parts={**effect.parts, ROUND: self._about_round()})
+            if isinstance(effect, Keep) and SUM in effect.parts
+            else effect
+            for effect in effects
+        ]
+
+    def _plan(self, cohort: tuple[PeerId, ...], number: int, now: float) -> Plan:
+        spec = self.spec
+        return Plan(
+            job=spec.job,
+            number=number,
+            cohort=cohort,
+            quorum=self._quorum,
+            weights=self._model.frame,
+            deadline=now + spec.deadline_s,
+            deadline_s=spec.deadline_s,
+            sums=len(spec.sums),
+            first_attempt=1 + self.progress.runs * ATTEMPTS_OF_A_RUN,
+            evaluate_only=self._evaluating,
+            terms=self._terms_of(number) if spec.secure else None,
+            name=self._name,
+        )
+
+    def _terms_of(self, number: int) -> Callable[[int, int], Terms]:
+        spec, model, known = self.spec, self._model, self.progress.range
+        size = 0 if self._evaluating else model.weights.size
+        largest = 1 if spec.weighting == EQUAL else max(1, *(self._rows(node) for node in self._nodes))
+
+        def terms(attempt: int, count: int) -> Terms:
+            degree, threshold = degree_and_threshold(count)
+            quantiser = choose(size, count, largest, known, metrics=len(spec.sums))
+            return Terms(
+                job=spec.job,
+                round=number,
+                attempt=attempt,
+                model=model.digest,
+                size=quantiser.length,
+                bits=quantiser.bits,
+                degree=degree,
+                threshold=threshold,
+                quantiser=quantiser,
+            )
+
+        return terms
+
+    def _make_round(self, plan: Plan) -> AnyRound:
+        if self.spec.secure:
+            return SecureRound(plan, self.story, self._ready)
+        combine: Combine | None = getattr(self._strategy, "combine", None) if self._strategy.needs_single else None
+        size = 0 if plan.evaluate_only else self._model.weights.size
+        total = Sum(size, plan.sums, equal=self.spec.weighting == EQUAL, combine=combine)
+        return SingleRound(plan, self.story, self._ready, total)
+
+    def _draw(self, ready: list[PeerId], number: int) -> tuple[PeerId, ...]:
+        """The nodes of a round: a share of all, drawn from those who are there."""
+        wanted = max(self._quorum, math.ceil(self.spec.fraction * len(self._nodes)))
+        if self.spec.secure:
+            wanted = min(wanted, MAX_COHORT)
+        if len(ready) <= wanted:
+            return tuple(ready)
+        seed = self.spec.seed or secrets.token_bytes(32)
+        drawing = random.Random(hashlib.sha256(b"grid cohort 1\0" + seed + number.to_bytes(8, "little")).digest())
+        drawn = set(drawing.sample(ready, wanted))
+        return tuple(peer for peer in ready if peer in drawn)
+
+    def _resume_round(self, now: float, kept: Mapping[str, bytes]) -> list[Effect]:
+        about = msgpack.unpackb(kept[ROUND])
+        at = self.progress
+        if about["done"] != at.done:
+            return []
+        at.number, self._evaluating = about["number"], about["evaluating"]
+        at.state = RUNNING
+        self._round_began = now
+        plan = self._plan(tuple(PeerId(peer) for peer in about["cohort"]), at.number, now)
+        self._round = SecureRound.resume(plan, self.story, kept, now)
+        return self._of_round(lambda round: round.resumed(now)) + self._advance(now)
+
+    def _about_round(self) -> bytes:
+        assert self._round is not None
+        plan = self._round.plan
+        about = {"number": plan.number, "done": self.progress.done, "evaluating": plan.evaluate_only, "cohort": list(plan.cohort)}
+        packed: bytes = msgpack.packb(about)
+        return packed
+
+    # ------------------------------------------------------------ the end of a round
+
+    def _apply(self, done: Done, now: float) -> list[Effect]:
+        assert self._round is not None
+        self._applying = (done, self._evaluating, now)
+        if self._evaluating:
+            return self._applied(None, now)
+        model, strategy, envelope, number = self._model, self._strategy, self.order.envelope, self.progress.done + 1
+
+        def apply() -> Model:
+            weights, state = strategy.apply(model.weights, done.summed.mean, model.state, number)
+            if not np.isfinite(weights).all():
+                raise InvalidRequest("the model has become NaN or infinite: lower the learning rate of nodes or strategy")
+            return Model.of(weights, state, envelope)
+
+        return [Work(self.story.cause, "apply", apply)]
+
+    def _applied(self, result: Model | GridError | None, now: float) -> list[Effect]:
+        assert self._round is not None and self._applying is not None
+        (done, evaluating, _), self._applying = self._applying, None
+        round_, self._round = self._round, None
+        if isinstance(result, GridError):
+            return self._end(FAILED, result.message, now, error=result)
+        at, stop = self.progress, self.spec.stop
+        self._stuck_since, self._lost_in_row = now, 0
+        metrics, examples = self._metrics(done.summed, round_.plan.number, evaluating)
+        value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
+        before, best_before = at.done, at.best
+        best = at.judge(stop, value) if metrics else False
+        unchanged = result is not None and result.digest == self._model.digest
+        if result is not None:
+            at.done += 1
+            at.range = done.summed.next_range
+            self._model = result
+        report = RoundReport(
+            round=at.done,
+            metrics=metrics,
+            nodes=len(done.nodes),
+            examples=examples,
+            seconds=now - self._round_began,
+            bytes=round_.bytes,
+            clipped=done.summed.clipped,
+            best=best,
+            text=self._report_text(done, evaluating, unchanged),
+        )
+        last = evaluating or unchanged
+        if last:
+            self._close(DONE, report.text if unchanged or at.done < self.spec.rounds else "")
+        number = len(self.reports) + len(self._keeping)
+        name = report_part(number)
+        parts: dict[str, Any] = {name: pack_report(report), PROGRESS: at.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
+        if result is not None:
+            parts |= self._model_parts()
+            if before != at.best:
+                parts[weights_part(before)] = None
+        if best_before not in (-1, at.best, at.done):
+            parts[weights_part(best_before)] = None
+        self._keeping[name] = report
+        effects: list[Effect] = [Keep(self.story.cause, name, parts)]
+        return effects + self._dismiss(at.text or "the job is done") if last else effects
+
+    def _model_parts(self) -> dict[str, Any]:
+        model = self._model
+        parts: dict[str, Any] = {weights_part(self.progress.done): model.weights.tobytes}
+        if model.state:
+            parts[STATE] = lambda: pack_arrays(model.state)
+        return parts
+
+    def _metrics(self, summed: Summed, number: int, evaluating: bool) -> tuple[tuple[float | None, ...], int]:
+        """Weighted means over rows, and how many rows the round stands for."""
+        rows = round(float(summed.sums[-1]))
+        trained = summed.weight if self.spec.weighting != EQUAL else rows
+        if not (evaluating or self.spec.evaluates(number)) or rows <= 0:
+            return (), trained
+        means = (float(total) / rows for total in summed.sums[:-1])
+        return tuple(mean if math.isfinite(mean) else None for mean in means), (rows if evaluating else trained)
+
+    def _report_text(self, done: Done, evaluating: bool, unchanged: bool) -> str:
+        said = []
+        if evaluating:
+            early = self.progress.done < self.spec.rounds
+            said.append("evaluation of the last model" + (f"; {self.spec.stop.metric} did not become better" if early else ""))
+        if unchanged:
+            said.append("the model does not change any more")
+        if done.lost:
+            said.append(f"without {', '.join(self._name(peer) for peer in done.lost)}")
+        return "; ".join(said)
+
+    def _lost(self, lost: Lost, now: float) -> list[Effect]:
+        """Another one follows on the same model, at once where that may help."""
+        self._round = None
+        self._lost_in_row += 1
+        if self._lost_in_row >= REFUSALS and lost.error is not None:
+            error = lost.error
+            return self._end(FAILED, lost.text, now, error=type(error)(lost.text, **error.details))
+        self._not_before = 0.0 if self._lost_in_row == 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
+        self._idle = f"a round was lost: {lost.text}"
+        parts = {PROGRESS: self.progress.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
+        return [Keep(self.story.cause, "lost", parts), Tell(self.story.cause)]
+
+    def _give_up(self, now: float) -> list[Effect]:
+        away = [peer for peer in self._nodes if peer not in self._ready]
+        names = ", ".join(self._name(peer) for peer in away)
+        text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
+        text += f"; missing: {names}" if away else f"; {self._idle}"
+        if self._evaluating and self.spec.rounds and self.progress.done:
+            return self._end(DONE, f"the last model could not be evaluated: {text}", now)
+        node = away[0] if away else ""
+        return self._end(FAILED, text, now, error=QuorumLost(text, node=str(node)))
+
+    def _close(self, state: str, text: str, error: GridError | None = None) -> None:
+        at = self.progress
+        at.state, at.text, at.error, at.ended = state, text, error, self._wall()
+        self._round = None
+
+    def _end(self, state: str, text: str, now: float, *, error: GridError | None = None) -> list[Effect]:
+        self._close(state, text, error)
+        self.story.note(now, f"the job is over: {state}: {text}")
+        self._applying = None
+        parts = {PROGRESS: self.progress.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
+        self._keeping["end"] = None
+        return [Keep(self.story.cause, "end", parts), *self._dismiss(text)]
+
+    def _dismiss(self, text: str) -> list[Effect]:
+        return [Dismiss(self.story.cause, peer, text) for peer in self._nodes if peer in self._here]

@@ -1,0 +1,170 @@
+"""A job under way at this gateway: carries out what its state machine (`federated.coordination`) asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Protocol
+
+from grid.clock import Clock
+from grid.errors import GridError, NodeUnavailable
+from grid.federated.coordination import Coordination
+from grid.federated.effects import Ask, Call, Dismiss, Effect, Keep, Tell, Work
+from grid.ids import PeerId
+from grid.logs import tags
+from grid.rpc.dispatch import INTERNAL
+from grid.rpc.peer import Peer
+from grid.store.base import Store
+from grid.tasks import start
+from grid.wire.jobs import EndJob
+from grid.wire.messages import Message
+
+log = logging.getLogger(__name__)
+
+
+class Site(Protocol):
+    """What a job needs of the gateway that drives it. `workers` compute, `writer` is one thread."""
+
+    clock: Clock
+    store: Store
+    workers: ThreadPoolExecutor
+    writer: ThreadPoolExecutor
+    tasks: asyncio.TaskGroup
+    stopping: bool
+
+    def peer_of(self, node: PeerId) -> Peer | None:
+        """The session of a node."""
+        ...
+
+    def call(self, node: PeerId) -> None:
+        """Ask a node to open a session."""
+        ...
+
+    def changed(self, job: RunningJob) -> None:
+        """What is told of a job has changed."""
+        ...
+
+
+class RunningJob:
+    """One job; all methods are called on the loop."""
+
+    def __init__(self, machine: Coordination, site: Site) -> None:
+        self.machine = machine
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the job is in the store."""
+        self._site = site
+        self._queue: deque[Effect] = deque()
+        self._performing = False
+        self._in_order = asyncio.Lock()
+        self._writes_in_order = asyncio.Lock()
+
+    @property
+    def now(self) -> float:
+        return self._site.clock.monotonic()
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out effects, and those that follow at once from them."""
+        if self._site.stopping:
+            return
+        self._queue.extend(effects)
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            with tags(job=self.machine.spec.job):
+                while self._queue:
+                    self._perform(self._queue.popleft())
+        finally:
+            self._performing = False
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, Ask):
+            self._ask(effect)
+        elif isinstance(effect, Work):
+            self._start(self._work(effect), "work")
+        elif isinstance(effect, Keep):
+            self._start(self._keep(effect), "keep")
+        elif isinstance(effect, Call):
+            self._site.call(effect.peer)
+        elif isinstance(effect, Dismiss):
+            self._dismiss(effect)
+        else:
+            assert isinstance(effect, Tell)
+            self._site.changed(self)
+
+    def _start(self, work: Any, what: str) -> None:
+        try:
+            start(self._site.tasks, work, name=f"{what} of job {self.machine.spec.job}", owner="the coordinator")
+        except NodeUnavailable:
+            log.debug("the gateway ends, and the job goes on with the next one")
+
+    # ------------------------------------------------------------ nodes
+
+    def _ask(self, ask: Ask) -> None:
+        peer = self._site.peer_of(ask.peer)
+        if peer is None or peer.closed:
+            return  # `left` has told, or will
+        try:
+            future = peer.start_request(ask.message, timeout_s=ask.timeout_s)
+        except GridError as error:
+            if not peer.closed:
+                self.perform(self.machine.refused(ask.peer, ask.key, error, self.now))
+            return
+        future.add_done_callback(partial(self._answered, peer, ask))
+
+    def _answered(self, peer: Peer, ask: Ask, future: asyncio.Future[Message]) -> None:
+        if future.cancelled() or self._site.peer_of(ask.peer) is not peer:
+            return
+        error = future.exception()
+        if error is None:
+            self.perform(self.machine.answered(ask.peer, ask.key, future.result(), self.now))
+        elif not peer.closed:
+            told = error if isinstance(error, GridError) else GridError(INTERNAL)
+            self.perform(self.machine.refused(ask.peer, ask.key, told, self.now))
+
+    def _dismiss(self, effect: Dismiss) -> None:
+        peer = self._site.peer_of(effect.peer)
+        if peer is not None and not peer.closed:
+            try:
+                peer.notify(EndJob(job=self.machine.spec.job, text=effect.text[:500]))
+            except GridError as error:
+                log.info("node %s does not hear that a job is over: %s", effect.peer, error)
+
+    # ------------------------------------------------------------ threads
+
+    async def _work(self, work: Work) -> None:
+        async with self._in_order:
+            result = await self._run(self._site.workers, work.run)
+        self.perform(self.machine.worked(work.name, result, self.now))
+
+    async def _keep(self, keep: Keep) -> None:
+        async with self._writes_in_order:
+            result = await self._run(self._site.writer, partial(self._write, keep))
+        if isinstance(result, GridError):
+            if not self.started.done():
+                self.started.set_exception(result)
+                self.started.exception()
+            self.perform(self.machine.not_kept(result, self.now))
+            if keep.name in ("end",):
+                return
+        elif not self.started.done():
+            self.started.set_result(None)
+        self.perform(self.machine.kept(keep.name, self.now))
+
+    def _write(self, keep: Keep) -> None:
+        parts = {name: part() if callable(part) else part for name, part in keep.parts.items()}
+        self._site.store.keep_job(self.machine.spec.job, parts)
+
+    async def _run(self, executor: Executor, function: Callable[[], Any]) -> Any:
+        """What the function gives, or a `GridError`."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, function)
+        except GridError as error:
+            return error
+        except Exception:
+            log.exception("a job's work failed")
+            return GridError("something went wrong inside the gateway; its log says what")

@@ -1,0 +1,289 @@
+"""A node's side of federated jobs: what it takes on, what each leg answers, and what it never sends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded, ReleaseDenied
+from grid.federated.local import Local
+from grid.federated.trainer import Trainer
+from grid.node import jobs as node_jobs
+from grid.plans import ir
+from grid.settings import NodeSettings
+from grid.testing import LocalGrid
+from grid.wire.jobs import EndJob, RoundRoster, SingleUpdate
+from tests.node.job_host import NAMES, Host, Round, made_order, numbers, offer, rows_of
+
+OPEN_TO_ALL: dict[str, Any] = {"release": "aggregate", "plans": "any"}
+NODES = {name: {"rows": rows_of(seed)} for seed, name in enumerate(NAMES)}
+
+
+@asynccontextmanager
+async def grid_of(**changes: dict[str, Any]) -> AsyncIterator[tuple[LocalGrid, Host]]:
+    """Three nodes with rows; `changes` are keys of one node's policy by its name."""
+    nodes = {name: {"rows": rows_of(seed, **(OPEN_TO_ALL | changes.get(name, {})))} for seed, name in enumerate(NAMES)}
+    async with LocalGrid(nodes=nodes) as local:
+        host = Host(local)
+        await host.call(*NAMES)
+        yield local, host
+
+
+async def offered(host: Host, local: LocalGrid, **options: Any) -> Any:
+    made = await made_order(local, **options)
+    for name in NAMES:
+        await host.ask(name, offer(made))
+    return made
+
+
+def by_hand(made: Any, name: str, number: int = 1) -> Any:
+    """What the node's trainer gives for the same rows and seed, worked out here."""
+    rows = NODES[name]["rows"]
+    trainer = Trainer(
+        train=ir.decode(made.message.train),
+        evaluate=ir.decode(made.message.evaluate),
+        local=Local(),
+        features=rows["features"],
+        targets=rows["targets"],
+    )
+    weights = np.frombuffer(made.message.weights.data, "<f4")
+    node = made.spec.nodes[list(NAMES).index(name)]
+    return trainer.train(weights, round=number, seed=made.spec.seed_of(node))
+
+
+async def test_a_round_gives_the_mean_of_what_the_nodes_learned() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, seed=7)
+        found = await Round(host, made).all()
+        learned = [by_hand(made, name) for name in NAMES]
+    assert found.weight == sum(one.examples for one in learned)
+    expected = sum(one.update.astype(np.float64) * one.examples for one in learned) / found.weight
+    assert np.abs(found.mean_update - expected).max() < 1e-6
+    sums = sum(one.metrics for one in learned)
+    assert np.allclose(found.metric_sums, [*sums, found.weight], atol=1e-4)
+
+
+async def test_an_evaluation_gives_sums_of_metrics_alone() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, seed=7)
+        found = await Round(host, made, evaluate_only=True).all()
+        expected = sum(by_hand(made, name).metrics for name in NAMES)
+    assert found.mean_update.size == 0
+    assert np.allclose(found.metric_sums[:-1], expected, atol=1e-4) and found.metric_sums[-1] == 120
+
+
+async def test_what_is_asked_again_is_answered_as_before() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        await host.ask("alice", offer(made))
+        now = Round(host, made)
+        await now.begin()
+        assert (await host.ask("alice", now.beginning())).envelope in now.server.roster()
+        await now.share()
+        again = await host.ask("alice", now.roster())
+        assert {one.peer for one in again.shares} == {now.ids["bob"], now.ids["carol"]}
+        first = await now.collect()
+        assert numbers((await host.ask("alice", now.shares("alice"))).vector).tolist() == numbers(first["alice"].vector).tolist()
+        await now.open()
+        assert await host.ask("alice", now.unmasking()) == await host.ask("alice", now.unmasking())
+
+
+async def test_another_attempt_trains_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    before = Trainer.train
+
+    def counting(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        trained.append(kwargs["round"])
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", counting)
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        first = Round(host, made)
+        await first.begin()
+        await first.share()
+        second = Round(host, made, attempt=2, names=("alice", "bob"))
+        await second.begin(with_weights=False)
+        with pytest.raises(NotFound, match="another attempt has begun"):
+            await host.ask("alice", first.shares("alice"))
+        await second.share()
+        await second.collect()
+        assert (await second.open()).weight == 80
+    assert trained == [1, 1, 1]
+
+
+async def test_a_second_sum_over_the_same_model_is_refused() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        await Round(host, made).all()
+        with pytest.raises(ReleaseDenied, match=r"secagg\.model"):
+            await host.ask("alice", Round(host, made, number=2, names=("alice", "bob")).beginning())
+
+
+async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_round() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        first = Round(host, made)
+        mean = (await first.all()).mean_update
+        await local.stop_node("alice")
+        await host.until(lambda: "alice" not in host.peers)
+        await local.start_node("alice")
+        await host.call("alice")
+        with pytest.raises(NotFound, match="was restarted"):
+            await host.ask("alice", first.roster())
+        await host.ask("alice", offer(made))
+        with pytest.raises(ReleaseDenied, match=r"secagg\.model"):
+            await host.ask("alice", Round(host, made, number=2).beginning())
+        weights = np.frombuffer(made.message.weights.data, "<f4") + mean.astype("<f4")
+        assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "advice"),
+    [
+        ({"release": "deny"}, "release", 'release = "aggregate"'),
+        ({"release": "approve"}, "allow", "allow = ["),
+        ({"min_rows": 41}, "min_rows", "smaller min_rows"),
+    ],
+)
+async def test_the_owners_rules_are_named(policy: dict[str, Any], rule: str, advice: str) -> None:
+    async with grid_of() as (local, host):
+        made = await made_order(local)
+        rows = local.node("alice").datasets["rows"]
+        changed = dataclasses.replace(rows, policy=dataclasses.replace(rows.policy, **policy))
+        local.node("alice")._custody.datasets = {"rows": changed}
+        with pytest.raises(ReleaseDenied, match="the dataset 'rows' at alice") as refused:
+            await host.ask("alice", offer(made))
+    assert refused.value.details["rule"] == rule and advice in refused.value.message
+
+
+async def test_a_rule_that_changes_counts_from_the_next_round() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        rows = local.node("alice").datasets["rows"]
+        denied = dataclasses.replace(rows, policy=dataclasses.replace(rows.policy, release="deny"))
+        local.node("alice")._jobs._jobs[made.spec.job]._datasets = {"rows": denied}
+        with pytest.raises(ReleaseDenied, match="deny"):
+            await host.ask("alice", Round(host, made).beginning())
+
+
+async def test_updates_leave_alone_where_the_owner_lets_them() -> None:
+    single = {name: {"updates": "single"} for name in NAMES}
+    async with grid_of(**single) as (local, host):
+        made = await offered(host, local, secure=False, seed=7)
+        beginning = Round(host, made).beginning(terms=b"")
+        answer: SingleUpdate = await host.ask("bob", beginning)
+        assert answer.update is not None
+        expected = by_hand(made, "bob")
+        assert np.allclose(np.frombuffer(answer.update.data, "<f4"), expected.update, atol=1e-6)
+        assert answer.examples == 40 and answer.metrics[-1] == 40
+        assert bytes((await host.ask("bob", beginning)).update.data) == bytes(answer.update.data)
+        with pytest.raises(InvalidRequest, match="without masks"):
+            await host.ask("bob", Round(host, made).beginning())
+
+
+async def test_a_job_with_masks_gives_no_update_without() -> None:
+    async with grid_of(alice={"updates": "single"}) as (local, host):
+        made = await offered(host, local)
+        with pytest.raises(InvalidRequest, match="under masks"):
+            await host.ask("alice", Round(host, made).beginning(terms=b""))
+
+
+async def test_single_updates_need_the_owners_word() -> None:
+    async with grid_of() as (local, host):
+        made = await made_order(local)
+        client = await local.client()
+        spec = dataclasses.replace(made.spec, secure=False, client=client.me.id)
+        card = client.me.card_for(local.gateway.clock)
+        message = dataclasses.replace(offer(made), envelope=spec.sign(client.me), card=card)
+        with pytest.raises(ReleaseDenied, match='updates = "summed"'):
+            await host.ask("alice", message)
+
+
+async def test_only_what_the_client_signed_is_taken_on() -> None:
+    async with grid_of() as (local, host):
+        made, other = await made_order(local), await made_order(local)
+        good = offer(made)
+        cases: list[tuple[dict[str, Any], type[GridError]]] = [
+            ({"card": other.message.card}, AuthenticationFailed),
+            ({"card": local.node("bob").me.card_for(local.gateway.clock)}, AuthenticationFailed),
+            ({"envelope": good.envelope[:-1] + bytes([good.envelope[-1] ^ 1])}, AuthenticationFailed),
+            ({"job": other.spec.job}, AuthenticationFailed),
+            ({"train": good.evaluate}, PlanRejected),
+            ({"evaluate": bytes(good.evaluate)[:-1]}, PlanRejected),
+        ]
+        for changes, error in cases:
+            with pytest.raises(error):
+                await host.ask("alice", dataclasses.replace(good, **changes))
+        await host.ask("alice", good)
+        with pytest.raises(InvalidRequest, match="another job of this id"):
+            await host.ask("alice", dataclasses.replace(good, envelope=good.envelope + b"x"))
+
+
+async def test_terms_of_another_job_round_or_model_are_refused() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        good = Round(host, made)
+        elsewhere = Round(host, made, weights=np.zeros(10, np.float32))
+        for changes in (
+            {"round": 2},
+            {"attempt": 2},
+            {"weights": elsewhere.frame},
+            {"terms": elsewhere.terms.encode()},
+            {"terms": Round(host, made, evaluate_only=True).terms.encode()},
+            {"weights": dataclasses.replace(good.frame, shape=(5, 2))},
+        ):
+            with pytest.raises(InvalidRequest):
+                await host.ask("alice", good.beginning(**changes))
+        with pytest.raises(NotFound, match="with the weights"):
+            await host.ask("alice", good.beginning(with_weights=False))
+        bad = np.full(10, np.nan, np.float32)
+        with pytest.raises(InvalidRequest, match="not finite"):
+            await host.ask("alice", Round(host, made, weights=bad).beginning())
+
+
+async def test_one_client_has_half_of_the_places() -> None:
+    nodes = {name: {"rows": rows_of(seed)} for seed, name in enumerate(NAMES)}
+    async with LocalGrid(nodes=nodes, node=NodeSettings(max_trainings=2)) as local:
+        host = Host(local)
+        await host.call("alice")
+        client = await local.client()
+        made = await made_order(local)
+        await host.ask("alice", offer(made))
+        same = dataclasses.replace(made.spec, job="1" * 32, client=client.me.id)
+        first = dataclasses.replace(
+            offer(made), job="1" * 32, envelope=same.sign(client.me), card=client.me.card_for(local.gateway.clock)
+        )
+        await host.ask("alice", first)
+        again = dataclasses.replace(same, job="2" * 32)
+        with pytest.raises(QuotaExceeded, match="this client has 1 jobs here"):
+            await host.ask("alice", dataclasses.replace(first, job="2" * 32, envelope=again.sign(client.me)))
+
+
+# ---------------------------------------------------------------- the channel
+
+
+async def test_a_channel_without_a_job_closes_and_one_that_is_lost_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
+    async with grid_of() as (local, host):
+        await host.call("alice")
+        made = await made_order(local)
+        await host.ask("alice", offer(made))
+        lost = host.peers["alice"]
+        lost.close_soon()
+        await host.until(lambda: host.peers.get("alice", lost) is not lost)
+        await host.ask("alice", offer(made))
+        assert (await host.ask("alice", Round(host, made).beginning())).envelope
+        host.peers["alice"].notify(EndJob(job=made.spec.job))
+        await host.until(lambda: not host.peers)
+        await host.call("alice")
+        with pytest.raises(NotFound, match="not at this node"):
+            await host.ask("alice", RoundRoster(job=made.spec.job, round=1, attempt=1, keys=()))
