@@ -49,7 +49,7 @@ from grid.transport.base import Dial, Transport
 from grid.transport.websocket import dial_websocket, trusted_certificates
 from grid.wire.address import format_address, parse_address
 from grid.wire.jobs import JobList as JobCards
-from grid.wire.jobs import JobStatus, ListJobs
+from grid.wire.jobs import ListJobs
 from grid.wire.messages import Found, FoundDataset, ListNodes, NodeList, Search
 
 __all__ = ["Client", "Dataset", "Node", "connect", "sum"]
@@ -337,7 +337,7 @@ class Client:
         wish = Wish(model=model, loss=loss, datasets=datasets, **options)
         # Tracing takes a while, and this loop has others to serve.
         made = await asyncio.to_thread(order, wish, me=self.me, clock=self._clock, dev=self._trust.is_dev)
-        status = await self._jobs.ask(made.message, JobStatus)
+        status = await self._jobs.begin(made.message, made.spec.job)
         job = Job(status.card, self._jobs, self._wait, blocking=self._blocking, model=made.model, layout=made.layout)
         job.follow()
         return job

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, WireError
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, NotFound, WireError
 from grid.ids import JobId
 from grid.rpc.channel import time_limit
 from grid.rpc.dispatch import Handlers
@@ -26,7 +26,7 @@ from grid.rpc.reconnect import SETTLED_S, Backoff
 from grid.settings import ClientSettings
 from grid.tasks import start
 from grid.transport.base import Dial
-from grid.wire.jobs import JobProgress, JobStatus, WatchJob
+from grid.wire.jobs import JobProgress, JobStatus, StartJob, WatchJob
 from grid.wire.messages import Message
 
 log = logging.getLogger(__name__)
@@ -82,25 +82,41 @@ class JobLine:
         self._used_at = 0.0
         self._why: GridError | None = None
 
-    async def ask(self, message: Message, kind: type[Reply]) -> Reply:
-        """The coordinator's answer. Raises what it refuses by, `NodeUnavailable`, `DeadlineExceeded`, and what a join raises."""
+    async def ask(self, message: Message, kind: type[Reply], *, again: bool = True) -> Reply:
+        """The coordinator's answer; asked `again` where the channel is lost in between.
+
+        Raises what it refuses by, `NodeUnavailable`, `DeadlineExceeded`, and what a join raises.
+        """
         deadline = self._clock.monotonic() + self._settings.timeout_s
         self._asking += 1
         try:
             while True:
                 peer = await self._open()
                 try:
-                    reply = await peer.request(message, timeout_s=max(0.0, deadline - self._clock.monotonic()))
+                    return await self._asked(peer, message, kind, max(0.0, deadline - self._clock.monotonic()))
                 except NodeUnavailable:
-                    if not peer.closed or self._clock.monotonic() >= deadline:
+                    if not again or not peer.closed or self._clock.monotonic() >= deadline:
                         raise
-                    continue
-                if not isinstance(reply, kind):
-                    raise WireError(f"the gateway answered {message.tag!r} with {reply.tag!r}")
-                return reply
         finally:
             self._asking -= 1
             self._used_at = self._clock.monotonic()
+
+    async def _asked(self, peer: Peer, message: Message, kind: type[Reply], timeout_s: float) -> Reply:
+        reply = await peer.request(message, timeout_s=timeout_s)
+        if not isinstance(reply, kind):
+            raise WireError(f"the gateway answered {message.tag!r} with {reply.tag!r}")
+        return reply
+
+    async def begin(self, message: StartJob, job: JobId) -> JobStatus:
+        """Start a job. Where the channel is lost in between, the gateway may have it already."""
+        try:
+            return await self.ask(message, JobStatus, again=False)
+        except NodeUnavailable as lost:
+            log.info("whether the gateway has taken job %s is asked, since the channel was lost: %s", job, lost)
+        try:
+            return await self.ask(WatchJob(job=job), JobStatus)
+        except NotFound:
+            return await self.ask(message, JobStatus)
 
     def watch(self, job: JobId, watcher: Watcher) -> None:
         """Have a job told from now on, and after each loss of the gateway, until it ends or nobody holds the watcher."""
@@ -214,9 +230,7 @@ class JobLine:
         if watcher is None:
             return
         try:
-            reply = await peer.request(WatchJob(job=job, after=watcher.count), timeout_s=WATCHING_S)
-            if not isinstance(reply, JobStatus):
-                raise WireError(f"the gateway answered a watch with {reply.tag!r}")
+            reply = await self._asked(peer, WatchJob(job=job, after=watcher.count), JobStatus, WATCHING_S)
         except (NodeUnavailable, DeadlineExceeded) as error:
             log.info("job %s is watched again as soon as the gateway is back: %s", job, error)
             peer.close_soon()

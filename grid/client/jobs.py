@@ -148,7 +148,7 @@ class Job:
             return  # a gap: what is missing is told after the next watch
         self._reports += [Report.of(one, message.card.metrics) for one in message.reports[missing:]]
         self._card = message.card
-        self._complete = message.card.state in OVER
+        self._complete = not message.more and message.card.state in OVER
         self._tell()
 
     def lost(self, error: GridError) -> None:

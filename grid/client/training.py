@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -18,11 +19,13 @@ from grid.client.nodes import Node
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity
 from grid.errors import InvalidRequest
+from grid.federated.custom import CustomStrategy
 from grid.federated.layouts import Layout, Piece
 from grid.federated.local import Local
 from grid.federated.losses import LossPlans, RowSpec, trace_losses
 from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
-from grid.federated.strategies import FedAvg, Strategy
+from grid.federated.strategies import FedAvg
+from grid.federated.strategy import Strategy
 from grid.ids import JobId, PeerId, random_id
 from grid.policy.rules import APPROVE, DENY, SINGLE
 from grid.wire.jobs import StartJob
@@ -107,6 +110,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         )
     plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
     _check_approvals(found, plans)
+    own = strategy.plan if isinstance(strategy, CustomStrategy) else b""
     now = clock.wall()
     spec = JobSpec(
         job=JobId(random_id()),
@@ -118,6 +122,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         rounds=wish.rounds,
         local=local.to_plain(),
         strategy=strategy.to_plain(),
+        strategy_plan=hashlib.sha256(own).hexdigest() if own else "",
         secure=bool(wish.secure),
         min_nodes=_least_nodes(wish, len(nodes), least),
         fraction=wish.fraction,
@@ -136,6 +141,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         card=me.card_for(clock),
         train=plans.train.encoding,
         evaluate=plans.evaluate.encoding,
+        strategy=own,
         weights=TensorFrame(dtype="f8" if vector.itemsize == 8 else "f4", shape=vector.shape, data=vector.view(np.uint8).data),
     )
     return Order(spec, message, copy.deepcopy(wish.model), plans.layout)
@@ -227,8 +233,6 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
                 f'{where} has updates = "{one.policy.updates}": its updates leave in sums over nodes alone. Say secure=True, or'
                 ' ask its owner for updates = "single" in [policy]'
             )
-        if one.rows < one.policy.min_rows:
-            raise InvalidRequest(f"{where} has {one.rows} rows, fewer than its min_rows = {one.policy.min_rows}: leave it out")
 
 
 def _check_approvals(found: Sequence[Dataset], plans: LossPlans) -> None:

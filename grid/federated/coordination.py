@@ -297,7 +297,7 @@ class Coordination:
     def _advance(self, now: float) -> list[Effect]:
         """After every input: see to a round that is over, begin the next one, tell what is waited for."""
         effects: list[Effect] = []
-        outcome = self._round.outcome if self._round is not None else None
+        outcome = self._round.outcome if self._round is not None and self._applying is None else None
         if isinstance(outcome, Done):
             effects += self._apply(outcome, now)
         elif isinstance(outcome, Lost):

@@ -145,10 +145,11 @@ class ClientSession:
                 change = self._jobs.change_of(job)
                 card = self._jobs.card_of(job)
                 reports = (await self._jobs.reports(job))[first : first + REPORTS_AT_ONCE]
-                peer.notify(JobProgress(card=card, first=first, reports=tuple(reports)))
+                more = len(reports) == REPORTS_AT_ONCE
+                peer.notify(JobProgress(card=card, first=first, reports=tuple(reports), more=more))
                 first += len(reports)
                 await peer.drained()
-                if len(reports) == REPORTS_AT_ONCE:
+                if more:
                     continue
                 if card.ended:
                     break

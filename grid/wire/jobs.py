@@ -28,6 +28,7 @@ class CallIn(Message):
 class StartJob(Message):
     """Client -> gateway: carry out a job. Reply: JobStatus. Errors: InvalidRequest, NotFound, QuotaExceeded.
 
+    One that comes again, because its answer was lost, starts nothing.
     `envelope` is the signed `JobSpec`, `card` its client's card. `train` and `evaluate` are the two plans in their canonical
     encoding, `strategy` that of a strategy of the user's own, or b"". `weights` is the model as one vector; `state` are the
     arrays that a user's own strategy starts with.
@@ -111,11 +112,15 @@ class JobStatus(Message):
 
 @message("job-progress")
 class JobProgress(Message):
-    """Gateway -> client, one way: a change. `reports` are new ones, `first` the number of the first of them, from 0."""
+    """Gateway -> client, one way: a change. `reports` are new ones, `first` the number of the first of them, from 0.
+
+    `more`: further reports follow at once, so that the end of the job, if `card` tells it, is not all that there is.
+    """
 
     card: JobCard
     first: int
     reports: tuple[RoundReport, ...]
+    more: bool = False
 
 
 @message("cancel-job")

@@ -1,0 +1,282 @@
+"""Federated jobs as their clients see them, over a grid in this process: reports, models, refusals, losses of either side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import grid
+from grid.federated.local import Local
+from grid.federated.spec import Stop
+from grid.federated.trainer import Trainer
+from grid.plans import ir
+from grid.plans.optimizers import SGD
+from grid.testing import LocalGrid
+
+NAMES = ("alice", "bob", "carol")
+cross_entropy = nn.functional.cross_entropy
+LOCAL = Local(epochs=2, batch_size=32, optimizer=SGD(lr=0.2))
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    loaded = load_digits()
+    return torch.tensor(loaded.data, dtype=torch.float32) / 16, torch.tensor(loaded.target)
+
+
+FEATURES, TARGETS = digits()
+OF = {name: (FEATURES[at:900:3], TARGETS[at:900:3]) for at, name in enumerate(NAMES)}
+
+
+def datasets(**policy: Any) -> dict[str, Any]:
+    rules = {"release": "aggregate", **policy}
+    return {
+        name: {"digits": {"features": x, "targets": y, "tags": ["#digits"], "policy": rules}} for name, (x, y) in OF.items()
+    }
+
+
+def model() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(64, 10))
+
+
+@pytest.fixture
+def local() -> Iterator[LocalGrid]:
+    with LocalGrid(nodes=datasets()) as running:
+        yield running
+
+
+def plain_fedavg(rounds: int, seed: int) -> torch.Tensor:
+    """The same rounds by hand: the nodes' trainer on each one's rows, and the weighted mean of what it gives."""
+    from grid.federated.losses import trace_losses
+
+    plans = trace_losses(model(), cross_entropy, *OF["alice"])
+    train, evaluate = ir.decode(plans.train.encoding), ir.decode(plans.evaluate.encoding)
+    trainers = [Trainer(train=train, evaluate=evaluate, local=LOCAL, features=x, targets=y) for x, y in OF.values()]
+    weights = plans.layout.flatten(model().state_dict())
+    seeds = [grid_seed(seed, place) for place in range(3)]
+    for number in range(1, rounds + 1):
+        found = [one.train(weights, round=number, seed=own) for one, own in zip(trainers, seeds, strict=True)]
+        weights = weights + sum(one.update * one.examples for one in found) / 900
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def grid_seed(seed: int, place: int) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(b"grid job seed 1\0" + seed.to_bytes(32, "little") + place.to_bytes(4, "little")).digest()
+
+
+def flat(module: nn.Module) -> torch.Tensor:
+    return torch.cat([value.detach().reshape(-1) for value in module.parameters()])
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_three_nodes_learn_as_plain_fedavg_does(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(
+        model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=6, local=LOCAL, strategy=grid.FedAvg(), seed=5
+    )
+    assert job.state in ("waiting", "running")
+    reports = list(job)
+    assert [one.round for one in reports] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(one.nodes == 3 and one.examples == 900 and one.epsilon is None and one.seconds > 0 for one in reports)
+    assert reports[0].metrics["loss"] > 2 and reports[-1].metrics["accuracy"] > 0.9
+    assert job.state == "done" and list(job) == reports
+    learned = job.result()
+    assert float((learned(FEATURES[900:]).argmax(1) == TARGETS[900:]).float().mean()) > 0.85
+    assert (flat(learned) - plain_fedavg(6, 5)).abs().max() < 1e-4
+    with torch.no_grad():
+        x, y = FEATURES[:900], TARGETS[:900]
+        assert abs(reports[-1].metrics["loss"] - float(cross_entropy(learned(x), y))) < 1e-4
+
+
+def test_an_evaluation_is_the_weighted_mean_over_all_rows(local: LocalGrid) -> None:
+    g = local.client()
+    found = g.evaluate(model(), g.search("#digits"), metrics=["loss", "accuracy"])
+    with torch.no_grad():
+        outputs = model()(FEATURES[:900])
+    assert abs(found["loss"] - float(cross_entropy(outputs, TARGETS[:900]))) < 1e-4
+    assert abs(found["accuracy"] - float((outputs.argmax(1) == TARGETS[:900]).float().mean())) < 1e-6
+
+
+async def test_the_asynchronous_client_awaits_what_waits() -> None:
+    async with LocalGrid(nodes=datasets()) as local:
+        g = await local.client()
+        job = await g.train(model(), loss=cross_entropy, datasets=await g.search("#digits"), rounds=2, local=LOCAL)
+        rounds = [report.round async for report in job]
+        assert rounds == [1, 2, 2]
+        assert isinstance(await job.result(), nn.Module)
+        assert [one.id for one in await g.jobs()] == [job.id]
+        with pytest.raises(grid.InvalidRequest, match="async for"):
+            iter(job)
+
+
+def test_another_client_attaches_by_id_and_takes_the_best_model(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(
+        model(),
+        loss=cross_entropy,
+        datasets=g.search("#digits"),
+        rounds=3,
+        local=LOCAL,
+        stop=Stop(metric="accuracy", higher=True),
+        name="digits of three",
+    )
+    g.close()
+    other = local.client()
+    again = other.job(job.id)
+    assert [report.round for report in again] == [1, 2, 3, 3]
+    assert again.name == "digits of three" and len(again.reports) == 4
+    with pytest.raises(grid.InvalidRequest, match="into=model"):
+        again.result()
+    filled = model()
+    assert again.result(into=filled) is filled
+    assert again.result(into=model(), best=True)[0].weight.shape == (10, 64)
+    with pytest.raises(grid.InvalidRequest, match=r"not the one that was traced|elements"):
+        again.result(into=nn.Linear(3, 3))
+    with pytest.raises(grid.NotFound, match="no job"):
+        other.job("0" * 32)
+    assert "digits of three" in repr(other.jobs()) and "digits of three" in other.jobs()._repr_html_()
+
+
+def test_a_cancelled_job_ends_and_keeps_its_model(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=100_000, local=LOCAL)
+    next(iter(job))
+    job.cancel()
+    seen = list(job)
+    assert job.state == "cancelled" and 1 <= len(seen) < 100_000
+    assert not torch.equal(flat(job.result()), flat(model()))
+
+
+def test_early_stopping_ends_a_job_that_does_not_get_better(local: LocalGrid) -> None:
+    g = local.client()
+    stop = Stop(metric="loss", patience=2, min_delta=1e6)
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1000, local=LOCAL, stop=stop)
+    assert len(list(job)) < 10 and job.state == "done"
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_a_job_goes_on_when_the_clients_channel_is_lost(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=8, local=LOCAL)
+    seen = []
+    for report in job:
+        seen.append(report.round)
+        if len(seen) == 2:
+            peer = g._inner._jobs._peer
+            g._thread.loop.call_soon_threadsafe(peer.close_soon)
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(
+        model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=6, local=LOCAL, min_nodes=3, deadline=20.0, seed=5
+    )
+    reports = iter(job)
+    next(reports)
+    local.stop_node("bob")
+    local.start_node("bob")
+    left = list(reports)
+    assert job.state == "done" and left[-1].round == 6
+    assert all(one.nodes == 3 for one in left)
+    assert left[-1].metrics["accuracy"] > 0.9
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> None:
+    g = local.client()
+    found = g.search("#digits")
+
+    def refused(text: str, error: type[grid.GridError] = grid.InvalidRequest, **changes: Any) -> None:
+        arguments: dict[str, Any] = {"model": model(), "loss": cross_entropy, "datasets": found, "rounds": 2}
+        with pytest.raises(error, match=text):
+            g.train(**(arguments | changes))
+
+    refused("differential privacy comes with a later", privacy=object())
+    refused("a list of datasets", datasets=[])
+    refused("secure aggregation needs 2", datasets=found[:1])
+    refused("updates = \"summed\"", secure=False)
+    refused("a part that split gave", datasets=found[0].split([0.5, 0.5]))
+    refused("min_nodes is a whole number from 1 to 3", min_nodes=4)
+    refused("min_nodes is 1, and secure aggregation needs 2", min_nodes=1)
+    refused("seed is a whole number", seed=-1)
+    refused("one of the job's metrics", stop=Stop(metric="f1"))
+    refused("torch.nn.Module", model=lambda x: x)
+    refused("rounds", rounds=-1)
+    refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
+    refused("local is a grid.Local", local={"epochs": 1})
+    assert local.gateway.coordinator.cards() == []
+
+
+class Branching(nn.Module):
+    """What a batch's values decide on is no plan."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) if x.sum() > 0 else self.linear(-x)
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        ({"release": "deny"}, 'release = "deny"'),
+        ({"release": "approve"}, 'release = "approve".*allow = '),
+    ],
+)
+def test_an_owners_refusal_is_known_before_anything_is_sent(policy: dict[str, Any], text: str) -> None:
+    nodes = datasets()
+    nodes["bob"] = datasets(**policy)["bob"]
+    with LocalGrid(nodes=nodes) as local:
+        g = local.client()
+        with pytest.raises(grid.InvalidRequest, match=f"'digits' at bob.*{text}"):
+            g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2)
+        assert local.gateway.coordinator.cards() == []
+
+
+def test_datasets_that_differ_are_named() -> None:
+    nodes = datasets()
+    nodes["carol"]["digits"]["features"] = nodes["carol"]["digits"]["features"][:, :32]
+    with LocalGrid(nodes=nodes) as local:
+        g = local.client()
+        with pytest.raises(grid.InvalidRequest, match=r"'digits' at carol has rows of f4\[32\] features.*f4\[64\] features"):
+            g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2)
+
+
+def test_why_a_job_failed_is_raised_where_it_is_followed(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grid.client.training._check_rules", lambda *_: None)
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2, secure=False, min_nodes=3)
+    with pytest.raises(grid.ReleaseDenied, match='updates = "summed"'):
+        list(job)
+    assert job.state == "failed"
+    with pytest.raises(grid.ReleaseDenied):
+        job.result()
+
+
+# ---------------------------------------------------------------- shown
+
+
+def test_a_job_shows_a_bar_and_a_curve(local: LocalGrid) -> None:
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=3, local=LOCAL, name="<b>digits</b>")
+    job.result()
+    assert repr(job).startswith(f"<Job {job.id[:8]} <b>digits</b>: done, round 3 of 3, loss ")
+    page = job._repr_html_()
+    assert "<polyline" in page and "summed under masks" in page and "&lt;b&gt;digits" in page and "<b>digits" not in page
