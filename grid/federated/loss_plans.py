@@ -32,10 +32,10 @@ class LossPlans:
     def of(cls, train: Plan, evaluate: Plan) -> LossPlans:
         """The pair, checked."""
         layout = Layout.of(train)
-        if Layout.of(evaluate) != layout or train.inputs != evaluate.inputs:
-            raise InvalidRequest("the plans for training and for evaluation do not take the same arguments")
         for plan in (train, evaluate):
             _check_batches(plan)
+        if Layout.of(evaluate) != layout or _rows(train) != _rows(evaluate):
+            raise InvalidRequest("the plans for training and for evaluation do not take the same arguments")
         gives = train.gives.children
         if train.gives.kind != "tuple" or len(gives) != 2 or gives[0].kind != "leaf" or gives[1] != train.takes.children[1]:
             raise InvalidRequest(f"the plan {train.name} does not give losses and the buffers after the batch")
@@ -57,13 +57,17 @@ def metric_names(evaluate: Plan) -> tuple[str, ...]:
 
 
 def _check_batches(plan: Plan) -> None:
-    """Features and targets have one free dimension."""
-    sizes = [spec.sizes[0] if spec.sizes else 0 for spec in plan.inputs[-2:]]
-    if len(set(sizes)) != 1 or not isinstance(sizes[0], str):
+    """The first dimensions of features and targets are free, and where both are used the same."""
+    if not all(spec.sizes and isinstance(spec.sizes[0], str) for spec in plan.inputs[-2:]):
         raise InvalidRequest(
-            f"the plan {plan.name} does not take batches of any size, the same for features and targets: the model or the loss"
-            " fixes it (x.view(8, -1) in place of x.view(len(x), -1), say)"
+            f"the plan {plan.name} does not take batches of any size: the model or the loss fixes it (x.view(8, -1) in place of"
+            " x.view(len(x), -1), say)"
         )
+
+
+def _rows(plan: Plan) -> list[tuple[str, tuple[int | str, ...]]]:
+    """What one row of features and of targets must be."""
+    return [(spec.dtype, spec.sizes[1:]) for spec in plan.inputs[-2:]]
 
 
 def least_rows(train: Plan) -> int:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from grid.errors import InvalidRequest, PlanRejected
+from grid.federated.gradient_check import check_gradients
 from grid.federated.loss_plans import LossPlans as LossPlans
 from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
-from grid.plans.trace import trace
+from grid.plans.trace import trace, trace_differentiable
 from grid.tensors.buffers import torch_dtype
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -60,7 +61,8 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
     calls = _Calls(model, _unreduced(loss))
     with _modes_kept(model):
         model.train()
-        train = trace(calls.train, *examples)
+        train = trace_differentiable(calls.train, *examples)
+        check_gradients(train, calls.train)
         model.eval()
         evaluate = trace(calls.evaluating(wanted), *examples)
     return LossPlans.of(train, evaluate)

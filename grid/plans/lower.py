@@ -31,7 +31,8 @@ aten = torch.ops.aten
 _IDENTITIES = frozenset(
     {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.detach_.default}
 )
-"""Operations that give their argument. A plan has neither gradients nor writes, so they need no step."""
+"""Operations that give their argument. A plan has neither gradients nor writes, so they need no step; but for `detach` in a plan
+that gradients are taken of."""
 
 _SAME = {
     aten._unsafe_view.default: aten.view.default,
@@ -59,7 +60,8 @@ MAX_CONSTANT_BYTES = 32 << 20
 class Lowering:
     """Builds one program. Values have provisional numbers until the number of constants is known."""
 
-    def __init__(self, captured: Captured, leaves: list[Leaf]) -> None:
+    def __init__(self, captured: Captured, leaves: list[Leaf], *, keeps_detach: bool = False) -> None:
+        self._identities = _IDENTITIES - {aten.detach.default} if keeps_detach else _IDENTITIES
         self._captured = captured
         self._leaves = leaves
         self._steps: list[Step] = []
@@ -116,7 +118,7 @@ class Lowering:
             of, index = node.args
             assert isinstance(of, fx.Node) and isinstance(index, int)
             self._values[node] = self._values[of][index] if of in self._values else None
-        elif target in _IDENTITIES or (target is aten.slice.Tensor and _is_whole(node.args[1:], node.kwargs)):
+        elif target in self._identities or (target is aten.slice.Tensor and _is_whole(node.args[1:], node.kwargs)):
             self._values[node] = self._arg(node.args[0])
         elif target is aten.slice_scatter.default and _is_whole(node.args[2:], node.kwargs):
             self._values[node] = self._arg(node.args[1])

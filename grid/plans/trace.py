@@ -55,11 +55,17 @@ def trace(function: Callable[..., Any], *examples: Any) -> Plan:
     return _Tracer(function, examples).plan()
 
 
+def trace_differentiable(function: Callable[..., Any], *examples: Any) -> Plan:
+    """`trace` for a plan of which whoever runs it takes gradients: `detach` stays in it."""
+    return _Tracer(function, examples, keeps_detach=True).plan()
+
+
 class _Tracer:
     """One function and its examples, on the way to a plan."""
 
-    def __init__(self, function: Callable[..., Any], examples: Sequence[Any]) -> None:
+    def __init__(self, function: Callable[..., Any], examples: Sequence[Any], *, keeps_detach: bool = False) -> None:
         self._function = function
+        self._keeps_detach = keeps_detach
         if any(isinstance(example, torch.nn.Module) for example in examples):
             raise InvalidRequest(
                 "a module is no argument of a plan; pass dict(module.named_parameters()) and call it with "
@@ -84,7 +90,8 @@ class _Tracer:
         return capture(self._function, lambda tensors: unflatten(self._takes, iter(tensors)), leaves)
 
     def _lower(self, captured: Captured, leaves: Sequence[Leaf]) -> Program:
-        return Lowering(captured, list(leaves)).program(self._name, self._parameters, self._takes)
+        lowering = Lowering(captured, list(leaves), keeps_detach=self._keeps_detach)
+        return lowering.program(self._name, self._parameters, self._takes)
 
     def _fixed_program(self, shapes: Sequence[tuple[int, ...]]) -> Program:
         """The function's program for inputs of exactly these shapes."""
