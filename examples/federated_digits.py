@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 import grid
 from grid.federated.draws import Draws
+from grid.federated.spec import seed_at
 
 NAMES = ("alice", "bob", "carol", "dave")
 POLICY = {"release": "aggregate", "min_rows": 50}
@@ -95,8 +96,7 @@ def run(*, rounds: int = 15, plot: Path = Path("federated_digits.png"), in_proce
     apart = max(float((a - b).detach().abs().max()) for a, b in pairs)
     right = learning.accuracy(model, x[:TEST], y[:TEST])
     print(f"of {TEST} test images right: {right:.1%}; weights differ from those of plain FedAvg by {apart:.0e} at most")
-    curve = [(one.round - 1, one.metrics["accuracy"]) for one in job.reports]
-    clear = [(count, plain_accuracy) for count, plain_accuracy in []]
+    curve = [(one.round - 1, one.metrics["accuracy"]) for one in job.reports if one.metrics]
     learning.picture(plot, {"digits over four nodes": {"secure aggregation": curve}}, x="rounds", y="accuracy on the nodes' images")
     return {"accuracy": right, "apart": apart, "reports": job.reports, "refused": refused}
 
