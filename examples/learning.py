@@ -29,7 +29,7 @@ def epochs(model: nn.Module, x: Tensor, y: Tensor, *, lr: float, count: int, bat
             optimizer.zero_grad()
             cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step()
-        yield model
+        yield copy.deepcopy(model)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -60,6 +60,13 @@ def bars(file: Path, panels: Mapping[str, Mapping[str, float]], *, y: str, botto
         axis.set(title=title, ylabel=y, ylim=(bottom, None))
         axis.tick_params(axis="x", rotation=30)
     save(file, figure)
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Shares as a Markdown table: a line for each name, a column for each title."""
+    titles = list(next(iter(rows.values())))
+    lines = [["", *titles], ["---"] * (len(titles) + 1), *([name, *(f"{one[title]:.1%}" for title in titles)] for name, one in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def save(file: Path, figure: pyplot.Figure) -> None:
