@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from grid.federated.schedules import ConstantSchedule as ConstantSchedule
     from grid.federated.schedules import CosineSchedule as CosineSchedule
     from grid.federated.schedules import StepSchedule as StepSchedule
+    from grid.federated.spec import Stop as Stop
     from grid.federated.strategies import FedAdagrad as FedAdagrad
     from grid.federated.strategies import FedAdam as FedAdam
     from grid.federated.strategies import FedAvg as FedAvg
@@ -78,6 +79,7 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "hook": ("grid.client.hooking", "hook"),
     "Link": ("grid.client.links", "Link"),
     "Local": ("grid.federated.local", "Local"),
+    "Stop": ("grid.federated.spec", "Stop"),
     "plan": ("grid.plans.trace", "plan"),
     "Plan": ("grid.plans.ir", "Plan"),
     "SGD": ("grid.plans.optimizers", "SGD"),

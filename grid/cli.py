@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from grid import cli_approve, cli_data, cli_doctor, cli_health, cli_look, cli_results, cli_root, cli_serve, logs
+from grid import cli_approve, cli_data, cli_doctor, cli_health, cli_jobs, cli_look, cli_results, cli_root, cli_serve, logs
 from grid.cli_support import EXIT_CODES, JSON_OPTION, GridGroup, say
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in EXIT_CODES.items())
@@ -72,6 +72,7 @@ for command in (
     *cli_results.COMMANDS,
     *cli_data.COMMANDS,
     *cli_look.COMMANDS,
+    *cli_jobs.COMMANDS,
     *cli_health.COMMANDS,
     *cli_doctor.COMMANDS,
     *cli_root.COMMANDS,

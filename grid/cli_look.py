@@ -1,4 +1,4 @@
-"""`grid ls`, `grid datasets`, `grid jobs`, `grid status`: what there is in a grid, as any member may see it.
+"""`grid ls`, `grid datasets`, `grid status`: what there is in a grid, as any member may see it.
 
 They join the gateway as a client does, without loading torch: under the identity of this user's `grid.connect`, which a
 `--token` makes and which is kept, or under a passing one where the grid is `--dev`.
@@ -17,14 +17,18 @@ from typing import Any, TypeVar
 
 import click
 
-from grid.cli_places import dial_with
+from grid.cli_places import dial_jobs_with, dial_with
 from grid.cli_support import JSON_OPTION, show_table, text_or_file
 from grid.client.home import Credentials, gateway_url
 from grid.clock import Clock, SystemClock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, WireError
+from grid.rpc.dispatch import Handlers
 from grid.rpc.hop import Hop, greeting_of, join_gateway
+from grid.rpc.job_channel import job_channel
+from grid.rpc.peer import Peer
 from grid.settings import SessionLimits
+from grid.wire.jobs import JobProgress
 from grid.wire.messages import Found, FoundDataset, Greeting, ListNodes, NodeCard, NodeList, PolicyCard, Search
 
 T = TypeVar("T")
@@ -115,27 +119,37 @@ def status(access: Access, as_json: bool) -> None:
     click.echo(f"datasets  {facts['datasets']}")
 
 
-NO_JOBS = """\
-No jobs run in this grid: rounds of federated training are not part of this version.
-What there is meanwhile: grid.sum adds what nodes compute, so that only the sum is known; training by summed gradients is a
-loop of your own, as in docs/tutorial/4-several-owners.md.\
-"""
-
-
-@click.command("jobs")
-@access_options
-@JSON_OPTION
-def jobs(access: Access, as_json: bool) -> None:
-    """List the training jobs of a grid. This version knows none: the list is always empty, and says what there is instead."""
-    with_hop(access, _list_nodes)  # a gateway that is not there is an error here as in the other commands
-    click.echo("[]" if as_json else NO_JOBS)
-
-
-COMMANDS: tuple[click.Command, ...] = (nodes, datasets, jobs, status)
+COMMANDS: tuple[click.Command, ...] = (nodes, datasets, status)
 
 
 def with_hop(access: Access, work: Callable[[Hop], Awaitable[T]]) -> T:
     """Join the gateway, do the work, leave."""
+    return _joined(access, lambda hop, me, trust: work(hop))
+
+
+def with_job_channel(access: Access, work: Callable[[Peer, asyncio.Queue[JobProgress]], Awaitable[T]]) -> T:
+    """Join the gateway, open a channel to its coordinator of jobs, do the work, leave. The queue has what is told of jobs."""
+
+    async def on_channel(hop: Hop, me: LocalIdentity, trust: Trust) -> T:
+        news: asyncio.Queue[JobProgress] = asyncio.Queue()
+        handlers = Handlers({JobProgress: lambda context, message: news.put_nowait(message)})
+        async with job_channel(
+            dial_jobs_with(gateway_url(access.gateway), access.tls_ca),
+            me=me,
+            trust=trust,
+            grid=hop.grid,
+            gateway=hop.gateway,
+            handlers=handlers,
+            context=None,
+            limits=SessionLimits(),
+            clock=SystemClock(),
+        ) as peer:
+            return await work(peer, news)
+
+    return _joined(access, on_channel)
+
+
+def _joined(access: Access, work: Callable[[Hop, LocalIdentity, Trust], Awaitable[T]]) -> T:
     clock, url = SystemClock(), gateway_url(access.gateway)
     token = None if access.token is None else text_or_file(access.token)
     # Nothing is told to the grid, and nothing of it believed beyond the screen, so any --dev grid may be looked at.
@@ -145,7 +159,7 @@ def with_hop(access: Access, work: Callable[[Hop], Awaitable[T]]) -> T:
     async def run() -> T:
         me, trust = _identity(credentials, await greeting_of(dial, clock, limits), clock)
         async with join_gateway(dial, me=me, trust=trust, clock=clock, limits=limits) as hop:
-            return await work(hop)
+            return await work(hop, me, trust)
 
     return asyncio.run(run())
 

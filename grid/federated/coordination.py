@@ -59,6 +59,9 @@ DEADLINES = 3
 REFUSALS = 3
 """How many rounds in a row may be lost because nodes refuse."""
 
+NAMED = 10
+"""Nodes that a text names before it only counts them."""
+
 CALL_EVERY_S = 5.0
 GATHER_S = 10.0
 """How long the first round waits for nodes beyond those that it needs."""
@@ -125,6 +128,7 @@ class Coordination:
         self._quorum = max(self.spec.min_nodes, 2) if self.spec.secure else self.spec.min_nodes
         self._here: set[PeerId] = set()
         self._ready: set[PeerId] = set()
+        self._absent: set[PeerId] = set()
         self._refused: dict[PeerId, GridError] = {}
         self._round: AnyRound | None = None
         self._evaluating = False
@@ -133,6 +137,7 @@ class Coordination:
         self._round_began = self._stuck_since = self._gather_until = 0.0
         self._not_before = 0.0
         self._lost_in_row = 0
+        self._reason: Lost | None = None
         self._called_at = -CALL_EVERY_S
         self._idle = self._told = ""
 
@@ -319,9 +324,9 @@ class Coordination:
         if now - self._stuck_since >= DEADLINES * self.spec.deadline_s:
             return self._give_up(now)
         unheard = any(peer not in self._ready and peer not in self._refused for peer in self._nodes)
-        gathering = self.progress.state != RUNNING and unheard and now < self._gather_until
+        gathering = unheard and now < self._gather_until
         if len(ready) < self._quorum or gathering:
-            away = ", ".join(self._name(peer) for peer in self._nodes if peer not in self._ready)
+            away = self._names([peer for peer in self._nodes if peer not in self._ready])
             needed = f"{len(ready)} nodes are there and {self._quorum} are needed"
             self._idle = f"waits for nodes ({away}): {needed}" if not gathering else f"waits a moment for nodes ({away})"
             return []
@@ -333,9 +338,11 @@ class Coordination:
         spec, at = self.spec, self.progress
         at.number += 1
         self._evaluating = at.done >= spec.rounds or at.is_stale(spec.stop)
+        self._absent = {peer for peer in self._nodes if peer not in self._ready}
         cohort = self._draw(ready, at.number)
         plan = self._plan(cohort, at.number, now)
         began = at.state != RUNNING
+        self._gather_until = now
         at.state, at.text = RUNNING, ""
         self._round_began = now
         self._round = self._make_round(plan)
@@ -442,7 +449,8 @@ class Coordination:
         model, strategy, envelope, number = self._model, self._strategy, self.order.envelope, self.progress.done + 1
 
         def apply() -> Model:
-            weights, state = strategy.apply(model.weights, done.summed.mean, model.state, number)
+            with np.errstate(over="ignore", invalid="ignore"):
+                weights, state = strategy.apply(model.weights, done.summed.mean, model.state, number)
             if not np.isfinite(weights).all():
                 raise InvalidRequest("the model has become NaN or infinite: lower the learning rate of nodes or strategy")
             return Model.of(weights, state, envelope)
@@ -456,7 +464,7 @@ class Coordination:
         if isinstance(result, GridError):
             return self._end(FAILED, result.message, now, error=result)
         at, stop = self.progress, self.spec.stop
-        self._stuck_since, self._lost_in_row = now, 0
+        self._stuck_since, self._lost_in_row, self._reason = now, 0, None
         metrics, examples = self._metrics(done.summed, round_.plan.number, evaluating)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
         before, best_before = at.done, at.best
@@ -516,17 +524,25 @@ class Coordination:
             said.append("evaluation of the last model" + (f"; {self.spec.stop.metric} did not become better" if early else ""))
         if unchanged:
             said.append("the model does not change any more")
-        if done.lost:
-            said.append(f"without {', '.join(self._name(peer) for peer in done.lost)}")
+        missing = [peer for peer in self._nodes if peer in done.lost or peer in self._absent]
+        if missing:
+            said.append(f"without {self._names(missing)}")
         return "; ".join(said)
+
+    def _names(self, peers: Sequence[PeerId]) -> str:
+        named = ", ".join(map(self._name, peers[:NAMED]))
+        return f"{named} and {len(peers) - NAMED} others" if len(peers) > NAMED else named
 
     def _lost(self, lost: Lost, now: float) -> list[Effect]:
         """Another one follows on the same model, at once where that may help."""
         self._round = None
         self._lost_in_row += 1
-        if self._lost_in_row >= REFUSALS and lost.error is not None:
-            error = lost.error
-            return self._end(FAILED, lost.text, now, error=type(error)(lost.text, **error.details))
+        if self._reason is None or self._reason.error is None:
+            self._reason = lost
+        error = self._reason.error
+        if self._lost_in_row >= REFUSALS and lost.error is not None and error is not None:
+            text = self._reason.text
+            return self._end(FAILED, text, now, error=type(error)(text, **error.details))
         self._not_before = 0.0 if self._lost_in_row == 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
         self._idle = f"a round was lost: {lost.text}"
         parts = {PROGRESS: self.progress.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
@@ -534,7 +550,7 @@ class Coordination:
 
     def _give_up(self, now: float) -> list[Effect]:
         away = [peer for peer in self._nodes if peer not in self._ready]
-        names = ", ".join(self._name(peer) for peer in away)
+        names = self._names(away)
         text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
         text += f"; missing: {names}" if away else f"; {self._idle}"
         if self._evaluating and self.spec.rounds and self.progress.done:

@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from grid.errors import ExecutionFailed, GridError, InvalidRequest, NodeUnavailable, PlanRejected, QuotaExceeded, WireError
+from grid.errors import ExecutionFailed, InvalidRequest, NodeUnavailable, PlanRejected, QuotaExceeded, WireError
 from grid.federated.custom_messages import (
     FROM_STRATEGY,
     TO_STRATEGY,
@@ -28,7 +29,7 @@ from grid.federated.custom_messages import (
 )
 from grid.federated.plain import fields_of, number
 from grid.federated.strategy import LARGEST, State, Strategy, Vector
-from grid.transport.pipes import BlockingPipe, pipe
+from grid.transport.pipes import BlockingPipe, End, pipe
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Failure, Message
 
@@ -178,7 +179,6 @@ class _Process:
         self.size = size
         self.is_over = False
         self._limits = limits
-        self._overran = False
         if sys.platform != "linux":
             raise NodeUnavailable("a strategy of your own runs where the gateway runs on Linux: only there it can be limited")
         from grid.confinement import environment_for  # imports what other systems do not have
@@ -199,7 +199,7 @@ class _Process:
             raise NodeUnavailable("the gateway cannot start a process for the strategy") from error
         finally:
             theirs.close()
-        self._end = ours
+        self._end = weakref.finalize(self, _end, self._process, ours)  # also for a strategy that nobody closed
         self._pipe = BlockingPipe(ours, limits.max_bytes)
         begin = BeginStrategy(
             plan=plan,
@@ -220,7 +220,8 @@ class _Process:
         return self._exchange(message, self._limits.seconds)
 
     def _exchange(self, message: Message, seconds: float) -> Vectors:
-        timer = threading.Timer(seconds, self._kill)
+        overran = threading.Event()
+        timer = threading.Timer(seconds, _kill, (self._process, overran))
         timer.daemon = True
         timer.name = "grid-strategy-limit"
         timer.start()
@@ -229,7 +230,10 @@ class _Process:
             answer = decode(self._pipe.receive(), FROM_STRATEGY).message
         except (EOFError, WireError) as error:
             self.close()
-            raise self._explained(seconds) from error
+            if overran.is_set():
+                told = f"the strategy ran longer than {seconds:g} s; make it simpler, or the model smaller"
+                raise QuotaExceeded(told) from error
+            raise ExecutionFailed("the strategy's process has ended, perhaps because the machine ran out of memory") from error
         finally:
             timer.cancel()
         if isinstance(answer, Failure):
@@ -237,18 +241,18 @@ class _Process:
         assert isinstance(answer, Vectors)
         return answer
 
-    def _kill(self) -> None:
-        self._overran = True
-        self._process.kill()
-
-    def _explained(self, seconds: float) -> GridError:
-        if self._overran:
-            return QuotaExceeded(f"the strategy ran longer than {seconds:g} s; make it simpler, or the model smaller")
-        return ExecutionFailed("the strategy's process has ended, perhaps because the machine ran out of memory")
-
     def close(self) -> None:
         """End it, and wait for that."""
         self.is_over = True
-        self._process.kill()
-        self._process.wait()
-        self._end.close()
+        self._end()
+
+
+def _kill(process: subprocess.Popen[bytes], overran: threading.Event) -> None:
+    overran.set()
+    process.kill()
+
+
+def _end(process: subprocess.Popen[bytes], pipe: End) -> None:
+    process.kill()
+    process.wait()
+    pipe.close()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from grid.errors import InvalidRequest
 from grid.federated.layouts import Layout
 from grid.federated.metrics import LOSS, names_from
 from grid.plans.ir import Plan
+from grid.plans.program import Range
 from grid.plans.shapes import dry_run
 
 
@@ -48,6 +50,19 @@ class LossPlans:
         return metric_names(self.evaluate)
 
 
+    def check_batch(self, features: Tensor, targets: Tensor) -> None:
+        """Raise `InvalidRequest` where the plans do not take such a batch, or give something else than they must for it."""
+        leaves = [torch.empty(piece.shape, dtype=piece.dtype, device="meta") for piece in self.layout.pieces]
+        losses, *buffers = self.train.dry_runs.of([*leaves, features, targets]).outputs
+        if not losses.dtype.is_floating_point or tuple(losses.shape) not in ((), (len(features),)):
+            raise InvalidRequest(f"the plan {self.train.name} gives neither one loss nor one for each row")
+        for piece, after in zip(self.layout.buffers, buffers, strict=True):
+            if (tuple(after.shape), after.dtype) != (piece.shape, piece.dtype):
+                raise InvalidRequest(f"the plan {self.train.name} changes the shape or dtype of the buffer {piece.name[:100]!r}")
+        if any(tuple(one.shape) for one in self.evaluate.dry_runs.of([*leaves, features, targets]).outputs):
+            raise InvalidRequest(f"the plan {self.evaluate.name} gives metrics that are not single numbers")
+
+
 def metric_names(evaluate: Plan) -> tuple[str, ...]:
     """The names of what an evaluation plan gives, in order. Raises `InvalidRequest` for a plan that gives something else."""
     gives = evaluate.gives
@@ -70,15 +85,25 @@ def _rows(plan: Plan) -> list[tuple[str, tuple[int | str, ...]]]:
     return [(spec.dtype, spec.sizes[1:]) for spec in plan.inputs[-2:]]
 
 
-def least_rows(train: Plan) -> int:
-    """How many rows a batch needs: 2 where batch norm would otherwise see one value a channel, else 1."""
-    shapes = [tuple([size if isinstance(size, int) else 1 for size in spec.sizes]) for spec in train.inputs]
+def batch_range(plan: Plan) -> Range:
+    """How many rows a batch may have: as the plan says, and 2 at least where batch norm would see one value a channel else."""
+    spans = [plan.ranges[int(str(spec.sizes[0])[1:])] for spec in plan.inputs[-2:]]
+    most = [span.most for span in spans if span.most is not None]
+    least = max(1, *[span.least for span in spans])
+    if least == 1 and _norms_one_value(plan):
+        least = 2
+    return Range(least, min(most) if most else None)
+
+
+def _norms_one_value(plan: Plan) -> bool:
+    """Whether batch norm in training would see one value a channel in a batch of one row."""
+    shapes = [tuple([size if isinstance(size, int) else 1 for size in spec.sizes]) for spec in plan.inputs]
     seen: dict[int, Tensor] = {}
-    dry_run(train, shapes, seen)
-    for step in train.steps:
+    dry_run(plan, shapes, seen)
+    for step in plan.steps:
         if step.op.startswith("aten._native_batch_norm_legit") and "no_training" not in step.op:
             source = next(step.refs())
             shape = tuple(seen[source].shape) if source in seen else shapes[source] if source < len(shapes) else ()
             if len(shape) > 1 and math.prod(shape) <= shape[1]:
-                return 2
-    return 1
+                return True
+    return False

@@ -20,7 +20,7 @@ from grid.errors import ExecutionFailed, GridError, InvalidRequest, QuotaExceede
 from grid.federated.draws import Draws
 from grid.federated.layouts import Vector
 from grid.federated.local import LOCAL, MAX_STEPS, Local
-from grid.federated.loss_plans import LossPlans, least_rows
+from grid.federated.loss_plans import LossPlans, batch_range
 from grid.plans.interpret import Compiled, constants_of
 from grid.plans.ir import Plan
 from grid.tensors.exhausted import is_exhausted
@@ -74,24 +74,25 @@ class Trainer:
         self._device = torch.device(device)
         self.rows = len(features)
         self._batch = min(local.batch_size, self.rows)
-        self._least = least_rows(train)
-        self._check(train, features, targets)
+        self._cuts = batch_range(train), batch_range(evaluate)
+        self._check(plans, features, targets)
         self._features, self._targets = features.to(self._device), targets.to(self._device)
         self._generator: torch.Generator | None = None
         self._train, self._evaluate = self._compiled(train), self._compiled(evaluate)
         self._kept: list[Tensor] | None = None
         """Buffers that stay at this node."""
 
-    def _check(self, train: Plan, features: Tensor, targets: Tensor) -> None:
+    def _check(self, plans: LossPlans, features: Tensor, targets: Tensor) -> None:
         if not self.rows or len(targets) != self.rows:
             raise InvalidRequest("there are no rows to train on, or not as many targets as rows")
-        if self._batch < self._least:
-            raise InvalidRequest(f"batch norm needs batches of at least {self._least} rows, and these have {self._batch}")
+        span = self._cuts[0]
+        if self._batch not in span or (span.most is not None and self._batch + span.least - 1 > span.most):
+            bound = f"at least {span.least}" + ("" if span.most is None else f" and at most {span.most - span.least + 1}")
+            raise InvalidRequest(f"the model takes batches of {bound} rows here, not of {self._batch}: batch norm needs two, say")
         steps = self._local.epochs * -(-self.rows // self._batch)
         if min(steps, self._local.max_steps or steps) > MAX_STEPS:
             raise InvalidRequest(f"a round would take {steps} steps, more than {MAX_STEPS}; use larger batches or max_steps")
-        weights = [torch.empty(piece.shape, dtype=piece.dtype, device="meta") for piece in self.layout.pieces]
-        train.dry_runs.of([*weights, features[: self._batch], targets[: self._batch]])
+        plans.check_batch(features[: self._batch], targets[: self._batch])
 
     def _compiled(self, plan: Plan) -> Compiled:
         constants = [constant.to(self._device) for constant in constants_of(plan)]
@@ -157,18 +158,15 @@ class Trainer:
         return params | {piece.name: value for piece, value in zip(self.layout.buffers, buffers, strict=True)}
 
     def _batches(self, draws: Draws) -> Iterator[Tensor]:
-        """The numbers of each batch's rows, epoch after epoch. A rest that is too small for batch norm joins the batch before."""
+        """The numbers of each batch's rows, epoch after epoch. A rest that is too small joins the batch before."""
         left = self._local.max_steps or MAX_STEPS
         for epoch in range(self._local.epochs):
             order = torch.from_numpy(draws.order(self.rows, epoch)).to(self._device)
-            starts = list(range(0, self.rows, self._batch))
-            if len(starts) > 1 and self.rows - starts[-1] < self._least:
-                starts.pop()
-            for start, end in zip(starts, [*starts[1:], self.rows], strict=True):
+            for rows in _cut(self.rows, self._batch, self._cuts[0].least):
                 if not left:
                     return
                 left -= 1
-                yield order[start:end]
+                yield order[rows]
 
     def _gradients(self, params: Sequence[Tensor], buffers: list[Tensor], rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [value.detach().requires_grad_() for value in params]
@@ -188,9 +186,10 @@ class Trainer:
         leaves = [*[state[piece.name] for piece in self.layout.parameters], *buffers]
         total = np.zeros(len(self.metrics))
         try:
-            for start in range(0, self.rows, EVALUATED_ROWS):
+            span = self._cuts[1]
+            most = EVALUATED_ROWS if span.most is None else max(1, min(EVALUATED_ROWS, span.most - span.least + 1))
+            for rows in _cut(self.rows, most, span.least):
                 self._between()
-                rows = slice(start, start + EVALUATED_ROWS)
                 with torch.no_grad():
                     found = self._evaluate.plainly([*leaves, self._features[rows], self._targets[rows]])
                 total += np.array([float(one) for one in found])
@@ -201,6 +200,15 @@ class Trainer:
         if not np.isfinite(total).all():
             raise ExecutionFailed("the metrics of the model are not finite; take a smaller lr, or max_grad_norm")
         return Evaluated(self.rows, total)
+
+
+def _cut(rows: int, size: int, least: int) -> Iterator[slice]:
+    """Slices of `size` rows; a rest below `least` belongs to the one before."""
+    starts = list(range(0, rows, size))
+    if len(starts) > 1 and rows - starts[-1] < least:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], rows], strict=True):
+        yield slice(start, end)
 
 
 def device_of(wish: str) -> torch.device:

@@ -19,7 +19,7 @@ from typing import Self
 from grid.clock import Clock
 from grid.crypto.cards import NODE, Card
 from grid.crypto.identity import Trust
-from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.errors import InvalidRequest, NotFound, QuotaExceeded
 from grid.federated.coordination import Coordination
 from grid.federated.progress import OVER, Progress
 from grid.federated.spec import JobSpec
@@ -110,8 +110,8 @@ class Coordinator:
         peer.limit_messages(3 * self.settings.max_job_bytes + (1 << 20))
         for job in self._jobs_of(node):
             if older is not None:
-                job.perform(job.machine.left(node, job.now))
-            job.perform(job.machine.came(node, job.now))
+                job.tell(lambda machine, now: machine.left(node, now))
+            job.tell(lambda machine, now: machine.came(node, now))
         if older is not None:
             older.close_soon(InvalidRequest("a newer job channel of this node took the place of this one"))
 
@@ -121,7 +121,7 @@ class Coordinator:
             return
         del self._nodes[node]
         for job in self._jobs_of(node):
-            job.perform(job.machine.left(node, job.now))
+            job.tell(lambda machine, now: machine.left(node, now))
 
     def node_joined(self, node: PeerId) -> None:
         """A node has joined the grid: call it, if a job waits for it."""
@@ -157,10 +157,8 @@ class Coordinator:
             self._jobs[spec.job] = job
         finally:
             del self._starting[spec.job]
-        job.perform(job.machine.start(job.now, start_part(message)))
-        for node in spec.nodes:
-            if node in self._nodes:
-                job.perform(job.machine.came(node, job.now))
+        job.tell(lambda machine, now: machine.start(now, start_part(message)))
+        job.tell(lambda machine, now: [effect for node in self._nodes for effect in machine.came(node, now)])
         self.changed(job)
         await asyncio.shield(job.started)
         log.info("job %s of %s begins: %d rounds, %d nodes", spec.job, client, spec.rounds, len(spec.nodes))
@@ -204,7 +202,7 @@ class Coordinator:
         job = RunningJob(self._machine(kept), self)
         job.started.set_result(None)
         self._jobs[kept.spec.job] = job
-        job.perform(job.machine.resume(job.now, kept.parts))
+        job.tell(lambda machine, now: machine.resume(now, kept.parts))
 
     # ------------------------------------------------------------ what is asked
 
@@ -231,7 +229,7 @@ class Coordinator:
         self._find(job, client)
         running = self._jobs.get(job)
         if running is not None:
-            running.perform(running.machine.cancel(running.now))
+            running.tell(lambda machine, now: machine.cancel(now))
         return self.card_of(job)
 
     def cards(self, client: Card | None = None) -> list[JobCard]:
@@ -294,11 +292,7 @@ class Coordinator:
         while True:
             await self.clock.sleep(TICK_S)
             for job in list(self._jobs.values()):
-                try:
-                    job.perform(job.machine.tick(job.now))
-                except Exception:
-                    log.exception("a job's state machine failed")
-                    job.perform(job.machine.not_kept(GridError("something went wrong inside the gateway"), job.now))
+                job.tell(lambda machine, now: machine.tick(now))
             if self.clock.monotonic() >= self._swept + SWEEP_S:
                 self._swept = self.clock.monotonic()
                 await self._sweep()

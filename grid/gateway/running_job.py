@@ -25,6 +25,8 @@ from grid.wire.messages import Message
 
 log = logging.getLogger(__name__)
 
+FAULT = "something went wrong inside the gateway; its log says what"
+
 
 class Site(Protocol):
     """What a job needs of the gateway that drives it. `workers` compute, `writer` is one thread."""
@@ -62,22 +64,26 @@ class RunningJob:
         self._in_order = asyncio.Lock()
         self._writes_in_order = asyncio.Lock()
 
-    @property
-    def now(self) -> float:
-        return self._site.clock.monotonic()
-
-    def perform(self, effects: Iterable[Effect]) -> None:
-        """Carry out effects, and those that follow at once from them."""
+    def tell(self, step: Callable[[Coordination, float], Iterable[Effect]]) -> None:
+        """Tell the machine something, and carry out what follows. A fault of ours ends this job, and nothing else."""
         if self._site.stopping:
             return
-        self._queue.extend(effects)
-        if self._performing:
-            return
+        with tags(job=self.machine.spec.job):
+            try:
+                self._queue.extend(step(self.machine, self._site.clock.monotonic()))
+                if not self._performing:
+                    self._perform_all()
+            except Exception:
+                log.exception("the job is ended by a fault of the gateway's own; the story: %s", self.machine.story.lines()[-20:])
+                self._queue.clear()
+                self._queue.extend(self.machine.not_kept(GridError(FAULT), self._site.clock.monotonic()))
+                self._perform_all()
+
+    def _perform_all(self) -> None:
         self._performing = True
         try:
-            with tags(job=self.machine.spec.job):
-                while self._queue:
-                    self._perform(self._queue.popleft())
+            while self._queue:
+                self._perform(self._queue.popleft())
         finally:
             self._performing = False
 
@@ -111,8 +117,7 @@ class RunningJob:
         try:
             future = peer.start_request(ask.message, timeout_s=ask.timeout_s)
         except GridError as error:
-            if not peer.closed:
-                self.perform(self.machine.refused(ask.peer, ask.key, error, self.now))
+            self._refused(peer, ask, error)
             return
         future.add_done_callback(partial(self._answered, peer, ask))
 
@@ -121,10 +126,13 @@ class RunningJob:
             return
         error = future.exception()
         if error is None:
-            self.perform(self.machine.answered(ask.peer, ask.key, future.result(), self.now))
-        elif not peer.closed:
-            told = error if isinstance(error, GridError) else GridError(INTERNAL)
-            self.perform(self.machine.refused(ask.peer, ask.key, told, self.now))
+            self.tell(lambda machine, now: machine.answered(ask.peer, ask.key, future.result(), now))
+        else:
+            self._refused(peer, ask, error if isinstance(error, GridError) else GridError(INTERNAL))
+
+    def _refused(self, peer: Peer, ask: Ask, error: GridError) -> None:
+        if not peer.closed:  # `left` tells of those that are
+            self.tell(lambda machine, now: machine.refused(ask.peer, ask.key, error, now))
 
     def _dismiss(self, effect: Dismiss) -> None:
         peer = self._site.peer_of(effect.peer)
@@ -139,7 +147,7 @@ class RunningJob:
     async def _work(self, work: Work) -> None:
         async with self._in_order:
             result = await self._run(self._site.workers, work.run)
-        self.perform(self.machine.worked(work.name, result, self.now))
+        self.tell(lambda machine, now: machine.worked(work.name, result, now))
 
     async def _keep(self, keep: Keep) -> None:
         async with self._writes_in_order:
@@ -148,12 +156,10 @@ class RunningJob:
             if not self.started.done():
                 self.started.set_exception(result)
                 self.started.exception()
-            self.perform(self.machine.not_kept(result, self.now))
-            if keep.name in ("end",):
-                return
+            self.tell(lambda machine, now: machine.not_kept(result, now))
         elif not self.started.done():
             self.started.set_result(None)
-        self.perform(self.machine.kept(keep.name, self.now))
+        self.tell(lambda machine, now: machine.kept(keep.name, now))
 
     def _write(self, keep: Keep) -> None:
         parts = {name: part() if callable(part) else part for name, part in keep.parts.items()}
@@ -167,4 +173,4 @@ class RunningJob:
             return error
         except Exception:
             log.exception("a job's work failed")
-            return GridError("something went wrong inside the gateway; its log says what")
+            return GridError(FAULT)

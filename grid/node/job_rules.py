@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from grid.errors import NotFound, ReleaseDenied
+from grid.federated.local import Local, local_from_plain
 from grid.federated.spec import JobSpec
 from grid.node.datasets import Dataset
 from grid.policy.rules import APPROVE, DENY
@@ -15,13 +16,21 @@ from grid.policy.rules import APPROVE, DENY
 
 def check_datasets(spec: JobSpec, names: Iterable[str], datasets: Mapping[str, Dataset], node: str) -> None:
     """Raise `ReleaseDenied`, with the rule and what its owner could write, unless all of these may be trained on; `NotFound`."""
-    for name in names:
+    wanted = list(names)
+    for name in wanted:
         if name not in datasets:
             raise NotFound(f"there is no dataset {name[:100]!r} at {node}; it was renamed or taken away since it was found")
-        _check(spec, datasets[name], node)
+    used = rows_used(local_from_plain(spec.local), sum(datasets[name].rows for name in wanted))
+    for name in wanted:
+        _check(spec, datasets[name], node, used if spec.rounds else datasets[name].rows)
 
 
-def _check(spec: JobSpec, dataset: Dataset, node: str) -> None:
+def rows_used(local: Local, rows: int) -> int:
+    """How many rows of so many an update is made of, at least."""
+    return rows if local.max_steps is None else min(rows, local.max_steps * min(local.batch_size, rows))
+
+
+def _check(spec: JobSpec, dataset: Dataset, node: str, used: int) -> None:
     policy, where = dataset.policy, f"the dataset {dataset.name!r} at {node}"
     if policy.release == DENY:
         _deny(
@@ -42,6 +51,12 @@ def _check(spec: JobSpec, dataset: Dataset, node: str) -> None:
             "min_rows",
             f"{where} has {dataset.rows} rows, fewer than its min_rows = {policy.min_rows}",
             "its owner could write a smaller min_rows in [policy]; or leave this dataset out",
+        )
+    if used < policy.min_rows:
+        _deny(
+            "min_rows",
+            f"one update of this job is made of {used} rows, fewer than the min_rows = {policy.min_rows} of {where}",
+            "take a larger batch_size or max_steps",
         )
     if not spec.secure and not policy.may_update_singly:
         _deny(

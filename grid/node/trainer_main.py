@@ -33,6 +33,7 @@ from grid.node.training_rows import rows_of
 from grid.plans.ir import decode as decode_plan
 from grid.rpc.dispatch import public_error
 from grid.settings import NodeSettings
+from grid.smpc.kernels.memory import keep_large_blocks
 from grid.tensors.exhausted import exhausted, is_exhausted
 from grid.transport.pipes import BlockingPipe
 from grid.wire.codec import decode, encode
@@ -52,6 +53,7 @@ class TrainerProcess:
 
     def run(self) -> NoReturn:
         """Until the node is gone, which raises `EOFError`."""
+        keep_large_blocks()
         while True:
             message = decode(self._pipe.receive(), TO_TRAINER).message
             self._limit.begin()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import re
 import sys
@@ -17,7 +19,10 @@ from grid import cli_serve
 from grid.cli import grid as command
 from grid.cli_support import EXIT_CODES, exit_code, show_table, working
 from grid.errors import BY_CODE, GridError, NodeUnavailable, WireError
+from grid.ids import JobId, PeerId
 from grid.settings import GatewaySettings, NodeSettings
+from grid.wire.jobs import CancelJob, JobCard, JobList, JobProgress, JobStatus, ListJobs, RoundReport, WatchJob
+from grid.wire.messages import Message
 
 Seen = dict[str, Any]
 
@@ -152,10 +157,65 @@ def test_what_takes_long_shows_on_a_terminal_alone(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
-def test_there_are_no_jobs_and_it_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("grid.cli_look.with_hop", lambda access, work: [])
+CARD = JobCard(
+    id=JobId("ab" * 16),
+    name="digits\x1b[31m",
+    client=PeerId("c"),
+    state="running",
+    round=2,
+    rounds=5,
+    nodes=(PeerId("a"), PeerId("b"), PeerId("c")),
+    secure=True,
+    strategy="fedavg",
+    started=1e9,
+    metrics=("loss",),
+)
+
+
+class Coordinator:
+    """Answers as the gateway's would."""
+
+    def __init__(self, *cards: JobCard) -> None:
+        self.cards = cards
+        self.news: asyncio.Queue[JobProgress] = asyncio.Queue()
+
+    async def request(self, message: Message) -> Message:
+        if isinstance(message, ListJobs):
+            return JobList(jobs=self.cards)
+        assert isinstance(message, WatchJob | CancelJob) and message.job == CARD.id
+        report = RoundReport(round=3, metrics=(0.25,), nodes=3, examples=90, seconds=0.5, bytes=10, text="late: bob")
+        self.news.put_nowait(JobProgress(card=CARD, first=0, reports=(report,)))
+        over = dataclasses.replace(CARD, state="cancelled", round=3, text="enough")
+        self.news.put_nowait(JobProgress(card=over, first=1, reports=()))
+        return JobStatus(card=over if isinstance(message, CancelJob) else CARD)
+
+    async def wait_closed(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_jobs_are_listed_followed_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*cards: JobCard) -> None:
+        async def work(ask: Callable[..., Any]) -> Any:
+            host = Coordinator(*cards)
+            return await ask(host, host.news)
+
+        monkeypatch.setattr("grid.cli_jobs.with_job_channel", lambda access, ask: asyncio.run(work(ask)))
+
+    answer()
     assert json.loads(invoke("jobs", "--json").stdout) == []
-    assert "No jobs" in invoke("jobs").stdout and "grid.sum" in invoke("jobs").stdout
+    assert "g.train" in invoke("jobs").stdout
+    assert invoke("jobs", "--cancel").exit_code == 2
+    answer(CARD)
+    assert json.loads(invoke("jobs", "--json").stdout)[0]["round"] == 2
+    shown = invoke("jobs").stdout
+    assert CARD.id in shown and "2 of 5" in shown and "\x1b" not in shown
+    followed = invoke("jobs", "ab").stdout
+    assert "round    3  loss 0.2500  3 nodes  0.50 s  late: bob" in followed
+    assert "cancelled after round 3 of 5: enough" in followed
+    assert json.loads(invoke("jobs", "ab", "--json").stdout)["metrics"] == {"loss": 0.25}
+    assert "cancelled" in invoke("jobs", "ab", "--cancel").stdout
+    unknown = invoke("jobs", "cd")
+    assert unknown.exit_code == 1 and "`grid jobs` lists them" in unknown.stderr
 
 
 def test_a_root_key_is_made_once_and_enrols(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -46,8 +47,11 @@ def test_it_does_what_its_function_does_and_outlives_its_process() -> None:
         assert np.allclose(state["velocity"], expected["velocity"])
     with pytest.raises(ExecutionFailed, match="not finite"):
         ours.apply(weights, np.full(5, np.inf), state, 4)
-    ours.close()
-    ours.close()
+    assert ours._process is not None
+    process = ours._process._process
+    del ours
+    gc.collect()
+    assert process.returncode is not None, "what nobody closed is ended as well"
 
 
 def test_it_travels_as_plain_values_and_a_plan() -> None:

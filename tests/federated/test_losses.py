@@ -207,6 +207,28 @@ def test_what_is_no_loss_or_no_model_is_refused() -> None:
         plans_for(nn.Sequential(nn.Linear(8, 3), nn.Unflatten(0, (2, 4)), nn.Flatten(0, 1)))
 
 
+def test_a_plan_that_is_right_for_some_batches_alone_gets_those() -> None:
+    class Differs(nn.Linear):
+        """Does something else where there are fewer than three rows."""
+
+        def forward(self, input: Tensor) -> Tensor:
+            out = super().forward(input)
+            return out if input.shape[0] > 2 else out * 2
+
+    torch.manual_seed(8)
+    model = Differs(8, 3)
+    plans = plans_for(model)
+    came = weights_of(model, plans.layout)
+    local = Local(batch_size=4)
+    trained = trainer(plans, local, vectors(10), classes(10)).train(came, round=1, seed=SEED)
+    rows = batches(local, rows=10, least=3)
+    assert [len(one) for one in rows] == [4, 6]
+    plain_training(model, torch.optim.SGD(model.parameters(), lr=0.1), vectors(10), classes(10), rows)
+    assert np.abs(came + trained.update - weights_of(model, plans.layout)).max() < 1e-6
+    with pytest.raises(InvalidRequest, match="batches of at least 3 rows"):
+        trainer(plans, Local(batch_size=2), vectors(10), classes(10))
+
+
 def test_a_plan_that_is_no_loss_plan_has_no_layout() -> None:
     with pytest.raises(InvalidRequest, match="no loss plan"):
         Layout.of(trace(lambda x: x + 1, torch.zeros(3)))

@@ -76,7 +76,7 @@ async def test_what_does_not_fit_is_refused_when_a_job_opens(made: Trainers) -> 
     wider = nn.Linear(9, 3)
     with pytest.raises(InvalidRequest, match="must have size 9 in dimension 1, not 8"):
         await opened(made, trace_losses(wider, nn.functional.cross_entropy, torch.zeros(8, 9), classes()), Local(), "one")
-    with pytest.raises(InvalidRequest, match="batch norm needs batches"):
+    with pytest.raises(InvalidRequest, match="batches of at least 2 rows"):
         await opened(made, plans_for(normed()), Local(batch_size=1), "one")
     with pytest.raises(InvalidRequest, match="do not take the same arguments"):
         await made.open("job", train=plans.train, evaluate=plans_for(normed()).evaluate, local=Local(), datasets=["one"])

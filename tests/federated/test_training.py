@@ -101,7 +101,7 @@ def test_a_last_batch_of_one_row_joins_the_one_before_where_there_is_batch_norm(
         trained = trainer(plans, local, x, y).train(came, round=1, seed=SEED)
         plain_training(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, batches(local, rows=33, least=least))
         assert np.abs(came + trained.update - weights_of(model, plans.layout)).max() < 1e-6
-    with pytest.raises(InvalidRequest, match="batch norm needs batches of at least 2 rows"):
+    with pytest.raises(InvalidRequest, match="takes batches of at least 2 rows here, not of 1"):
         trainer(plans_for(normed()), Local(batch_size=1), x, y)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from grid.rpc.dispatch import Handlers
 from grid.wire.jobs import FetchWeights, JobWeights
-from tests.gateway.job_site import JobSite, mean_step, some_nodes
+from tests.federated.scripted_nodes import mean_step, some_nodes
+from tests.gateway.job_site import JobSite
 
 
 @pytest.mark.parametrize("secure", [True, False])

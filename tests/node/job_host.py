@@ -102,7 +102,7 @@ class Host:
         return await self.peers[name].request(message, timeout_s=30.0)
 
 
-async def made_order(local: LocalGrid, **options: Any) -> Order:
+async def made_order(local: LocalGrid, /, **options: Any) -> Order:
     """A job as `g.train` would ask for it."""
     client = await local.client()
     wish = Wish(model=model(), loss=nn.functional.cross_entropy, datasets=await client.search("#rows"), **options)

@@ -165,6 +165,14 @@ async def test_the_owners_rules_are_named(policy: dict[str, Any], rule: str, adv
     assert refused.value.details["rule"] == rule and advice in refused.value.message
 
 
+async def test_an_update_of_few_rows_is_refused() -> None:
+    async with grid_of() as (local, host):
+        few = await made_order(local, local=Local(batch_size=3, max_steps=3))
+        with pytest.raises(ReleaseDenied, match="made of 9 rows, fewer than the min_rows = 10"):
+            await host.ask("alice", offer(few))
+        await host.ask("alice", offer(await made_order(local, local=Local(batch_size=5, max_steps=2))))
+
+
 async def test_a_rule_that_changes_counts_from_the_next_round() -> None:
     async with grid_of() as (local, host):
         made = await offered(host, local)

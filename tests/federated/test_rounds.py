@@ -1,0 +1,324 @@
+"""Jobs and their rounds as state machines: every leg with losses, late answers, restarts, refusals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
+from grid.federated.rounds import AnyRound
+from grid.federated.spec import Stop
+from grid.wire.messages import Message
+from tests.federated.job_driver import Driver
+from tests.federated.scripted_nodes import ScriptedNode, constant, mean_step, some_nodes
+
+LEGS = ["begin-round", "round-roster", "round-shares", "round-survivors", "round-unmask"]
+
+
+def refuse(leg: str, error: Exception) -> Callable[[ScriptedNode, Message], None]:
+    def before(node: ScriptedNode, message: Message) -> None:
+        if message.tag == leg:
+            raise error
+
+    return before
+
+
+def moves(nodes: Sequence[ScriptedNode]) -> float:
+    return mean_step(nodes)
+
+
+# ---------------------------------------------------------------- the way it goes
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_job_ends_with_the_mean_of_all_updates(secure: bool) -> None:
+    nodes = some_nodes(5)
+    driver = Driver(nodes, rounds=3, secure=secure).until_over()
+    assert driver.machine.card().state == "done"
+    assert np.allclose(driver.weights, 3 * moves(nodes), rtol=1e-6)
+    assert [report.round for report in driver.reports] == [1, 2, 3, 3]
+    assert all(report.nodes == 5 and report.examples == 15 and not report.clipped for report in driver.reports)
+    assert driver.reports[-1].text == "evaluation of the last model"
+    assert set(driver.store.job_parts(driver.spec.job)) == {
+        "progress",
+        "start",
+        *[f"report {number:06d}" for number in range(4)],
+        "weights 000000",  # the best: moving away from zero only makes the loss worse
+        "weights 000003",
+    }
+    assert all(node.ended for node in nodes)
+
+
+def test_equal_weights_count_each_node_once() -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1, weighting="equal").until_over()
+    assert np.allclose(driver.weights, 1.5) and driver.reports[0].examples == 10
+
+
+def test_without_rounds_the_model_is_only_evaluated() -> None:
+    driver = Driver(some_nodes(3), np.full(5, 2.0, "f4"), rounds=0).until_over()
+    (report,) = driver.reports
+    assert report.metrics == pytest.approx((4.0,)) and np.array_equal(driver.weights, np.full(5, 2.0, "f4"))
+
+
+def test_it_ends_early_when_the_metric_does_not_become_better_and_keeps_the_best() -> None:
+    nodes = [ScriptedNode(f"n{index}", lambda weights, number: np.full_like(weights, 1.0), 4) for index in range(3)]
+    driver = Driver(nodes, np.full(4, -2.0, "f4"), rounds=50, stop=Stop(patience=2)).until_over()
+    losses = [report.metrics[0] for report in driver.reports]
+    assert losses == pytest.approx([4.0, 1.0, 0.0, 1.0, 4.0, 9.0], abs=1e-6)
+    assert [report.best for report in driver.reports] == [True, True, True, False, False, False]
+    assert driver.machine.card().state == "done" and "did not become better" in driver.machine.card().text
+    assert driver.machine.progress.best == 2 and "weights 000002" in driver.store.job_parts(driver.spec.job)
+
+
+def test_evaluations_may_be_rare() -> None:
+    driver = Driver(some_nodes(3), rounds=4, evaluate_every=0).until_over()
+    assert [len(report.metrics) for report in driver.reports] == [0, 0, 0, 0, 1]
+
+
+def test_a_model_that_does_not_change_any_more_ends_the_job() -> None:
+    nodes = [ScriptedNode(f"n{index}", constant(0.0), 4) for index in range(3)]
+    driver = Driver(nodes, rounds=9).until_over()
+    assert driver.machine.card().round == 1 and "does not change" in driver.machine.card().text
+
+
+def test_a_share_of_the_nodes_is_drawn_for_each_round() -> None:
+    nodes = some_nodes(8)
+    driver = Driver(nodes, rounds=6, fraction=0.5, seed=bytes(32)).until_over()
+    assert [report.nodes for report in driver.reports] == [4] * 7
+    again = Driver(some_nodes(8), rounds=6, fraction=0.5, seed=bytes(32)).until_over()
+    drawn = [[number for _, number, _ in node.asked if number] for node in nodes]
+    assert drawn == [[number for _, number, _ in node.asked if number] for node in again.nodes.values()]
+    assert len({tuple(one) for one in drawn}) > 1
+
+
+# ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("forget", [True, False])
+@pytest.mark.parametrize("leg", LEGS)
+def test_one_of_five_is_lost_in_any_leg(leg: str, forget: bool) -> None:
+    nodes = some_nodes(5)
+    driver = Driver(nodes, rounds=2)
+    driver.until(lambda what: what == f"answer {leg}")
+    driver.lose(nodes[4].id, forget=forget)
+    driver.until_over()
+    first = driver.reports[0]
+    in_the_sum = leg in ("round-survivors", "round-unmask")  # its input had come before
+    assert first.nodes == (5 if in_the_sum else 4)
+    assert first.text == ("" if in_the_sum else "without node-4")
+    expected = moves(nodes if in_the_sum else nodes[:4]) + moves(nodes[:4])
+    assert np.allclose(driver.weights, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_three_nodes_wait_for_the_one_that_is_lost(leg: str) -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    driver.until(lambda what: what == f"ask {leg}")
+    driver.lose(nodes[2].id)
+    driver.until(lambda what: what == "time")
+    driver.until(lambda what: what == "time")
+    assert "node-2" in driver.machine.card().text
+    driver.back(nodes[2].id)
+    driver.until_over()
+    assert driver.now < driver.spec.deadline_s and all(report.nodes == 3 for report in driver.reports)
+    assert np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("leg", LEGS[:4])
+def test_three_nodes_go_on_with_one_that_was_killed_and_started_again(leg: str) -> None:
+    """Its secrets are gone; what it had not opened before is done again under another number."""
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    driver.until(lambda what: what == f"ask {leg}")
+    driver.lose(nodes[2].id, forget=True)
+    driver.until(lambda what: what == "time")
+    driver.back(nodes[2].id)
+    driver.until_over()
+    assert driver.machine.card().state == "done" and np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
+
+
+def test_a_late_joiner_takes_part_from_the_next_round_on() -> None:
+    nodes = some_nodes(4)
+    nodes[3].here = False
+    driver = Driver(nodes, rounds=3)
+    driver.until(lambda what: what == "answer round-shares")
+    driver.back(nodes[3].id)
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 4, 4, 4]
+
+
+def test_a_straggler_is_cut_off_at_the_deadline_and_its_late_answer_counts_for_nothing() -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=2)
+    held: list[Callable[[], None]] = []
+    deliver = driver._answer
+
+    def late(ask, session, answer):  # type: ignore[no-untyped-def]
+        if ask.message.tag == "round-shares" and ask.peer == nodes[3].id and ask.key[0] == 1:
+            held.append(lambda: deliver(ask, session, answer))
+        else:
+            deliver(ask, session, answer)
+
+    driver._answer = late  # type: ignore[method-assign]
+    driver.until(lambda what: what == "kept report")
+    assert driver.now >= driver.spec.deadline_s and driver.reports[0].nodes == 3
+    held[0]()
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 4, 4]
+    assert np.allclose(driver.weights, moves(nodes[:3]) + moves(nodes), rtol=1e-5)
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_job_that_does_not_get_on_fails_and_names_who_is_missing(secure: bool) -> None:
+    nodes = some_nodes(3)
+    nodes[1].here = False
+    driver = Driver(nodes, rounds=2, secure=secure).until_over()
+    card = driver.machine.card()
+    assert card.state == "failed" and card.error is not None and card.error.code == QuorumLost.code
+    assert "missing: node-1" in card.error.message and driver.now == pytest.approx(3 * driver.spec.deadline_s)
+
+
+def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
+    """In each round two of ten go, some as killed processes, and come back in the next."""
+    chance = random.Random(7)
+    nodes = some_nodes(10)
+    driver = Driver(nodes, rounds=50, min_nodes=6)
+    away: list[ScriptedNode] = []
+    moments: list[int] = []
+    number = 0
+    while not driver.machine.settled:
+        if driver.machine.progress.number != number:
+            number = driver.machine.progress.number
+            moments = [driver.steps + chance.randrange(1, 110) for _ in range(2)]
+            while away:
+                driver.back(away.pop().id)
+        if driver.steps in moments:
+            away.append(chance.choice([node for node in nodes if node not in away]))
+            driver.lose(away[-1].id, forget=chance.random() < 0.5)
+        driver.step()
+    card = driver.machine.card()
+    assert (card.state, card.round) == ("done", 50), card.text
+    assert sum(report.nodes < 10 for report in driver.reports) > 20
+    expected = np.zeros(6)
+    for report in driver.reports[:50]:
+        lost = set(report.text.removeprefix("without ").split(", ")) if report.text else set()
+        expected += moves([node for node in nodes if node.me.name not in lost])
+    assert np.allclose(driver.weights, expected, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def deliveries(**changes: object) -> int:
+    return Driver(some_nodes(4), rounds=2, **changes).until_over().steps
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_gateway_killed_at_any_moment_ends_with_the_same_model(secure: bool) -> None:
+    whole = Driver(some_nodes(4), rounds=2, secure=secure).until_over()
+    for moment in range(2, whole.steps, 4 if secure else 3):
+        driver = Driver(some_nodes(4), rounds=2, secure=secure)
+        for _ in range(moment):
+            driver.step()
+        if driver.machine.settled:
+            continue
+        driver.kill()
+        driver.until_over()
+        card = driver.machine.card()
+        assert (card.state, card.round) == ("done", 2), f"killed after {moment} deliveries: {card.text}"
+        assert np.array_equal(driver.weights, whole.weights), f"killed after {moment} deliveries"
+        assert [report.round for report in driver.reports] == [1, 2, 2]
+        assert [report.metrics for report in driver.reports] == [report.metrics for report in whole.reports]
+
+
+def test_a_gateway_killed_in_every_round_and_leg() -> None:
+    driver = Driver(some_nodes(4), rounds=5)
+    for leg in LEGS:
+        driver.until(lambda what, leg=leg: what == f"answer {leg}")
+        driver.kill()
+    driver.until_over()
+    assert driver.machine.card().state == "done" and np.allclose(driver.weights, 5 * moves(some_nodes(4)), rtol=1e-5)
+
+
+def test_a_kept_sum_is_opened_without_any_node_once_the_shares_have_come() -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1)
+    driver.until(lambda what: what == "keep reveals")
+    for node in nodes:
+        driver.lose(node.id)
+    driver.kill()
+    driver.until(lambda what: what == "kept report")
+    assert driver.reports[0].nodes == 4 and np.allclose(driver.weights, moves(nodes), rtol=1e-6)
+
+
+def test_state_of_the_strategy_survives_a_kill() -> None:
+    strategy = {"kind": "fedavgm", "lr": 1.0, "momentum": 0.5}
+    whole = Driver(some_nodes(4), rounds=4, strategy=strategy).until_over()
+    driver = Driver(some_nodes(4), rounds=4, strategy=strategy)
+    for _ in range(3):
+        driver.until(lambda what: what == "kept report")
+        driver.kill()
+    driver.until_over()
+    assert np.array_equal(driver.weights, whole.weights)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_who_does_not_take_the_job_is_named_with_the_reason() -> None:
+    nodes = some_nodes(3)
+    nodes[0].before = refuse("offer-job", ReleaseDenied("the owner allows no jobs", rule="jobs"))
+    driver = Driver(nodes).until_over()
+    card = driver.machine.card()
+    assert card.state == "failed" and card.error is not None and card.error.code == "release-denied"
+    assert "node-0 refused: the owner allows no jobs" in card.text
+    assert nodes[1].ended == [card.text]
+
+
+def test_a_node_that_refuses_is_done_without_where_others_suffice() -> None:
+    nodes = some_nodes(4)
+    nodes[0].before = refuse("offer-job", ReleaseDenied("no"))
+    driver = Driver(nodes, rounds=2).until_over()
+    assert [report.nodes for report in driver.reports] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_rounds_that_nodes_refuse_end_the_job_with_what_they_said(leg: str) -> None:
+    nodes = some_nodes(3)
+    nodes[1].before = refuse(leg, InvalidRequest("training diverged here"))
+    card = Driver(nodes).until_over().machine.card()
+    assert card.state == "failed" and card.error is not None and card.error.code == "invalid"
+    assert "node-1: training diverged here" in card.text
+
+
+def test_a_model_that_diverges_ends_the_job() -> None:
+    nodes = [ScriptedNode(f"n{index}", constant(3e38), 1) for index in range(3)]
+    card = Driver(nodes, np.full(3, 1e38, "f4"), secure=False).until_over().machine.card()
+    assert card.state == "failed" and "NaN or infinite" in card.text and card.round == 0
+
+
+def test_a_cancelled_job_keeps_its_model() -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=1000)
+    driver.until(lambda what: what == "kept report")
+    driver.until(lambda what: what == "answer round-shares")
+    driver.perform(driver.machine.cancel(driver.now))
+    driver.until_over()
+    card = driver.machine.card()
+    assert (card.state, card.round) == ("cancelled", 1) and np.allclose(driver.weights, moves(nodes)) and nodes[0].ended
+
+
+def test_a_stuck_round_explains_itself() -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes)
+    driver.until(lambda what: what == "ask round-shares")
+    driver.lose(nodes[0].id)
+    told = [line.text for line in driver.machine.story.lines()]
+    assert "node node-0 left" in told and any("waits for updates" in text for text in told)
+    numbers = [line.number for line in driver.machine.story.lines()]
+    assert numbers == sorted(numbers) and isinstance(driver.machine._round, AnyRound)
