@@ -38,7 +38,7 @@ def grid(verbose: int, with_parent: bool) -> None:
 
 @grid.command()
 @JSON_OPTION
-@click.option("--steps", default=40, show_default=True, type=click.IntRange(1, 200), help="steps of gradient descent")
+@click.option("--rounds", default=20, show_default=True, type=click.IntRange(1, 200), help="rounds of federated training")
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="keep the nodes' data and logs in this folder")
 @click.option(
     "--write-data",
@@ -46,11 +46,11 @@ def grid(verbose: int, with_parent: bool) -> None:
     help="only write the owners' data as folders alice, bob, carol in this one, and start nothing; what is there already stays",
 )
 @click.pass_context
-def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None, write_data: Path | None) -> None:
+def demo(context: click.Context, as_json: bool, rounds: int, keep: Path | None, write_data: Path | None) -> None:
     """Three data owners, one model, nothing in plaintext: all on this machine.
 
     Writes the breast-cancer data of scikit-learn as three owners' CSV folders, starts a gateway and three nodes, and
-    trains a logistic regression on them. No row and no single node's gradient leaves its node: only sums over all three.
+    trains a logistic regression on them. No row and no single node's update leaves its node: only sums over all three.
     """
     if write_data is not None:
         from grid.demo_data import fill_folders
@@ -62,7 +62,7 @@ def demo(context: click.Context, as_json: bool, steps: int, keep: Path | None, w
     started = time.monotonic()  # what follows loads torch, which takes its time, too
     from grid.demo import run
 
-    if not run(as_json=as_json, steps=steps, started=started, folder=keep).sound:
+    if not run(as_json=as_json, rounds=rounds, started=started, folder=keep).sound:
         context.exit(5)
 
 

@@ -25,10 +25,12 @@ from torch import Tensor
 from grid.client.blocking import connect
 from grid.client.sums import sum as sum_over_nodes
 from grid.demo_data import OWNERS, Split, split, write_folders
-from grid.demo_learning import Model, Total, accuracy, fresh_model, moments, pooled_total, train
+from grid.demo_learning import LEARNING_RATE, Classifier, Model, Total, accuracy, fresh_model, loss, moments, pooled_total, train
 from grid.demo_processes import Processes, processes
 from grid.demo_scoring import Scoring, score_privately
 from grid.errors import ReleaseDenied
+from grid.federated.local import Local
+from grid.plans.optimizers import SGD
 
 WIDTH = 110
 """Columns where the output does not go to a terminal."""
@@ -38,6 +40,11 @@ POINT = 0.01
 """The accuracy may differ from that on pooled data by one percentage point, and a score from the same in the clear."""
 
 SCORED = OWNERS[-1]
+
+LOCAL_STEPS = 2
+"""Steps of gradient descent, over all of its rows, that a node takes in one round."""
+
+ALL_ROWS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +58,7 @@ class Summary:
     owners: int
     training_rows: int
     test_rows: int
-    steps: int
+    rounds: int
     first_loss: float
     loss: float
     accuracy: float
@@ -73,7 +80,7 @@ class Summary:
         return near and bool(self.refused) and bool(self.scores_refused) and self.scores_off <= POINT
 
 
-def run(*, as_json: bool, steps: int, started: float, folder: Path | None = None) -> Summary:
+def run(*, as_json: bool, rounds: int, started: float, folder: Path | None = None) -> Summary:
     """The whole demo; prints what it does, and with `as_json` one JSON object at the end. Files stay only in `folder`.
 
     `started` is the monotonic time from which the total counts.
@@ -92,7 +99,7 @@ def run(*, as_json: bool, steps: int, started: float, folder: Path | None = None
         gateway = start(running, folders)
         say(console, 2, f"A gateway and three nodes run on this machine. Dashboard: {gateway['dashboard']}")
         client = stack.enter_context(connect(gateway["url"]))
-        summary = learn(client, data, console, steps, started, folder)
+        summary = learn(client, data, console, rounds, started, folder)
     show(console, summary)
     if as_json:
         Console().print_json(json.dumps(dataclasses.asdict(summary)))
@@ -123,14 +130,14 @@ def show(console: Console, summary: Summary) -> None:
         ("accuracy on the owners' test rows", f"{summary.accuracy:.1%} of {summary.test_rows}"),
         ("the same, trained on pooled rows", f"{summary.pooled_accuracy:.1%}"),
         ("scores on shares", f"{summary.scored_rows}, each within {summary.scores_off:.4f} of the same in the clear"),
-        ("training", f"{summary.training_s:.1f} s for {summary.steps} steps; {summary.total_s:.1f} s for everything"),
+        ("training", f"{summary.training_s:.1f} s for {summary.rounds} rounds; {summary.total_s:.1f} s for everything"),
         ("to and from the client", f"{summary.client_bytes / 1e6:.2f} MB, sealed"),
     ):
         table.add_row(f"     {name}", f"[bold]{value}[/]")
     say(console, 8, "The result:")
     console.print(table, highlight=False)
     if summary.sound:
-        console.print("\nNo row, no share and no single node's gradient left its node in the clear.", highlight=False)
+        console.print("\nNo row, no share and no single node's update left its node in the clear.", highlight=False)
     else:
         console.print("\n[bold red]This is not the result that it should be.[/]", highlight=False)
 
@@ -153,7 +160,7 @@ def state_of(folder: Path, owner: str) -> Path:
     return folder / f"{owner}-state"
 
 
-def learn(client: Any, data: Split, console: Console, steps: int, started: float, folder: Path) -> Summary:
+def learn(client: Any, data: Split, console: Console, rounds: int, started: float, folder: Path) -> Summary:
     """The data scientist's side, from looking around to the comparison."""
     train_sets = client.search("#breast-cancer", "#train")
     test_sets = client.search("#breast-cancer", "#test")
@@ -166,23 +173,23 @@ def learn(client: Any, data: Split, console: Console, steps: int, started: float
     fresh = fresh_model(over_nodes)
     rows = sum(one.rows for one in train_sets)
     say(console, 5, f"Means and deviations of {len(fresh.mean)} columns over {rows} rows, from one sum over the nodes.")
-    say(console, 6, "Training: each node computes a gradient, and only the sum of the three leaves the nodes.")
+    say(console, 6, "Training: each node learns from its rows; only the sum of what all three learned leaves them, under masks.")
     training = time.monotonic()
-    losses, model = train_with_progress(over_nodes, fresh, rows, steps, console)
+    losses, model = train_with_progress(client, train_sets, fresh, rounds, console)
     training_s = time.monotonic() - training
 
     test_rows = sum(one.rows for one in test_sets)
-    found = accuracy(node_total(test_sets), model, test_rows)
+    found = client.evaluate(Classifier(model), test_sets, loss=loss, metrics=["loss", "accuracy"])["accuracy"]
     scoring = score_in_secret(client, data, test_sets, model, console, folder)
     return Summary(
         owners=len(train_sets),
         training_rows=rows,
         test_rows=test_rows,
-        steps=steps,
+        rounds=rounds,
         first_loss=losses[0],
         loss=losses[-1],
         accuracy=found,
-        pooled_accuracy=pooled_accuracy(data, steps),
+        pooled_accuracy=pooled_accuracy(data, LOCAL_STEPS * rounds),
         refused=refused,
         scored_rows=scoring.rows,
         scores_refused=scoring.refused,
@@ -207,16 +214,19 @@ def score_in_secret(
     return scoring
 
 
-def train_with_progress(total: Total, model: Model, rows: int, steps: int, console: Console) -> tuple[list[float], Model]:
-    """The loss before each step, and the model after the last."""
+def train_with_progress(
+    client: Any, datasets: Sequence[Any], model: Model, rounds: int, console: Console
+) -> tuple[list[float], Model]:
+    """The loss before each round and after the last, and the model that the job ends with."""
+    local = Local(epochs=LOCAL_STEPS, batch_size=ALL_ROWS, optimizer=SGD(lr=LEARNING_RATE))
+    job = client.train(Classifier(model), loss=loss, datasets=datasets, rounds=rounds, local=local, name="tumours")
     losses = []
     with progress(console) as bar:
-        task = bar.add_task("training", total=steps, loss="")
-        for step in train(total, model, rows, steps):
-            losses.append(step.loss)
-            model = step.model
-            bar.update(task, advance=1, loss=f"loss {step.loss:.4f}")
-    return losses, model
+        task = bar.add_task("training", total=rounds, loss="")
+        for report in job:
+            losses.append(report.metrics["loss"])
+            bar.update(task, completed=report.round, loss=f"loss {report.metrics['loss']:.4f}")
+    return losses, job.result().model()
 
 
 def look_around(found: Sequence[Any], console: Console) -> None:

@@ -1,7 +1,7 @@
-"""What the demo computes: column statistics and logistic regression, as plans whose results are only ever summed over owners.
+"""What the demo computes: column statistics as plans whose results are only ever summed over owners, and logistic regression.
 
-Everything here is written against `Total`, a way of adding up a plan's results over all owners, so the demo, its comparison
-on pooled rows and the tests run the same lines.
+What is written against `Total`, a way of adding up a plan's results over all owners, runs over owners and over pooled rows in the
+same lines. The demo trains by a federated job, `Classifier`; on pooled rows, and step by step by sums, `train` does the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from grid.plans.trace import plan
@@ -62,6 +62,30 @@ class Model:
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.mean, self.std, self.weight, self.bias
+
+
+class Classifier(nn.Module):
+    """A `Model` as a module to be trained: logits of rows `(n, d)` -> `(n,)`. Mean and deviation stay as they are."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(model.mean.clone(), requires_grad=False)
+        self.std = nn.Parameter(model.std.clone(), requires_grad=False)
+        self.weight = nn.Parameter(model.weight.clone())
+        self.bias = nn.Parameter(model.bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return ((x - self.mean) / self.std) @ self.weight + self.bias
+
+    def model(self) -> Model:
+        """What it has learned."""
+        return Model(*(value.detach().clone() for value in (self.mean, self.std, self.weight, self.bias)))
+
+
+def loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy of logits and classes 0 or 1."""
+    return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction=reduction)
 
 
 Total = Callable[..., Tensor]

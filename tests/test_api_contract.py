@@ -305,6 +305,31 @@ def test_a_sum_over_nodes(g: Any) -> None:
     assert torch.allclose(grid.sum(parts), expected, atol=1e-2)
 
 
+# ---------------------------------------------------------------- federated learning
+
+
+def test_federated_learning(g: Any) -> None:
+    found = g.search(*TAGS)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 2))
+    job = g.train(
+        model, loss=torch.nn.functional.cross_entropy, datasets=found, rounds=3,
+        local=grid.Local(epochs=1, batch_size=32, optimizer=grid.SGD(lr=0.1)),
+        strategy=grid.FedAvg(),
+        secure=True,
+        privacy=None,
+    )  # fmt: skip
+    reports = [(report.round, report.metrics, report.epsilon) for report in job]
+    assert [number for number, _, _ in reports] == [1, 2, 3, 3] and all(epsilon is None for _, _, epsilon in reports)
+    learned = job.result()
+    assert type(learned) is torch.nn.Sequential and not torch.equal(learned[1].weight, model[1].weight)
+    told = g.evaluate(learned, found, metrics=["loss", "accuracy"])
+    assert told == pytest.approx(reports[-1][1], abs=1e-6) and 0.5 <= told["accuracy"] <= 1
+    assert g.job(job.id).id == job.id and job.id in [one.id for one in g.jobs()]
+    job.cancel()
+    assert job.state == "done"
+    refused(lambda: g.train(model, loss=torch.nn.functional.cross_entropy, datasets=found, privacy=1.0), "privacy=None")
+
+
 # ---------------------------------------------------------------- errors
 
 ERRORS = (

@@ -221,6 +221,8 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
             f"{type(strategy).__name__} looks at each node's update by itself, which secure aggregation hides: say secure=False,"
             ' where every owner has updates = "single" in [policy], or take FedAvg'
         )
+    if secure:
+        _check_organisations(found)
     for one in found:
         where = f"the dataset {one.name!r} at {one.node.name}"
         if one.policy.release == DENY:
@@ -233,6 +235,18 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
                 f'{where} has updates = "{one.policy.updates}": its updates leave in sums over nodes alone. Say secure=True, or'
                 ' ask its owner for updates = "single" in [policy]'
             )
+
+
+def _check_organisations(found: Sequence[Dataset]) -> None:
+    """No two nodes of a secure sum belong to one organisation, which would know two of its inputs."""
+    seen: dict[str, str] = {}
+    for node in dict.fromkeys(one.node for one in found if isinstance(one.node, Node)):
+        if node.organisation and node.organisation in seen:
+            raise InvalidRequest(
+                f"{seen[node.organisation]} and {node.name} both belong to {node.organisation!r}, and a secure sum takes one node"
+                " of each organisation: leave one out"
+            )
+        seen[node.organisation] = node.name
 
 
 def _check_approvals(found: Sequence[Dataset], plans: LossPlans) -> None:

@@ -63,8 +63,8 @@ class Coordinator:
         self.trust = trust
         self.clock = clock
         self.store = store if store is not None else MemoryStore()
-        self.workers = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="gateway jobs")
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="gateway job store")
+        self.workers = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="grid-gateway-jobs")
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="grid-gateway-job-store")
         self.tasks = asyncio.TaskGroup()
         self.stopping = False
         self.call = call

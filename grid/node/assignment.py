@@ -238,11 +238,11 @@ class Assignment:
             if not self._is_present(message) or self._round is None:
                 raise NotFound(f"this node does not have the model of round {message.round}: send it with the weights")
             return self._round
-        frame = message.weights
-        digest = await self._lane.submit(partial(model_digest, self.envelope, frame.data))
+        size = self._training.layout.size
+        digest, weights = await self._lane.submit(partial(_read_model, self.envelope, message.weights, size))
         if self._is_present(message) and self._round is not None and self._round.model == digest:
             return self._round
-        return _Round(message.round, digest, _weights(frame, self._training.layout.size), message.evaluate_only)
+        return _Round(message.round, digest, weights, message.evaluate_only)
 
     def _start(self, now: _Round) -> None:
         """Make it the present round. Its training starts, and that of another ends."""
@@ -362,14 +362,17 @@ def _given_up() -> NodeUnavailable:
     return NodeUnavailable("the training of this round was given up: another has begun, or the job is over")
 
 
-def _weights(frame: TensorFrame, size: int) -> Vector:
-    """The vector in a message, without a copy. Raises `InvalidRequest` for another than the job's, or one that is not finite."""
+def _read_model(envelope: bytes, frame: TensorFrame, size: int) -> tuple[bytes, Vector]:
+    """The digest of a round's model and its vector, without a copy.
+
+    Raises `InvalidRequest` for a vector of another size than the job's, or one that is not finite.
+    """
     if frame.dtype not in NUMPY_DTYPES or frame.shape != (size,):
         raise InvalidRequest(f"the job's model is one vector of {size} float32 or float64 numbers")
     vector = np.frombuffer(frame.data, NUMPY_DTYPES[frame.dtype])
     if not math.isfinite(float(np.abs(vector).max(initial=0.0))):
         raise InvalidRequest("the model's weights are not finite")
-    return vector
+    return model_digest(envelope, frame.data), vector
 
 
 def _frame(vector: Vector, dtype: str) -> TensorFrame:

@@ -183,6 +183,23 @@ async def test_a_rule_that_changes_counts_from_the_next_round() -> None:
             await host.ask("alice", Round(host, made).beginning())
 
 
+async def test_a_revoked_client_and_a_job_past_its_time_are_refused_at_every_leg(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        now = Round(host, made)
+        await now.begin()
+        trust = local.node("alice").trust
+        monkeypatch.setattr(trust, "revoked", lambda card: card.id == made.spec.client)
+        with pytest.raises(AuthenticationFailed, match="was revoked"):
+            await host.ask("alice", now.roster())
+        with pytest.raises(AuthenticationFailed, match="was revoked"):
+            await host.ask("alice", now.beginning())
+        clock = local.node("bob").clock
+        monkeypatch.setattr(type(clock), "wall", lambda self: made.spec.expires + 1)
+        with pytest.raises(AuthenticationFailed, match="time is over"):
+            await host.ask("bob", now.roster())
+
+
 async def test_updates_leave_alone_where_the_owner_lets_them() -> None:
     single = {name: {"updates": "single"} for name in NAMES}
     async with grid_of(**single) as (local, host):

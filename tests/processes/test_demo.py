@@ -80,9 +80,9 @@ def test_the_demo_learns_what_pooled_data_would_teach_and_tells_its_story(mark: 
 
 
 def test_an_interrupted_demo_leaves_no_process(mark: str) -> None:
-    process = start(mark, "--steps", "200")
+    process = start(mark, "--rounds", "200")
     read_until(process, "Training")
-    assert len(marked(mark)) == 5
+    assert len(marked(mark)) >= 5
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
