@@ -26,6 +26,7 @@ from grid.federated.losses import LossPlans, RowSpec, trace_losses
 from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
 from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
+from grid.federated.with_buffers import with_buffers
 from grid.ids import JobId, PeerId, random_id
 from grid.policy.rules import APPROVE, DENY, SINGLE
 from grid.wire.jobs import StartJob
@@ -121,7 +122,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         datasets=tuple((PeerId(one.node.id), one.name) for one in found),
         rounds=wish.rounds,
         local=local.to_plain(),
-        strategy=strategy.to_plain(),
+        strategy=with_buffers(strategy, plans.layout.size - plans.layout.trained).to_plain(),
         strategy_plan=hashlib.sha256(own).hexdigest() if own else "",
         secure=bool(wish.secure),
         min_nodes=_least_nodes(wish, len(nodes), least),

@@ -18,6 +18,7 @@ from grid.federated.custom import CustomStrategy, custom_from_plain
 from grid.federated.plain import Check, described_from_plain, number, pair
 from grid.federated.robust import Krum, Median, TrimmedMean
 from grid.federated.strategy import LARGEST, RATE, SHARE, State, Strategy, Vector
+from grid.federated.with_buffers import checked_buffers, with_buffers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,9 @@ def strategy_from_plain(data: Any, plan: bytes | bytearray | memoryview = b"") -
 
     `plan` is what came beside it as the strategy's plan; it is looked at only where it runs, in a process of its own.
     """
+    if type(data) is dict and "buffers" in data:
+        rest = {key: value for key, value in data.items() if key != "buffers"}
+        return with_buffers(strategy_from_plain(rest, plan), checked_buffers("buffers", data["buffers"]))
     if type(data) is dict and data.get("kind") == CustomStrategy.kind:
         return custom_from_plain(data, bytes(plan))
     return described_from_plain(data, PLAIN, "the strategy")

@@ -21,6 +21,7 @@ from grid.federated.strategies import (
     strategy_from_plain,
 )
 from grid.federated.strategy import mean_of
+from grid.federated.with_buffers import with_buffers
 
 WEIGHTS = np.array([1.0, -2.0], dtype=np.float32)
 FIRST = np.array([0.3, -0.4])
@@ -100,6 +101,26 @@ def test_the_mean_is_weighted() -> None:
 )
 def test_strategies_travel_as_plain_values(strategy: Strategy) -> None:
     assert strategy_from_plain(strategy.to_plain()) == strategy
+
+
+def test_buffers_are_averaged_whatever_the_strategy_does() -> None:
+    """With momentum a running variance of 0.1 would become -0.08 here."""
+    weights = np.array([1.0, 0.1], dtype=np.float32)
+    strategy = with_buffers(FedAvgM(), 1)
+    state = strategy.start(2)
+    for round, update in ((1, [0.5, -0.1]), (2, [0.5, 0.01])):
+        weights, state = strategy.apply(weights, np.array(update), state, round)
+    assert np.allclose(weights, [1 + 0.5 + 0.95, 0.01]) and weights.dtype == np.float32
+    again = strategy_from_plain(strategy.to_plain())
+    assert again.to_plain() == strategy.to_plain() and again.kind == "fedavgm" and not again.needs_single
+    assert with_buffers(FedAvg(), 0) == FedAvg() == strategy_from_plain({"kind": "fedavg", "buffers": 0})
+    for wrong in (-1, 1 << 50, 0.5, None):
+        with pytest.raises(InvalidRequest):
+            strategy_from_plain({"kind": "fedavg", "buffers": wrong})
+    with pytest.raises(InvalidRequest, match="one to train"):
+        strategy.start(1)
+    robust = strategy_from_plain({"kind": "median", "clip_norm": 1e6, "buffers": 1})
+    assert robust.needs_single and robust.combine([FIRST, SECOND, SECOND], [1, 1, 1]).tolist() == SECOND.tolist()
 
 
 scalars = st.none() | st.booleans() | st.floats() | st.sampled_from([0, -1, 1 << 70, 10**400, 0.5, "0.5", b"", [], {}])

@@ -35,7 +35,7 @@ class Wide(nn.Module):
 
 
 async def test_limits_of_time_hold_between_batches_and_for_what_hangs() -> None:
-    settings = NodeSettings(max_training_s=0.5, kill_grace_s=0.05)
+    settings = NodeSettings(max_training_s=1.5, kill_grace_s=0.05)
     async with made_with(settings, processes=True) as trainers:
         model = mlp()
         plans = plans_for(model)
