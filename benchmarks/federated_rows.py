@@ -1,9 +1,9 @@
 """Rounds of a job between real processes, through the public API: a gateway, nodes, a client, sealed channels over loopback.
 
-A model of so many parameters takes one real step a round at each node, of an arithmetic that costs next to nothing, so that what is
-measured is the round: the model out, keys, shares and masked updates in, the sum, and what is written to disk for a restart. Seconds
-are the gateway's own, from asking the nodes to the new model; the first round, which compiles and opens what later ones use, counts
-for itself. The floor is a WebSocket gateway that only sums.
+A model of so many parameters takes one real step a round at each node, of an arithmetic that costs next to nothing. So what is
+measured is the round: the model out, keys, shares and masked updates in, the sum, and what is written to disk for a restart.
+Seconds are the gateway's own, from asking the nodes to the new model; the first round, which compiles and opens what later ones
+use, counts for itself. The floor is a WebSocket gateway that only sums.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def measure(client: Client, kind: str, size: int, nodes: int, rounds: int) -> Me
         loss=nn.functional.mse_loss,
         datasets=client.search(),
         rounds=rounds + 1,
-        local=grid.Local(max_steps=1, batch_size=ROWS, optimizer=grid.SGD(lr=0.1)),
+        local=grid.Local(max_steps=1, batch_size=ROWS, optimizer=grid.SGD(lr=0.05 * size)),
         secure=kind == "secagg",
         evaluate_every=0,
         deadline=600,

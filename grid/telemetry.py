@@ -34,6 +34,9 @@ METRICS: Mapping[str, Metric] = {
     "grid_relayed_bytes_total": Metric("counter", "Bytes of sealed frames relayed between peers."),
     "grid_relayed_frames_total": Metric("counter", "Sealed frames relayed between peers."),
     "grid_relay_held_bytes": Metric("gauge", "Bytes that wait in the gateway for slow receivers."),
+    "grid_jobs": Metric("gauge", "Federated jobs that are under way."),
+    "grid_job_rounds_total": Metric("counter", "Rounds of federated jobs that came to an end, since the start."),
+    "grid_job_rounds_lost_total": Metric("counter", "Rounds of federated jobs that were lost, since the start."),
     "grid_http_requests_total": Metric("counter", "HTTP requests that were answered.", ("status",)),
     "grid_failures_total": Metric("counter", "Requests of peers that failed, by error code.", ("code",)),
 }

@@ -153,8 +153,8 @@ class JobLine:
 
     def _keep(self) -> None:
         if not self._keeping:
-            self._keeping = True
             self._start(self._kept(), "grid jobs")
+            self._keeping = True
 
     def _start(self, work: Awaitable[None], name: str) -> None:
         start(self._tasks, work, name=name, owner="the client")  # type: ignore[arg-type]

@@ -138,8 +138,9 @@ class Job:
 
     def answered(self, message: JobStatus) -> None:
         """Its state, as the gateway answers a request. It is complete once all reports are there, which `told` brings."""
-        self._card = message.card
-        self._tell()
+        if not self._complete:  # what was told after the answer may have been read before it
+            self._card = message.card
+            self._tell()
 
     def told(self, message: JobProgress) -> None:
         """News of it."""
@@ -272,7 +273,7 @@ class Job:
         done = self.round / self.rounds if self.rounds else float(self.state == DONE)
         return html(
             self.name or f"job {self.id[:8]}",
-            f"federated training, {self.state}",
+            "federated training",
             facts=reports.facts_of(self._card, self._reports),
             picture=reports.curve(self._reports, done),
         )

@@ -86,17 +86,13 @@ def curve(reports: Sequence[Report], done: float) -> str:
 
 
 def _points(reports: Sequence[Report]) -> list[str]:
-    values = [(one.round, next(iter(one.metrics.values()))) for one in reports if one.metrics]
-    values = [(at, value) for at, value in values if math.isfinite(value)]
+    """Evaluations from left to right, however many there are."""
+    values = [value for one in reports if one.metrics and math.isfinite(value := next(iter(one.metrics.values())))]
     if len(values) < 2:
         return []
-    first, last = values[0][0], max(values[-1][0], values[0][0] + 1)
-    low, high = min(value for _, value in values), max(value for _, value in values)
-    room = CURVE_HEIGHT - 16
-    return [
-        f"{CURVE_WIDTH * (at - first) / (last - first):.1f},{CURVE_HEIGHT - 4 - room * (value - low) / ((high - low) or 1):.1f}"
-        for at, value in values
-    ]
+    low, high, room = min(values), max(values), CURVE_HEIGHT - 16
+    across, up = CURVE_WIDTH / (len(values) - 1), room / ((high - low) or 1)
+    return [f"{across * at:.1f},{CURVE_HEIGHT - 4 - up * (value - low):.1f}" for at, value in enumerate(values)]
 
 
 def bar_of(rounds: int) -> Any:

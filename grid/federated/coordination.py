@@ -121,6 +121,8 @@ class Coordination:
         self.progress = progress
         self.reports = list(reports)
         self.story = Story(f"job {self.spec.job}")
+        self.rounds = self.rounds_lost = 0
+        """How many have ended well, and not, in this process."""
         self._strategy = strategy
         self._model = model
         self._rows, self._name, self._wall = rows, name, wall
@@ -159,9 +161,9 @@ class Coordination:
         return self._model
 
     def card(self) -> JobCard:
-        """What is known of it."""
-        state = RUNNING if self.over and self._keeping else self.progress.state
-        return self.progress.card(self.spec, state=state, text=self.text)
+        """What is known of it. It is told as running until its end is kept: who watches it stops at the end."""
+        card = self.progress.card(self.spec, text=self.text)
+        return dataclasses.replace(card, state=RUNNING, ended=0.0) if self.over and self._keeping else card
 
     # ------------------------------------------------------------ inputs
 
@@ -464,6 +466,7 @@ class Coordination:
         if isinstance(result, GridError):
             return self._end(FAILED, result.message, now, error=result)
         at, stop = self.progress, self.spec.stop
+        self.rounds += 1
         self._stuck_since, self._lost_in_row, self._reason = now, 0, None
         metrics, examples = self._metrics(done.summed, round_.plan.number, evaluating)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
@@ -536,6 +539,7 @@ class Coordination:
     def _lost(self, lost: Lost, now: float) -> list[Effect]:
         """Another one follows on the same model, at once where that may help."""
         self._round = None
+        self.rounds_lost += 1
         self._lost_in_row += 1
         if self._reason is None or self._reason.error is None:
             self._reason = lost

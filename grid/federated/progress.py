@@ -78,14 +78,14 @@ class Progress:
         """Whether the job ends early."""
         return 0 < stop.patience <= self.stale
 
-    def card(self, spec: JobSpec, *, state: str = "", text: str = "") -> JobCard:
-        """What is told of the job; `state` and `text` in place of those that are kept."""
+    def card(self, spec: JobSpec, *, text: str = "") -> JobCard:
+        """What is told of the job; `text` in place of what is kept."""
         error = self.error
         return JobCard(
             id=spec.job,
             name=spec.name,
             client=spec.client,
-            state=state or self.state,
+            state=self.state,
             round=self.done,
             rounds=spec.rounds,
             nodes=spec.nodes,

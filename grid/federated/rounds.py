@@ -59,6 +59,9 @@ LEGS = {
 SHORT = 0.25
 """The part of a round's deadline after which one that has not answered a short leg is left out, if enough are left."""
 
+MAX_REASON = 300
+"""Letters of what a node says that are told on."""
+
 PATIENCE = 3
 """How often in one round a node may have forgotten what it was asked before."""
 
@@ -145,7 +148,7 @@ class AnyRound(abc.ABC):
         return ", ".join(self.plan.name(peer) for peer in peers)
 
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
-        self._out[peer] = why
+        self._out[peer] = why[:MAX_REASON]
         self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
 
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:

@@ -18,6 +18,7 @@ from grid.errors import InvalidRequest, NotFound
 from grid.gateway.app import Gateway
 from grid.gateway.events import KINDS
 from grid.gateway.index import words_of
+from grid.gateway.job_views import STATES, show_job, show_report
 from grid.gateway.protocol import read_body
 from grid.gateway.queries import choice_of, number_of, page_number, query_of, tags_of
 from grid.gateway.views import SORTS, Page, show_dataset, show_event, show_node, show_sample, show_session
@@ -55,6 +56,9 @@ class Api:
             "/api/v1/links": self.links,
             "/api/v1/traffic": self.traffic,
             "/api/v1/events": self.events,
+            "/api/v1/jobs": self.jobs,
+            "/api/v1/jobs/{job}": self.job,
+            "/api/v1/jobs/{job}/story": self.story,
         }
         return [*(web.get(path, handler) for path, handler in get.items()), web.post("/api/v1/revocations", self.revocations)]
 
@@ -66,10 +70,11 @@ class Api:
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         metrics = self._gateway.metrics
         self._gateway.views.measure(metrics, self._gateway.unauthenticated)
+        self._gateway.jobs.measure(metrics)
         return web.Response(body=metrics.render(), headers={"Content-Type": metrics.content_type})
 
     async def status(self, request: web.Request) -> web.StreamResponse:
-        return json_response(self._gateway.views.status(self._gateway.clock.wall()))
+        return json_response({**self._gateway.views.status(self._gateway.clock.wall()), "jobs": self._gateway.jobs.counts()})
 
     async def nodes(self, request: web.Request) -> web.StreamResponse:
         found = self._gateway.views.nodes(
@@ -117,6 +122,23 @@ class Api:
         kind = choice_of(request, "kind", KINDS)
         found = self._gateway.events.find(kinds=(kind,) if kind else (), words=words_of(query_of(request)))
         return _listed(request, "events", found, show_event)
+
+    async def jobs(self, request: web.Request) -> web.StreamResponse:
+        found = self._gateway.jobs.jobs(words_of(query_of(request)), state=choice_of(request, "state", STATES))
+        return _listed(request, "jobs", found, show_job)
+
+    async def job(self, request: web.Request) -> web.StreamResponse:
+        """A job with one page of its reports, the oldest first."""
+        card, reports = await self._gateway.jobs.job(request.match_info["job"])
+        page = Page.of(reports, page_number(request), number_of(request, "size", SIZE, MAX_SIZE))
+        shown = [show_report(card, report) for report in page.items]
+        paging = {"total": page.total, "page": page.number, "pages": page.pages, "size": page.size}
+        return json_response({**show_job(card), "reports": shown, **paging})
+
+    async def story(self, request: web.Request) -> web.StreamResponse:
+        job = request.match_info["job"]
+        await self._gateway.jobs.job(job)
+        return json_response({"story": self._gateway.jobs.story(job)})
 
     async def revocations(self, request: web.Request) -> web.StreamResponse:
         """Take over a newer list. Its signature by the root is what counts; the token alone revokes nobody."""

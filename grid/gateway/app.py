@@ -27,13 +27,14 @@ from grid.gateway.events import Event, EventLog
 from grid.gateway.feed import Feed
 from grid.gateway.index import words_of
 from grid.gateway.job_door import JobDoor
+from grid.gateway.job_views import JobViews
 from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
 from grid.gateway.traffic import TrafficMeter
 from grid.gateway.views import Views
-from grid.ids import GridId, PeerId
+from grid.ids import GridId, JobId, PeerId
 from grid.logs import session_of, tags
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
@@ -63,6 +64,14 @@ from grid.wire.messages import (
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 1.0
+
+_BECAME = {
+    "waiting": "waits for its nodes",
+    "running": "is under way",
+    "done": "is done",
+    "failed": "failed",
+    "cancelled": "was cancelled",
+}
 
 
 class Gateway:
@@ -103,6 +112,7 @@ class Gateway:
         self._registry.restore(self._keeper.restore(trust, max_datasets=settings.max_datasets_per_node, now=clock.wall()))
         self._meter = TrafficMeter()
         self._told_links = (0, 0)
+        self._job_states: dict[JobId, str] = {}
         self.feed = Feed()
         self.events = EventLog(clock.wall, self._tell_event)
         self._handlers = self._table()
@@ -116,6 +126,7 @@ class Gateway:
             name=self._name_of,
             told=self._tell_job,
         )
+        self.jobs = JobViews(self.coordinator)
         self._job_door = JobDoor(
             self.coordinator,
             me=me,
@@ -495,6 +506,12 @@ class Gateway:
 
     def _tell_job(self, card: JobCard) -> None:
         self.feed.publish("jobs", {"id": card.id, "state": card.state, "round": card.round})
+        if self._job_states.get(card.id) != card.state:
+            self._job_states[card.id] = card.state
+            text = f"job {card.name or card.id} {_BECAME[card.state]}{f': {card.text}' if card.text and card.ended else ''}"
+            self.events.add("job", text[:500], peer=card.client, name=self._name_of(card.client), role="client")
+        if card.ended:
+            self._job_states.pop(card.id, None)
         self.changes.mark()
 
     # ------------------------------------------------------------ what watchers hear

@@ -1,4 +1,7 @@
-"""Rates over time as SVG paths. A chart has one box of `WIDTH` by `HEIGHT`, which the page stretches; labels stand outside it."""
+"""Rates over time, and metrics over rounds, as SVG paths.
+
+A chart has one box of `WIDTH` by `HEIGHT`, which the page stretches; labels stand outside it.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,35 @@ def chart(values: Sequence[float], slots: int, rounded: Callable[[float], float]
         mean=sum(values) / len(values) if values else 0.0,
         now=values[-1] if values else 0.0,
     )
+
+
+class Curve(NamedTuple):
+    """A line over an axis from `bottom` to `top`, with gaps where a value is not finite; `first` and `last` of those that are."""
+
+    line: str
+    bottom: float
+    top: float
+    first: float | None
+    last: float | None
+
+
+def curve(values: Sequence[float | None]) -> Curve:
+    """A line through values of any sign and size, from the left to the right; a single one is a point."""
+    finite = [value for value in values if value is not None]
+    bottom, top = min(finite, default=0.0), max(finite, default=1.0)
+    height = top / 2 - bottom / 2  # halves, as the whole may be more than a number can be
+    step = WIDTH / max(1, len(values) - 1)
+    path, pen = [], "M"
+    for index, value in enumerate(values):
+        if value is None:
+            pen = "M"
+            continue
+        y = HEIGHT - (value / 2 - bottom / 2) / height * HEIGHT if height > 0 else HEIGHT / 2
+        path.append(f"{pen}{index * step:.1f} {y:.1f}")
+        if pen == "M":
+            path.append("h0")  # with round ends, a point where nothing follows
+        pen = "L"
+    return Curve("".join(path), bottom, top, finite[0] if finite else None, finite[-1] if finite else None)
 
 
 def round_up(value: float) -> float:

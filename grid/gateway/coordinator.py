@@ -74,7 +74,9 @@ class Coordinator:
         self._starting: dict[JobId, PeerId] = {}
         self._over: dict[JobId, Kept] = {}
         self._changes: dict[JobId, asyncio.Event] = {}
+        self._unsaid: set[JobId] = set()
         self._swept = 0.0
+        self._past_rounds = self._past_rounds_lost = 0
         self._open = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -224,6 +226,24 @@ class Coordinator:
             raise NotFound("there is no job of this id")
         return over.progress.card(over.spec)
 
+    def story(self, job: JobId) -> list[str]:
+        """What happened last in a job that is under way, the newest first; [] for others."""
+        running = self._jobs.get(job)
+        if running is None:
+            return []
+        now = running.machine.story.lines()
+        return [f"{line.now - self.clock.monotonic():.1f} s [{line.number}] {line.text}" for line in reversed(now)]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that came to an end since the gateway started."""
+        return self._past_rounds + sum(job.machine.rounds for job in self._jobs.values())
+
+    @property
+    def rounds_lost(self) -> int:
+        """Rounds that were lost since the gateway started."""
+        return self._past_rounds_lost + sum(job.machine.rounds_lost for job in self._jobs.values())
+
     def cancel(self, job: JobId, client: Card) -> JobCard:
         """End a job."""
         self._find(job, client)
@@ -279,12 +299,14 @@ class Coordinator:
         card = machine.card()
         if machine.settled and self._jobs.get(spec.job) is job:
             del self._jobs[spec.job]
+            self._past_rounds += machine.rounds
+            self._past_rounds_lost += machine.rounds_lost
             self._over[spec.job] = Kept(None, None, None, machine.progress, machine.reports, given=spec)
             log.info("job %s is over after %d rounds: %s %s", spec.job, card.round, card.state, card.text)
         event = self._changes.pop(spec.job, None)
         if event is not None:
             event.set()
-        self._told(card)
+        self._unsaid.add(spec.job)
 
     # ------------------------------------------------------------ time
 
@@ -293,9 +315,17 @@ class Coordinator:
             await self.clock.sleep(TICK_S)
             for job in list(self._jobs.values()):
                 job.tell(lambda machine, now: machine.tick(now))
+            self._say()
             if self.clock.monotonic() >= self._swept + SWEEP_S:
                 self._swept = self.clock.monotonic()
                 await self._sweep()
+
+    def _say(self) -> None:
+        """Tell what has changed, for each job once in a tick: rounds may be many in a second."""
+        unsaid, self._unsaid = self._unsaid, set()
+        for job in unsaid:
+            if job in self._jobs or job in self._over:
+                self._told(self.card_of(job))
 
     async def _sweep(self) -> None:
         """Forget jobs that have been over for long, or are too many."""

@@ -61,10 +61,17 @@ class Dashboard:
                 "range": show_range,
                 "shape": show_shape,
                 "cell": show_cell,
+                "figure": show_figure,
+                "seconds": show_seconds,
             }
         )
         self._templates.globals.update(
-            node_link=node_link, dataset_link=dataset_link, list_link=list_link, show_bytes=show_bytes, show_rate=show_rate
+            node_link=node_link,
+            job_link=job_link,
+            dataset_link=dataset_link,
+            list_link=list_link,
+            show_bytes=show_bytes,
+            show_rate=show_rate,
         )
 
     def page(self, name: str, facts: Mapping[str, Any]) -> str:
@@ -84,6 +91,11 @@ class Dashboard:
 def node_link(node: str) -> str:
     """The page of a node, by name or id."""
     return f"/nodes/{quote(node, safe='')}"
+
+
+def job_link(job: str) -> str:
+    """The page of a job."""
+    return f"/jobs/{quote(job, safe='')}"
 
 
 def dataset_link(node: str, dataset: str) -> str:
@@ -144,6 +156,16 @@ def show_span(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size}\u00a0{unit}"
     return f"{seconds}\u00a0s"
+
+
+def show_figure(value: float | None) -> str:
+    """A metric, in four digits; a dash where there is none."""
+    return "—" if value is None else f"{value:.4g}"
+
+
+def show_seconds(seconds: float) -> str:
+    """How long a round took: "0.034 s", "1.25 s", "3 min"."""
+    return show_span(seconds) if seconds >= 120 else f"{seconds:.3g}\u00a0s"
 
 
 def show_cell(value: str | float) -> str:

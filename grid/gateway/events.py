@@ -1,4 +1,5 @@
-"""What happened lately: a bounded log of who joined, left, announced, was refused or revoked, and what went wrong.
+"""What happened lately: a bounded log of who joined, left, announced, was refused or revoked, which
+jobs began and ended, and what went wrong.
 
 Each kind has its own places, so that a flood of one, which strangers can cause, does not push out the others. The same thing
 happening to the same peer again within `TOGETHER_S` is one event that happened several times.
@@ -20,6 +21,7 @@ KINDS: Mapping[str, str] = {
     "announced": "A node said which datasets it has.",
     "refused": "Somebody was not let in.",
     "revoked": "The grid's root took an identity back.",
+    "job": "A federated job began, or ended.",
     "error": "A request of a peer failed.",
 }
 

@@ -21,6 +21,7 @@ from grid.gateway.dashboard import SHOWN_TAGS, Dashboard, tag_filters
 from grid.gateway.events import KINDS
 from grid.gateway.explain import explain, snippet
 from grid.gateway.index import words_of
+from grid.gateway.job_views import STATES, curves
 from grid.gateway.queries import choice_of, page_number, query_of, tags_of
 from grid.gateway.registry import Entry
 from grid.gateway.traffic import condensed
@@ -33,6 +34,7 @@ SIZE = 50
 SHOWN_RECENT = 8
 SHOWN_OF_NODE = 10
 SHOWN_COLUMNS = 200
+SHOWN_ROUNDS = 50
 MOCK_ROWS = 5
 MOCK_COLUMNS = 12
 
@@ -66,6 +68,8 @@ class Pages:
             "/sessions": self.sessions,
             "/traffic": self.traffic,
             "/events": self.events,
+            "/jobs": self.jobs,
+            "/jobs/{job}": self.job,
         }
         return [web.get(path, handler) for path, handler in get.items()]
 
@@ -83,14 +87,14 @@ class Pages:
             "refusals": self._gateway.events.since("refused", now - LATELY_S),
             "unauthenticated": self._gateway.unauthenticated,
         }
-        return self._page("overview", facts)
+        return self.page("overview", facts)
 
     async def nodes(self, request: web.Request) -> web.StreamResponse:
         query, state = query_of(request), choice_of(request, "state", ("online", "offline"))
         sort = choice_of(request, "sort", SORTS) or "state"
         found = self._views.nodes(words_of(query), state=state, sort=sort)
         page = Page.of(found, page_number(request), SIZE)
-        return self._page("nodes", {"page": page, "q": query, "state": state, "sort": sort})
+        return self.page("nodes", {"page": page, "q": query, "state": state, "sort": sort})
 
     async def node(self, request: web.Request) -> web.StreamResponse:
         entry = self._node(request.match_info["node"])
@@ -106,14 +110,14 @@ class Pages:
             "received": received,
             "events": self._gateway.events.find(peer=entry.id)[:SHOWN_OF_NODE],
         }
-        return self._page("node", facts)
+        return self.page("node", facts)
 
     async def datasets(self, request: web.Request) -> web.StreamResponse:
         query, chosen = query_of(request), tags_of(request)
         found = self._views.datasets(chosen, words_of(query))
         tags = tag_filters(self._views.registry.index.most_used_tags(SHOWN_TAGS), chosen, query)
         page = Page.of(found, page_number(request), SIZE)
-        return self._page("datasets", {"page": page, "q": query, "chosen": chosen, "tags": tags})
+        return self.page("datasets", {"page": page, "q": query, "chosen": chosen, "tags": tags})
 
     async def dataset(self, request: web.Request) -> web.StreamResponse:
         entry = self._node(request.match_info["node"])
@@ -132,13 +136,13 @@ class Pages:
             "mock": await asyncio.to_thread(_mock, card),
             "snippet": snippet(card, entry.name, self.address, dev=self._views.dev, listed=listed),
         }
-        return self._page("dataset", facts)
+        return self.page("dataset", facts)
 
     async def sessions(self, request: web.Request) -> web.StreamResponse:
         query = query_of(request)
         page = Page.of(self._views.sessions(words_of(query)), page_number(request), SIZE)
         clients = self._views.clients()
-        return self._page("sessions", {"page": page, "q": query, "clients": clients[:SIZE], "clients_total": len(clients)})
+        return self.page("sessions", {"page": page, "q": query, "clients": clients[:SIZE], "clients_total": len(clients)})
 
     async def traffic(self, request: web.Request) -> web.StreamResponse:
         over = choice_of(request, "over", SPANS) or "10m"
@@ -154,13 +158,32 @@ class Pages:
             "connections": self._chart(over, "connections"),
             "rows": [(sample.wall // row_s * row_s, sample) for sample in condensed(samples, row_s)][::-1],
         }
-        return self._page("traffic", facts)
+        return self.page("traffic", facts)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         query, kind = query_of(request), choice_of(request, "kind", KINDS)
         found = self._gateway.events.find(kinds=(kind,) if kind else (), words=words_of(query))
         page = Page.of(found, page_number(request), SIZE)
-        return self._page("events", {"page": page, "q": query, "kind": kind, "kinds": KINDS})
+        return self.page("events", {"page": page, "q": query, "kind": kind, "kinds": KINDS})
+
+    async def jobs(self, request: web.Request) -> web.StreamResponse:
+        query, state = query_of(request), choice_of(request, "state", STATES)
+        page = Page.of(self._gateway.jobs.jobs(words_of(query), state=state), page_number(request), SIZE)
+        return self.page("jobs", {"page": page, "q": query, "state": state, "states": STATES, "name_of": self._views.name_of})
+
+    async def job(self, request: web.Request) -> web.StreamResponse:
+        card, reports = await self._gateway.jobs.job(request.match_info["job"])
+        facts = {
+            "job": card,
+            "reports": reports[: -SHOWN_ROUNDS - 1 : -1],
+            "reports_total": len(reports),
+            "curves": curves(card, reports),
+            "seconds": sum(report.seconds for report in reports),
+            "bytes": sum(report.bytes for report in reports),
+            "nodes": card.nodes[:SIZE],
+            "name_of": self._views.name_of,
+        }
+        return self.page("job", facts)
 
     # ------------------------------------------------------------ inside
 
@@ -177,7 +200,8 @@ class Pages:
         rounded = round_bytes if value == "bytes_per_s" else round_count
         return chart([getattr(sample, value) for sample in samples], points, rounded)._asdict()
 
-    def _page(self, name: str, facts: Mapping[str, Any]) -> web.Response:
+    def page(self, name: str, facts: Mapping[str, Any]) -> web.Response:
+        """The page of this name with these facts, and those that all pages have."""
         now = self._gateway.clock.wall()
         feed = self._gateway.feed
         common = {

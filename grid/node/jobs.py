@@ -28,6 +28,7 @@ from grid.ids import GridId, JobId, PeerId, PlanId
 from grid.node.assignment import Assignment
 from grid.node.custody import Custody
 from grid.node.executor import Lane
+from grid.node.job_rounds import forget_expired
 from grid.node.job_rules import check_datasets
 from grid.node.trainers import Trainers
 from grid.plans import ir
@@ -113,13 +114,14 @@ class Jobs:
     async def run(self) -> None:
         """Follow calls, until cancelled."""
         try:
+            await asyncio.to_thread(forget_expired, self._store, self._clock.wall())
             while True:
                 await self._call.wait()
                 self._call.clear()
                 await self._follow()
         finally:
             for job in list(self._jobs):
-                await self._end(job)
+                await self._end(job, over=False)
 
     async def _follow(self) -> None:
         """Be there while there are jobs; `CALLS` attempts to be there at all."""
@@ -151,6 +153,7 @@ class Jobs:
             limits=self._settings.session,
             clock=self._clock,
         ) as peer:
+            peer.limit_messages(self._settings.max_bytes_per_client)
             since = self._heard_at = self._clock.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 idle = tasks.create_task(self._close_when_idle(peer), name="idle job channel")
@@ -170,7 +173,7 @@ class Jobs:
         for job, one in list(self._jobs.items()):
             if now - one.touched > one.spec.deadline_s + SILENCE_S or wall > one.spec.expires:
                 log.info("job %s is forgotten: nothing has been heard of it, or its time is over", job)
-                self._spawn(self._end(job), "end of a job")
+                self._spawn(self._end(job, over=wall > one.spec.expires), "end of a job")
 
     # ------------------------------------------------------------ offers
 
@@ -266,12 +269,12 @@ class Jobs:
         """The job is over, or goes on without this node."""
         await self._end(message.job)
 
-    async def _end(self, job: JobId) -> None:
+    async def _end(self, job: JobId, *, over: bool = True) -> None:
         self._heard_at = self._clock.monotonic()
         found = self._jobs.pop(job, None)
         if found is not None:
             log.info("job %s is over here", job)
-            await found.close()
+            await found.close(over=over)
 
 
 def _plan(encoding: Buffer, wanted: PlanId, most: int) -> Plan:

@@ -1,4 +1,4 @@
-"""Drives a job's state machine by hand: each delivery is one step, time moves when nothing is left to deliver, no loop, no threads.
+"""Drives a job's state machine by hand: each delivery is one step, and time moves when nothing is left to deliver.
 
 Nodes are scripted ones with real secure aggregation, the store is a real one in memory, and a kill drops all that has not been
 delivered: the next machine is made of what the store has.

@@ -66,13 +66,12 @@ class ScriptedNode:
         self.update, self.examples = update, examples
         self.before: Callable[[ScriptedNode, Message], None] = lambda node, message: None
         self.memory = ClaimedNames()
-        self.job: JobSpec | None = None
-        self.envelope = b""
+        self.jobs: dict[JobId, tuple[JobSpec, bytes]] = {}
         self.ended: list[str] = []
         self.asked: list[tuple[str, int, int]] = []
-        self.parties: dict[tuple[int, int], Party] = {}
-        self.weights: dict[int, Any] = {}
-        self.begun: dict[tuple[int, int], BeginRound] = {}
+        self.parties: dict[tuple[JobId, int, int], Party] = {}
+        self.weights: dict[tuple[JobId, int], Any] = {}
+        self.begun: dict[tuple[JobId, int, int], BeginRound] = {}
         self.peer: Peer | None = None
         self.here = True
 
@@ -98,26 +97,27 @@ class ScriptedNode:
     def offer(self, message: OfferJob) -> Ok:
         self.heard(message)
         card = Trust.dev().verify_card(message.card, wall=CLOCK.wall())
-        self.job, self.envelope = read_job(message.envelope, card, CLOCK.wall()), message.envelope
+        self.jobs[message.job] = read_job(message.envelope, card, CLOCK.wall()), message.envelope
         return Ok()
 
     def begin(self, message: BeginRound) -> RoundKeys | SingleUpdate:
         self.heard(message)
-        if self.job is None:
+        if message.job not in self.jobs:
             raise NotFound("no such job")
         if message.weights is not None:
-            self.weights[message.round] = np.frombuffer(message.weights.data, f"<{message.weights.dtype}")
-        if message.round not in self.weights:
+            self.weights[message.job, message.round] = np.frombuffer(message.weights.data, f"<{message.weights.dtype}")
+        if (message.job, message.round) not in self.weights:
             raise NotFound("no weights")
-        key = (message.round, message.attempt)
+        key = (message.job, message.round, message.attempt)
+        weights = self.weights[key[:2]]
         self.begun[key] = message
         if not message.terms:
-            update = None if message.evaluate_only else self._update(message.round)
-            sums = tuple(self._sums(message.round).tolist())
+            update = None if message.evaluate_only else self._update(weights, message.round)
+            sums = tuple(self._sums(weights).tolist())
             return SingleUpdate(examples=self.examples, metrics=sums, update=None if update is None else frame_of(update))
         if key not in self.parties:
             terms = Terms.decode(message.terms)
-            assert terms.model == model_digest(self.envelope, self.weights[message.round].tobytes())
+            assert terms.model == model_digest(self.jobs[message.job][1], weights.tobytes())
             self.parties[key] = Party(
                 me=self.me,
                 card=self.me.card,
@@ -128,19 +128,20 @@ class ScriptedNode:
             )
         return RoundKeys(envelope=self.parties[key].keys())
 
-    def _update(self, number: int) -> Any:
-        return self.update(self.weights[number], number).astype(self.weights[number].dtype)
+    def _update(self, weights: Any, number: int) -> Any:
+        return self.update(weights, number).astype(weights.dtype)
 
-    def _sums(self, number: int) -> Any:
+    def _sums(self, weights: Any) -> Any:
         """The loss is the mean square of the weights."""
-        loss = float(np.mean(np.square(self.weights[number].astype("f8"))))
+        loss = float(np.mean(np.square(weights.astype("f8"))))
         return np.array([loss * self.examples, self.examples])
 
     def party(self, message: Any) -> Party:
         self.heard(message)
-        if (message.round, message.attempt) not in self.parties:
+        key = (message.job, message.round, message.attempt)
+        if key not in self.parties:
             raise NotFound("no such attempt")
-        return self.parties[message.round, message.attempt]
+        return self.parties[key]
 
     def share(self, message: RoundRoster) -> SealedShares:
         found = self.party(message).share(message.keys)
@@ -148,12 +149,11 @@ class ScriptedNode:
 
     def mask(self, message: RoundShares) -> MaskedInput:
         party = self.party(message)
-        begun = self.begun[message.round, message.attempt]
+        begun, weights = self.begun[message.job, message.round, message.attempt], self.weights[message.job, message.round]
         quantiser = party.terms.quantiser
-        update = np.zeros(0, "f4") if begun.evaluate_only else self._update(message.round)
-        assert self.job is not None
-        weight = 1 if self.job.weighting == "equal" else self.examples
-        vector = quantiser.encode(update, weight, self._sums(message.round))
+        update = np.zeros(0, "f4") if begun.evaluate_only else self._update(weights, message.round)
+        weight = 1 if self.jobs[message.job][0].weighting == "equal" else self.examples
+        vector = quantiser.encode(update, weight, self._sums(weights))
         return MaskedInput(vector=frame_of(party.masked({one.peer: one.data for one in message.shares}, vector)))
 
     def consent(self, message: RoundSurvivors) -> RoundConsent:

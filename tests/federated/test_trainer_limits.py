@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 from torch import Tensor, nn
-from training_models import classes, mlp, plans_for, vectors, weights_of
+from training_models import classes, mlp, plans_of, vectors, weights_of
 from training_nodes import SOURCES, made_with, opened
 
 from grid.errors import ExecutionFailed, PlanRejected, QuotaExceeded
@@ -34,17 +34,21 @@ class Wide(nn.Module):
         return x[:, :3] * square.mean()
 
 
-async def test_limits_of_time_hold_between_batches_and_for_what_hangs() -> None:
-    settings = NodeSettings(max_training_s=1.5, kill_grace_s=0.05)
+async def test_a_round_that_takes_too_long_is_over_between_two_batches() -> None:
+    async with made_with(NodeSettings(max_training_s=0.5), processes=False) as trainers:
+        training = await opened(trainers, plans_of(mlp), Local(epochs=1000, batch_size=1), "one")
+        weights = weights_of(mlp(), training.layout)
+        with pytest.raises(QuotaExceeded, match=r"longer than 0\.5 s \(max_training_s\)"):
+            await training.train(weights, round=1, metrics=False)
+        assert (await training.evaluate(weights)).metrics[0] > 0, "the job goes on"
+
+
+async def test_a_process_that_hangs_or_is_killed_ends_one_call() -> None:
+    settings = NodeSettings(max_training_s=1.0, kill_grace_s=0.05)
     async with made_with(settings, processes=True) as trainers:
-        model = mlp()
-        plans = plans_for(model)
-        training = await opened(trainers, plans, Local(epochs=1000, batch_size=1), "one")
+        training = await opened(trainers, plans_of(mlp), Local(), "one")
         assert isinstance(training, ProcessTraining)
-        weights = weights_of(model, plans.layout)
-        with pytest.raises(QuotaExceeded, match="max_training_s"):
-            await training.train(weights, round=1)
-        assert (await training.evaluate(weights)).metrics[0] > 0, "the process goes on after a limit between batches"
+        weights = weights_of(mlp(), training.layout)
         for how, error in ((signal.SIGSTOP, QuotaExceeded), (signal.SIGKILL, ExecutionFailed)):
             assert training._worker is not None
             os.kill(training._worker.pid, how)

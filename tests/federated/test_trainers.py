@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import torch
 from torch import nn
-from training_models import classes, mlp, normed, plans_for, trainer, weights_of
+from training_models import classes, mlp, normed, plans_of, trainer, weights_of
 from training_nodes import SOURCES, made_with, opened
 
 import grid
@@ -45,7 +45,7 @@ async def processes_have_ended(made: Trainers) -> AsyncIterator[None]:
 
 async def test_rounds_equal_the_trainers_own(made: Trainers) -> None:
     model = normed()
-    plans = plans_for(model)
+    plans = plans_of(normed)
     local = Local(batch_size=8, optimizer=grid.Adam(lr=0.01), buffers="local")
     x, y = (torch.cat([SOURCES[name].parts[part] for name in ("one", "other")]) for part in ("features", "targets"))
     alone = trainer(plans, local, x, y)
@@ -66,7 +66,7 @@ async def test_rounds_equal_the_trainers_own(made: Trainers) -> None:
 
 
 async def test_what_does_not_fit_is_refused_when_a_job_opens(made: Trainers) -> None:
-    plans = plans_for(mlp())
+    plans = plans_of(mlp)
     with pytest.raises(NotFound, match="no dataset 'nowhere'"):
         await opened(made, plans, Local(), "nowhere")
     with pytest.raises(NotFound, match="'targets'"):
@@ -77,13 +77,13 @@ async def test_what_does_not_fit_is_refused_when_a_job_opens(made: Trainers) -> 
     with pytest.raises(InvalidRequest, match="must have size 9 in dimension 1, not 8"):
         await opened(made, trace_losses(wider, nn.functional.cross_entropy, torch.zeros(8, 9), classes()), Local(), "one")
     with pytest.raises(InvalidRequest, match="batches of at least 2 rows"):
-        await opened(made, plans_for(normed()), Local(batch_size=1), "one")
+        await opened(made, plans_of(normed), Local(batch_size=1), "one")
     with pytest.raises(InvalidRequest, match="do not take the same arguments"):
-        await made.open("job", train=plans.train, evaluate=plans_for(normed()).evaluate, local=Local(), datasets=["one"])
+        await made.open("job", train=plans.train, evaluate=plans_of(normed).evaluate, local=Local(), datasets=["one"])
 
 
 async def test_jobs_are_counted(made: Trainers) -> None:
-    plans = plans_for(mlp())
+    plans = plans_of(mlp)
     one, two = await opened(made, plans, Local(), "one", job="a"), await opened(made, plans, Local(), "one", job="b")
     with pytest.raises(QuotaExceeded, match="max_trainings"):
         await opened(made, plans, Local(), "one", job="c")
@@ -95,7 +95,7 @@ async def test_jobs_are_counted(made: Trainers) -> None:
 
 async def test_a_round_that_nobody_waits_for_any_more_ends_and_the_next_one_works(made: Trainers) -> None:
     model = mlp()
-    plans = plans_for(model)
+    plans = plans_of(mlp)
     weights = weights_of(model, plans.layout)
     training = await opened(made, plans, Local(epochs=1000, batch_size=1), "one")
     with pytest.raises(TimeoutError):
@@ -107,7 +107,7 @@ async def test_a_round_that_nobody_waits_for_any_more_ends_and_the_next_one_work
 
 async def test_a_job_that_is_over_ends_its_round(made: Trainers) -> None:
     model = mlp()
-    plans = plans_for(model)
+    plans = plans_of(mlp)
     training = await opened(made, plans, Local(epochs=1000, batch_size=1), "one")
     running = asyncio.ensure_future(training.train(weights_of(model, plans.layout), round=1))
     await asyncio.sleep(0)
@@ -118,7 +118,7 @@ async def test_a_job_that_is_over_ends_its_round(made: Trainers) -> None:
 
 async def test_a_failure_of_the_plan_keeps_the_job(made: Trainers) -> None:
     model = mlp()
-    plans = plans_for(model)
+    plans = plans_of(mlp)
     training = await opened(made, plans, Local(), "one")
     weights = weights_of(model, plans.layout)
     with pytest.raises(ExecutionFailed, match="not finite"):

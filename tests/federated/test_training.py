@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_models import ROWS, classes, mlp, normed, plain_training, plans_for, trainer, vectors, weights_of
+from training_models import ROWS, classes, mlp, normed, plain_training, plans_for, plans_of, trainer, vectors, weights_of
 
 import grid
 from grid.errors import ExecutionFailed, InvalidRequest
@@ -56,7 +56,7 @@ def test_a_round_equals_plain_pytorch(
     local: Local, make: Callable[..., torch.optim.Optimizer], proximal: float, model: Callable[[], nn.Module]
 ) -> None:
     theirs = model()
-    plans = plans_for(theirs)
+    plans = plans_of(model)
     x, y = vectors(), classes()
     came = weights_of(theirs, plans.layout)
     trained = trainer(plans, local, x, y).train(came, round=1, seed=SEED, proximal=proximal)
@@ -69,7 +69,7 @@ def test_a_round_equals_plain_pytorch(
 
 def test_a_schedule_changes_the_step_size() -> None:
     model = mlp()
-    plans = plans_for(model)
+    plans = plans_of(mlp)
     local = Local(batch_size=10, schedule=CosineSchedule(length=4, warmup=2, over="steps"))
     x, y = vectors(), classes()
     came = weights_of(model, plans.layout)
@@ -81,7 +81,7 @@ def test_a_schedule_changes_the_step_size() -> None:
 
 def test_metrics_are_those_of_the_weights_that_came() -> None:
     model = normed()
-    plans = plans_for(model)
+    plans = plans_of(normed)
     assert plans.metrics == ("loss", "accuracy")
     x, y = vectors(), classes()
     trained = trainer(plans, Local(), x, y).train(weights_of(model, plans.layout), round=1, seed=SEED)
@@ -95,14 +95,14 @@ def test_a_last_batch_of_one_row_joins_the_one_before_where_there_is_batch_norm(
     x, y = vectors(33), classes(33)
     for make, least in ((normed, 2), (mlp, 1)):
         model = make()
-        plans = plans_for(model)
+        plans = plans_of(make)
         local = Local(batch_size=16)
         came = weights_of(model, plans.layout)
         trained = trainer(plans, local, x, y).train(came, round=1, seed=SEED)
         plain_training(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, batches(local, rows=33, least=least))
         assert np.abs(came + trained.update - weights_of(model, plans.layout)).max() < 1e-6
     with pytest.raises(InvalidRequest, match="takes batches of at least 2 rows here, not of 1"):
-        trainer(plans_for(normed()), Local(batch_size=1), x, y)
+        trainer(plans_of(normed), Local(batch_size=1), x, y)
 
 
 def test_equal_seeds_give_equal_rounds_dropout_included() -> None:
@@ -125,7 +125,7 @@ def test_equal_seeds_give_equal_rounds_dropout_included() -> None:
 
 def test_buffers_that_stay_local_do_not_leave_and_are_used_in_the_next_round() -> None:
     model = normed()
-    plans = plans_for(model)
+    plans = plans_of(normed)
     x, y = vectors() + 3, classes()
     came = weights_of(model, plans.layout)
     ours = trainer(plans, Local(buffers="local"), x, y)
@@ -156,7 +156,7 @@ def test_weights_that_explode_are_refused_without_a_value() -> None:
 
 def test_a_row_that_does_not_fit_the_loss_fails_without_its_value() -> None:
     model = mlp()
-    plans = plans_for(model)
+    plans = plans_of(mlp)
     targets = classes()
     targets[7] = 12
     with pytest.raises(ExecutionFailed) as failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,12 @@ def plain_training(
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
         optimizer.step()
+
+
+@functools.cache
+def plans_of(make: Callable[[], nn.Module]) -> LossPlans:
+    """The plans of one of these modules with cross entropy; no weights are in them."""
+    return plans_for(make())
 
 
 def plans_for(model: nn.Module, loss: Callable[..., Tensor] = F.cross_entropy, **options: Any) -> LossPlans:

@@ -17,7 +17,7 @@ from grid.gateway.explain import explain, snippet
 from grid.testing.crowd import make_dataset
 from grid.wire.messages import ColumnCard, DatasetCard, PolicyCard
 
-PAGES = ("/", "/nodes", "/datasets", "/sessions", "/traffic", "/traffic?over=day", "/events")
+PAGES = ("/", "/nodes", "/datasets", "/sessions", "/traffic", "/traffic?over=day", "/events", "/jobs")
 
 HOSTILE = "<script>alert('x')</script>"
 ATTRIBUTE = "\" onmouseover=\"alert(1)\" x='"
@@ -50,7 +50,7 @@ async def test_text_of_peers_is_escaped_on_every_page() -> None:
             status, page, _ = await made.get(path)
             assert status == 200
             assert "<script>alert" not in page and '" onmouseover' not in page and " 49" not in page
-            if path not in ("/nodes", "/sessions", "/traffic", "/traffic?over=day"):
+            if path not in ("/nodes", "/sessions", "/jobs", "/traffic", "/traffic?over=day"):
                 assert "&lt;script&gt;" in page
         status, body, response = await made.get("/api/v1/datasets")
         assert response.content_type == "application/json" and body["datasets"][0]["name"] == card.name
@@ -58,7 +58,7 @@ async def test_text_of_peers_is_escaped_on_every_page() -> None:
 
 async def test_what_readers_type_is_escaped() -> None:
     async with site() as made:
-        for path in ("/nodes", "/datasets", "/sessions", "/events"):
+        for path in ("/nodes", "/datasets", "/sessions", "/events", "/jobs"):
             status, page, _ = await made.get(f"{path}?q={quote(HOSTILE + ATTRIBUTE)}")
             assert status == 200 and "<script>alert" not in page and '" onmouseover' not in page
         headers = {"Accept": "text/html", "Authorization": "Bearer wrong"}

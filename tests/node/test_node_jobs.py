@@ -130,10 +130,7 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
         made = await offered(host, local)
         first = Round(host, made)
         mean = (await first.all()).mean_update
-        await local.stop_node("alice")
-        await host.until(lambda: "alice" not in host.peers)
-        await local.start_node("alice")
-        await host.call("alice")
+        await restart(local, host, "alice")
         with pytest.raises(NotFound, match="was restarted"):
             await host.ask("alice", first.roster())
         await host.ask("alice", offer(made))
@@ -141,6 +138,59 @@ async def test_a_restarted_node_refuses_that_too_and_takes_part_in_the_next_roun
             await host.ask("alice", Round(host, made, number=2).beginning())
         weights = np.frombuffer(made.message.weights.data, "<f4") + mean.astype("<f4")
         assert (await Round(host, made, number=2, weights=weights).all()).weight == 120
+
+
+async def test_a_node_that_is_lost_after_it_has_signed_still_opens_that_sum_and_no_other() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, seed=7)
+        first = Round(host, made)
+        await first.begin()
+        await first.share()
+        await first.collect()
+        for name in NAMES:
+            consent = await host.ask(name, first.survivors())
+            first.server.add_consent(first.ids[name], consent.signature)
+        for name in ("bob", "carol"):
+            answer = await host.ask(name, first.unmasking())
+            first.server.add_reveal(first.ids[name], {one.peer: one.data for one in answer.shares})
+        await restart(local, host, "alice")
+        await host.ask("alice", offer(made))
+        with pytest.raises(NotFound, match="was restarted"):
+            await host.ask("alice", dataclasses.replace(first.unmasking(), attempt=2))
+        with pytest.raises(ReleaseDenied, match=r"secagg\.consent"):
+            await host.ask("alice", dataclasses.replace(first.unmasking(), consents=()))
+        answer = await host.ask("alice", first.unmasking())
+        first.server.add_reveal(first.ids["alice"], {one.peer: one.data for one in answer.shares})
+        assert first.terms.quantiser.decode(first.server.result()).weight == 120
+        with pytest.raises(ReleaseDenied, match=r"secagg\.model"):
+            await host.ask("alice", Round(host, made, number=2).beginning())
+        store = local.node("alice")._jobs._store  # type: ignore[union-attr]
+        assert store.jobs() == [made.spec.job]
+        host.peers["alice"].notify(EndJob(job=made.spec.job))
+        await offered(host, local)  # answered after the end
+        assert made.spec.job not in store.jobs()
+
+
+async def restart(local: LocalGrid, host: Host, name: str) -> None:
+    await local.stop_node(name)
+    await host.until(lambda: name not in host.peers)
+    await local.start_node(name)
+    await host.call(name)
+
+
+async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, rounds=1)
+        first = Round(host, made)
+        await first.all()
+        weights = np.frombuffer(made.message.weights.data, "<f4")
+        await Round(host, made, number=2, weights=weights + 1, evaluate_only=True).all()
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+        await restart(local, host, "alice")
+        await host.ask("alice", offer(made))
+        with pytest.raises(ReleaseDenied, match="rule rounds"):
+            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
 
 
 # ---------------------------------------------------------------- refusals

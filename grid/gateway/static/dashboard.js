@@ -111,11 +111,11 @@ function everything() {
 
 // ---------------------------------------------------------------- the stream
 
-const TOPICS = ["nodes", "datasets", "sessions", "traffic", "log"];
+const TOPICS = ["nodes", "datasets", "sessions", "traffic", "log", "jobs"];
 
 function changed(topic, data) {
   for (const part of parts(document)) {
-    const about = part.dataset.node;
+    const about = topic === "jobs" ? part.dataset.job : part.dataset.node;
     const foreign = about !== undefined && data.id !== undefined && data.id !== about;
     if (part.dataset.topics.split(" ").includes(topic) && !foreign) {
       dirty.add(part.id);

@@ -1,0 +1,211 @@
+"""One round of a federated job at a node: its model, what the node learns from it, and attempts to sum that under masks."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from grid.clock import Clock
+from grid.crypto.cards import TOLERANCE_S
+from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied
+from grid.federated.secagg.opening import Opening
+from grid.federated.secagg.party import Party
+from grid.federated.secagg.statements import Terms
+from grid.federated.spec import JobSpec, model_digest
+from grid.store.base import Store
+from grid.wire.jobs import Sealed
+from grid.wire.messages import TensorFrame
+
+Vector = npt.NDArray[Any]
+
+OPENING = "opening"
+"""Name of a job's part in the store."""
+
+NUMPY_DTYPES: Mapping[str, str] = {"f4": "<f4", "f8": "<f8"}
+"""Of weights: short name -> numpy's."""
+
+
+class Claims:
+    """Names that this node takes once, for as long as a job may go on (`secagg.party.Memory`). For any thread."""
+
+    def __init__(self, store: Store, clock: Clock, expires: float) -> None:
+        self._store, self._clock, self._expires = store, clock, expires + TOLERANCE_S
+
+    def claim(self, name: str) -> bool:
+        """Take a name: True for the first who asks. It is on disk when this returns."""
+        return self._store.claim(name, self._expires, self._clock.wall())
+
+    def claimed(self, name: str) -> bool:
+        """Whether somebody has taken the name."""
+        return self._store.claimed(name)
+
+
+class Models:
+    """The models of a job that this node has given a sum or an update for: as many as its client has signed, and no more.
+
+    One for each round, and one for the last evaluation: a gateway that goes on by itself gets nothing. Counted across restarts.
+    """
+
+    def __init__(self, claims: Claims, spec: JobSpec) -> None:
+        self._claims = claims
+        self._job = spec.job
+        self._most = spec.rounds + 1
+        self._used = 0
+
+    def check(self, model: bytes) -> None:
+        """Raise `ReleaseDenied` for a model that would be one too many."""
+        while self._used < self._most and self._claims.claimed(self._place(self._used)):
+            self._used += 1
+        if self._used == self._most and not self._claims.claimed(self._name(model)):
+            raise ReleaseDenied(
+                f"this node has answered for {self._most} models of job {self._job}, one for each round that its client signed,"
+                " one for the evaluation of the last, and the gateway asks for more (rule rounds). Do instead: start another job",
+                rule="rounds",
+                instead="another job",
+            )
+
+    def count(self, model: bytes) -> None:
+        """Count a model, once. It is on disk when this returns. Raises as `check`."""
+        self.check(model)
+        if not self._claims.claimed(self._name(model)):
+            self._claims.claim(self._place(self._used))
+            self._claims.claim(self._name(model))
+
+    def _place(self, number: int) -> str:
+        return f"job {self._job} model {number}"
+
+    def _name(self, model: bytes) -> str:
+        return f"job {self._job} model {model.hex()}"
+
+
+class Openings:
+    """The one secret of a job that outlives this process: what leg 4 reveals, kept before the node signs in leg 3.
+
+    Without it a node that is killed in between takes a sum along that others have revealed their part of. For any thread.
+    """
+
+    def __init__(self, store: Store, spec: JobSpec) -> None:
+        self._store, self._spec = store, spec
+
+    def keep(self, terms: Terms, opening: Opening) -> None:
+        """In place of the one before. It is on disk when this returns."""
+        packed: bytes = msgpack.packb([self._spec.expires, terms.round, terms.attempt, terms.model, opening.to_bytes()])
+        self._store.keep_job(self._spec.job, {OPENING: packed})
+
+    def find(self, round: int, attempt: int) -> tuple[bytes, Opening] | None:
+        """The model and the opening of an attempt, if it is the one that is kept."""
+        kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
+        if kept is None:
+            return None
+        _, *found, model, opening = msgpack.unpackb(kept)
+        return (model, Opening.from_bytes(opening)) if found == [round, attempt] else None
+
+    def forget(self) -> None:
+        """The job is over."""
+        self._store.forget_job(self._spec.job)
+
+
+def forget_expired(store: Store, wall: float) -> None:
+    """Forget what is kept of jobs whose time is over: this node was not running when they ended."""
+    for job in store.jobs():
+        kept = store.job_parts(job, OPENING).get(OPENING)
+        if kept is not None and msgpack.unpackb(kept)[0] < wall:
+            store.forget_job(job)
+
+
+class Learned:
+    """What a node found out in a round: its update, for how many rows, and sums of metrics over rows that were evaluated."""
+
+    def __init__(self, update: Vector | None, examples: int, metrics: Vector, evaluated: int) -> None:
+        self.update = update
+        self.examples = examples
+        self.sums = np.array([*metrics, evaluated], np.float64)
+
+
+class Round:
+    """The model of one round, and what this node learns from it: a future, so that those who wait may stop waiting."""
+
+    def __init__(self, number: int, model: bytes, weights: Vector, evaluate_only: bool) -> None:
+        self.number = number
+        self.model = model
+        self.weights = weights
+        self.evaluate_only = evaluate_only
+        self.learned: asyncio.Future[Learned] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[Any] | None = None
+        self.over = False
+
+    def end(self) -> None:
+        """Nobody wants to know any more."""
+        self.over = True
+        if self.task is not None:
+            self.task.cancel()
+        self.settle(given_up())
+
+    def settle(self, outcome: Learned | GridError) -> None:
+        """What was found out, or why nothing; the first word counts."""
+        if self.learned.done():
+            return
+        if isinstance(outcome, GridError):
+            self.learned.set_exception(outcome)
+            self.learned.exception()  # the gateway may never ask
+        else:
+            self.learned.set_result(outcome)
+
+
+class Attempt:
+    """One attempt of the present round under masks."""
+
+    def __init__(self, terms: Terms, encoded: bytes, party: Party) -> None:
+        self.terms = terms
+        self.encoded = encoded
+        self.party = party
+        self.vector: Vector | None = None
+
+
+def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, bytes]) -> Vector:
+    quantiser = attempt.terms.quantiser
+    if attempt.vector is None:
+        update = np.zeros(quantiser.size, np.float32) if learned.update is None else learned.update
+        attempt.vector = quantiser.encode(update, weight, learned.sums)
+    masked = attempt.party.masked(shares, attempt.vector)
+    attempt.vector = np.empty(0, quantiser.dtype)  # from now on the party answers by itself
+    return masked
+
+
+def given_up() -> NodeUnavailable:
+    return NodeUnavailable("the training of this round was given up: another has begun, or the job is over")
+
+
+def read_model(envelope: bytes, frame: TensorFrame, size: int) -> tuple[bytes, Vector]:
+    """The digest of a round's model and its vector, without a copy.
+
+    Raises `InvalidRequest` for a vector of another size than the job's, or one that is not finite.
+    """
+    if frame.dtype not in NUMPY_DTYPES or frame.shape != (size,):
+        raise InvalidRequest(f"the job's model is one vector of {size} float32 or float64 numbers")
+    vector = np.frombuffer(frame.data, NUMPY_DTYPES[frame.dtype])
+    if not math.isfinite(float(np.abs(vector).max(initial=0.0))):
+        raise InvalidRequest("the model's weights are not finite")
+    return model_digest(envelope, frame.data), vector
+
+
+def frame_of(vector: Vector, dtype: str) -> TensorFrame:
+    """A vector as it travels, without a copy."""
+    return TensorFrame(dtype=dtype, shape=vector.shape, data=vector.view(np.uint8).data)
+
+
+def sealed(shares: Mapping[Any, bytes]) -> tuple[Sealed, ...]:
+    return tuple(Sealed(peer=peer, data=data) for peer, data in shares.items())
+
+
+def by_peer(shares: tuple[Sealed, ...]) -> dict[Any, bytes]:
+    found = {one.peer: one.data for one in shares}
+    if len(found) != len(shares):
+        raise InvalidRequest("a peer is named twice")
+    return found
