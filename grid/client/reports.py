@@ -100,6 +100,6 @@ def bar_of(rounds: int) -> Any:
     from rich.console import Console  # takes a while to load, and scripts never come here
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    told = TextColumn("{task.fields[told]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), told)
+    name, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), told)
     return Progress(*columns, console=Console(stderr=True), transient=True)

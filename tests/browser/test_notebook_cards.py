@@ -11,9 +11,12 @@ from test_dashboard import ARGUMENTS, CHROMIUM
 
 import grid
 from grid.client.datasets import Dataset
+from grid.client.jobs import Job, JobList
 from grid.client.nodes import Roster
+from grid.client.reports import Report
 from grid.display import html
-from grid.ids import PeerId
+from grid.ids import JobId, PeerId
+from grid.wire.jobs import JobCard
 from grid.wire.messages import ColumnCard, DatasetCard, NodeCard, PolicyCard
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
@@ -33,7 +36,15 @@ def cards() -> str:
     facts: dict[str, Any] = dict(id=PeerId("x" * 26), state="online", address="", card=b"", datasets=(card,))
     roster.update((NodeCard(name=ATTACK, organisation=ATTACK, **facts),))
     node = roster.find(ATTACK)
-    shown = [node, Dataset(node, card), node.datasets, policy, grid.ReleaseDenied(ATTACK, rule=ATTACK, instead=ATTACK)]
+    told = JobCard(
+        id=JobId(ATTACK), name=ATTACK, client=PeerId("x"), state=ATTACK, round=1, rounds=2, nodes=(PeerId("x"),), secure=True,
+        strategy=ATTACK, started=0.0, text=ATTACK,
+    )  # fmt: skip
+    line: Any = None
+    job = Job(told, line, lambda work: work, blocking=True)
+    job._reports = [Report(number, {ATTACK: 1.0 / number}, 3, 9, 1.0, 9, 0, None, True, ATTACK) for number in (1, 2)]
+    refused = grid.ReleaseDenied(ATTACK, rule=ATTACK, instead=ATTACK)
+    shown = [node, Dataset(node, card), node.datasets, policy, job, JobList([job]), refused]
     return "".join(one._repr_html_() for one in shown) + html("plan", code=ATTACK)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -280,3 +282,37 @@ def test_a_job_shows_a_bar_and_a_curve(local: LocalGrid) -> None:
     assert repr(job).startswith(f"<Job {job.id[:8]} <b>digits</b>: done, round 3 of 3, loss ")
     page = job._repr_html_()
     assert "<polyline" in page and "summed under masks" in page and "&lt;b&gt;digits" in page and "<b>digits" not in page
+
+
+def test_a_notebook_shows_a_card_that_follows_the_job(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What IPython offers, in place of IPython."""
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, job: Any) -> None:
+            shown.append(job._repr_html_())
+
+    def display(job: Any, display_id: bool) -> Handle:
+        assert display_id
+        shown.append(job._repr_html_())
+        return Handle()
+
+    notebook, displays = ModuleType("IPython"), ModuleType("IPython.display")
+    notebook.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    displays.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    monkeypatch.setitem(sys.modules, "IPython.display", displays)
+    g = local.client()
+    g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2, local=LOCAL).result()
+    assert len(shown) == 5 and "done" in shown[-1] and "polyline" in shown[-1]
+
+
+def test_a_terminal_shows_a_bar(local: LocalGrid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=20, local=LOCAL, name="digits [red]")
+    job.result()
+    written = capsys.readouterr().err
+    assert "digits [red]" in written and "/20" in written and "loss " in written
