@@ -1,6 +1,6 @@
 """A round without secure aggregation: the gateway sees each node's update. Only where every owner's policy allows that.
 
-Updates are added up as they come; a robust strategy needs all of them at once. A state machine like `rounds.SecureRound`.
+Updates are added up as they come; a robust strategy needs all of them at once. A state machine like `secure_round.SecureRound`.
 """
 
 from __future__ import annotations
