@@ -22,6 +22,8 @@ from grid.ids import PeerId
 from grid.wire.messages import Buffer, TensorFrame
 
 Vector = npt.NDArray[Any]
+MakeTerms = Callable[[int, int], Terms]
+"""Of an attempt and a number of nodes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,9 +55,7 @@ class Model:
         return cls(plain, frame, model_digest(envelope, data), state)
 
 
-def terms_of(
-    spec: JobSpec, model: Model, number: int, *, size: int, largest: int, known: Range | None
-) -> Callable[[int, int], Terms]:
+def terms_of(spec: JobSpec, model: Model, number: int, *, size: int, largest: int, known: Range | None) -> MakeTerms:
     """Makes the terms of an attempt of a round, of its number and how many nodes it has.
 
     `size`: coordinates of an update, 0 for an evaluation. `largest`: the most examples of any node. `known`: what is known of the
@@ -94,9 +94,7 @@ def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, number: int) -> tu
     return tuple(peer for peer in ready if peer in drawn)
 
 
-def metrics_of(
-    spec: JobSpec, weight: int, sums: Sequence[float], *, evaluated: bool
-) -> tuple[tuple[float | None, ...], int, int]:
+def metrics_of(spec: JobSpec, weight: int, sums: Vector, *, evaluated: bool) -> tuple[tuple[float | None, ...], int, int]:
     """Weighted means over rows, how many rows were evaluated, and how many the updates stand for. `sums` as `JobSpec.sums`."""
     rows = round(float(sums[-1]))
     trained = rows if spec.weighting == EQUAL else weight
