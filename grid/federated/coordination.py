@@ -409,7 +409,6 @@ class Coordination:
             return self._end(FAILED, result.message, now, error=result)
         at, stop = self.progress, self.spec.stop
         self.rounds += 1
-        self._stuck_since, self._lost_in_row, self._reason = now, 0, None
         evaluated = evaluating or self.spec.evaluates(round_.plan.number)
         metrics, rows, trained = metrics_of(self.spec, done.summed.weight, done.summed.sums, evaluated=evaluated)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
@@ -429,8 +428,9 @@ class Coordination:
             bytes=round_.bytes,
             clipped=done.summed.clipped,
             best=best,
-            text=self._report_text(done, evaluating, unchanged),
+            text=self._report_text(done, round_, unchanged),
         )
+        self._stuck_since, self._lost_in_row, self._reason = now, 0, None
         last = evaluating or unchanged
         if last:
             self._close(DONE, report.text if unchanged or at.done < self.spec.rounds else "")
@@ -454,9 +454,9 @@ class Coordination:
             parts[STATE] = lambda: pack_arrays(model.state)
         return parts
 
-    def _report_text(self, done: Done, evaluating: bool, unchanged: bool) -> str:
+    def _report_text(self, done: Done, round: AnyRound, unchanged: bool) -> str:
         said = []
-        if evaluating:
+        if round.plan.evaluate_only:
             early = self.progress.done < self.spec.rounds
             said.append("evaluation of the last model" + (f"; {self.spec.stop.metric} did not become better" if early else ""))
         if unchanged:
@@ -464,6 +464,11 @@ class Coordination:
         missing = [peer for peer in self._nodes if peer in done.lost or peer in self._absent]
         if missing:
             said.append(f"without {self._names(missing)}")
+        returned = {peer: seconds for peer, seconds in round.returned.items() if peer in done.nodes}
+        if returned:
+            said.append(f"waited {max(returned.values()):.1f} s for {self._names(list(returned))}")
+        if self._lost_in_row:
+            said.append(f"after {self._lost_in_row} round{'' if self._lost_in_row == 1 else 's'} that came to nothing")
         return "; ".join(said)
 
     def _names(self, peers: Sequence[PeerId]) -> str:

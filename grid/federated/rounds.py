@@ -93,7 +93,10 @@ class AnyRound(abc.ABC):
         self.bytes = 0
         """What has gone to nodes and come from them."""
         self._story = story
+        self.returned: dict[PeerId, float] = {}
+        """Who was gone and came back, and for how many seconds."""
         self._present = set(present)
+        self._gone: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
         self._error: GridError | None = None
         self._attempt = plan.first_attempt - 1
@@ -121,7 +124,13 @@ class AnyRound(abc.ABC):
     def left(self, peer: PeerId, now: float) -> list[Effect]:
         """The channel to a node is gone."""
         self._present.discard(peer)
+        self._gone.setdefault(peer, now)
         return [] if self.outcome else self._settle(now)
+
+    def _arrives(self, peer: PeerId, now: float) -> None:
+        self._present.add(peer)
+        if peer in self._gone:
+            self.returned[peer] = self.returned.get(peer, 0.0) + now - self._gone.pop(peer)
 
     @property
     @abc.abstractmethod

@@ -105,7 +105,7 @@ class SecureRound(AnyRound):
         return self._settle(now)
 
     def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        self._present.add(peer)
+        self._arrives(peer, now)
         self._have_weights.discard(peer)
         if self.outcome or peer not in self.plan.cohort:
             return []

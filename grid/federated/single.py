@@ -78,7 +78,7 @@ class SingleRound(AnyRound):
         return [self._begin(peer, now) for peer in self.plan.cohort if peer in self._present]
 
     def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        self._present.add(peer)
+        self._arrives(peer, now)
         return [self._begin(peer, now)] if self._owes(peer) else []
 
     def _begin(self, peer: PeerId, now: float) -> Effect:
