@@ -94,6 +94,7 @@ class ClientSession:
         self._card = card
         self._peer: Peer | None = None
         self._open = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._watched: dict[JobId, asyncio.Task[None]] = {}
 
     def came(self, peer: Peer) -> None:
@@ -108,8 +109,9 @@ class ClientSession:
             task.cancel()
 
     async def start_job(self, message: StartJob) -> JobStatus:
-        """A new job."""
-        return JobStatus(card=await self._jobs.begin(message, self._card))
+        """A new job. One at a time: each has a model that is hashed and copied."""
+        async with self._starting:
+            return JobStatus(card=await self._jobs.begin(message, self._card))
 
     def watch_job(self, message: WatchJob) -> JobStatus:
         """Tell of a job from now on."""

@@ -213,6 +213,23 @@ async def test_nodes_ask_for_nothing() -> None:
             await peer.request(ListJobs())
 
 
+async def test_who_is_revoked_has_no_session_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = some_nodes(4)
+    async with JobSite(nodes) as site, site.channel(site.client, NO_HANDLERS, None) as peer:
+        spec = site.spec(rounds=10_000)
+        await peer.request(start_message(site.client, spec, ZEROS))
+        while nodes[0].peer is None:
+            await site.coordinator.change_of(spec.job).wait()
+        monkeypatch.setattr(site.trust, "revoked", lambda card: card.id == nodes[0].id)
+        site.door.end_revoked()
+        error = await nodes[0].peer.wait_closed()
+        assert error is not None and "revoked" in error.message
+        with pytest.raises(GridError):
+            async with site.channel(nodes[0].me, NO_HANDLERS, None):
+                pass
+        assert isinstance(await peer.request(CancelJob(job=spec.job)), JobStatus)
+
+
 async def test_jobs_that_are_over_for_long_are_forgotten() -> None:
     async with JobSite(some_nodes(3), max_kept_jobs=1) as site:
         for _ in range(3):
