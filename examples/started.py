@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,4 +97,8 @@ def main(run: Callable[..., object], arguments: Sequence[str] | None = None) -> 
     """Run an example from a terminal."""
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--processes", action="store_true", help="start a gateway and nodes as processes of their own")
-    run(in_processes=parser.parse_args(arguments).processes)
+    taken = inspect.signature(run).parameters
+    if "plot" in taken:
+        parser.add_argument("--plot", type=Path, default=taken["plot"].default, metavar="FILE", help="where the picture goes")
+    given = vars(parser.parse_args(arguments))
+    run(in_processes=given.pop("processes"), **given)

@@ -111,15 +111,18 @@ class JobSpec:
 
     def seed_of(self, node: PeerId) -> bytes:
         """The seed of one node's training: follows from the job's and the node's place among the nodes; b"" without one."""
-        if not self.seed:
-            return b""
-        return hashlib.sha256(b"grid job seed 1\0" + self.seed + self.nodes.index(node).to_bytes(4, "little")).digest()
+        return seed_at(self.seed, self.nodes.index(node)) if self.seed else b""
 
     def sign(self, me: LocalIdentity) -> bytes:
         """The spec as an envelope signed by its client. Raises `InvalidRequest` where it breaks its own rules."""
         packed: bytes = msgpack.packb(dataclasses.asdict(self))
         _decoded(packed, InvalidRequest)
         return seal(KIND, packed, me.key)
+
+
+def seed_at(seed: bytes, place: int) -> bytes:
+    """The seed of the node at this place, from 0, in a job with this seed of 32 bytes."""
+    return hashlib.sha256(b"grid job seed 1\0" + seed + place.to_bytes(4, "little")).digest()
 
 
 def model_digest(envelope: bytes, weights: Buffer) -> bytes:

@@ -177,6 +177,7 @@ class Pages:
             "job": card,
             "reports": reports[: -SHOWN_ROUNDS - 1 : -1],
             "reports_total": len(reports),
+            "best": next((report for report in reversed(reports) if report.best), None),
             "curves": curves(card, reports),
             "seconds": sum(report.seconds for report in reports),
             "bytes": sum(report.bytes for report in reports),

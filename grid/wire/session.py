@@ -270,7 +270,9 @@ class Session:
         if self._assembler.busy:
             raise WireError("a message came between the chunks of another")
         if request_id < 0:
-            return self._answered(RequestId(-request_id), message)
+            effects = self._answered(RequestId(-request_id), message)
+            self._give_credit()
+            return effects
         if request_id:
             early = self._asked(request_id, remaining_ms, now)
             if early is not None:

@@ -37,7 +37,7 @@ OFFLINE_MS = 3000
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 
 
-PAGES = ("/", "/nodes", "/datasets", "/sessions", "/traffic", "/traffic?over=day", "/events")
+PAGES = ("/", "/nodes", "/datasets", "/sessions", "/traffic", "/traffic?over=day", "/events", "/jobs")
 Scheme = Literal["light", "dark"]
 
 

@@ -415,6 +415,16 @@ def test_without_credit_large_messages_wait_and_pings_do_not() -> None:
     assert pair.left.session.queued_bytes == 0
 
 
+def test_credit_comes_back_for_answers_too() -> None:
+    pair = Pair(left=limits(window_bytes=4 * MB)).open()
+    for number in range(1, 13):
+        request = pair.left.session.request(get(number), pair.now, pair.now + 10)
+        pair.flow()
+        pair.right.did(pair.right.session.reply(request, ObjectValue(tensor=tensor(MB // 2)), pair.now))
+        pair.flow()
+        assert len(pair.left.of(Reply)) == number
+
+
 def test_a_ping_overtakes_the_chunks_of_a_message() -> None:
     pair = Pair().open()
     pair.left.session.notify(put(1, 3 * MB), pair.now)
