@@ -14,12 +14,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import grid
+from grid.client.job_line import JobLine
 from grid.federated.local import Local
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
+from grid.wire.jobs import StartJob
+from grid.wire.messages import Message
 
 NAMES = ("alice", "bob", "carol")
 cross_entropy = nn.functional.cross_entropy
@@ -179,6 +182,23 @@ def test_a_job_goes_on_when_the_clients_channel_is_lost(local: LocalGrid) -> Non
             peer = g._inner._jobs._peer
             g._thread.loop.call_soon_threadsafe(peer.close_soon)
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_start_whose_answer_is_lost_makes_one_job(local: LocalGrid, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    ask, lost = JobLine.ask, []
+
+    async def losing(self: JobLine, message: Message, kind: Any, **options: Any) -> Any:
+        if isinstance(message, StartJob) and not lost:
+            lost.append(await ask(self, message, kind, **options) if taken else None)
+            raise grid.NodeUnavailable("the connection was lost")
+        return await ask(self, message, kind, **options)
+
+    monkeypatch.setattr(JobLine, "ask", losing)
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1, local=LOCAL)
+    assert lost and [one.round for one in job] == [1, 1]
+    assert [one.id for one in g.jobs()] == [job.id]
 
 
 def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> None:

@@ -415,3 +415,14 @@ async def test_a_channel_without_a_job_closes_and_one_that_is_lost_is_made_again
         await host.call("alice")
         with pytest.raises(NotFound, match="not at this node"):
             await host.ask("alice", RoundRoster(job=made.spec.job, round=1, attempt=1, keys=()))
+
+
+async def test_a_job_of_which_nothing_is_heard_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
+    async with grid_of() as (local, host):
+        made = await made_order(local)
+        await host.call("alice")
+        await host.ask("alice", offer(made))
+        monkeypatch.setattr(node_jobs, "SILENCE_S", -made.spec.deadline_s)
+        await host.until(lambda: "alice" not in host.peers)
+        assert local.node("alice")._jobs._jobs == {}
