@@ -313,6 +313,21 @@ def test_an_owners_refusal_is_known_before_anything_is_sent(policy: dict[str, An
         assert local.gateway.coordinator.cards() == []
 
 
+def test_nodes_with_open_data_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = datasets(release="open")
+    nodes["alice"] = datasets()["alice"]
+    with LocalGrid(nodes=nodes) as local:
+        g = local.client()
+        found = g.search("#digits")
+        with pytest.raises(grid.InvalidRequest, match="of these nodes 1 hold data that is not open"):
+            g.train(model(), loss=cross_entropy, datasets=found, rounds=1)
+        assert len(list(g.train(model(), loss=cross_entropy, datasets=found[1:], rounds=1))) == 2
+        monkeypatch.setattr("grid.client.training.OPEN", "none is open")
+        job = g.train(model(), loss=cross_entropy, datasets=found, rounds=1, min_nodes=3, deadline=2.0)
+        with pytest.raises(grid.ReleaseDenied, match=r"1 of 3 nodes hold data that is not open to all"):
+            list(job)
+
+
 def test_datasets_that_differ_are_named() -> None:
     nodes = datasets()
     nodes["carol"]["digits"]["features"] = nodes["carol"]["digits"]["features"][:, :32]
