@@ -112,8 +112,8 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
     hidden = {one.node.id for one in found if one.policy.release != OPEN}
     if wish.secure and 0 < len(hidden) < least:
         raise InvalidRequest(
-            f"of these nodes {len(hidden)} hold data that is not open to all, and secure aggregation needs {least} of them: the part"
-            " of the others could be taken off the sum. Search for more datasets, or train on the open ones alone"
+            f"of these nodes {len(hidden)} hold data that is not open to all, and secure aggregation needs {least} of them:"
+            " the part of the others could be taken off the sum. Search for more datasets, or train on the open ones alone"
         )
     plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
     _check_approvals(found, plans)
