@@ -28,7 +28,7 @@ from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
 from grid.federated.with_buffers import with_buffers
 from grid.ids import JobId, PeerId, random_id
-from grid.policy.rules import APPROVE, DENY, SINGLE
+from grid.policy.rules import APPROVE, DENY, OPEN, SINGLE
 from grid.wire.jobs import StartJob
 from grid.wire.messages import TensorFrame
 
@@ -108,6 +108,12 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         raise InvalidRequest(
             f"these datasets are at {len(nodes)} node{'s' if len(nodes) != 1 else ''}, and secure aggregation needs {least}:"
             " fewer would know each other's part of the sum. Search for more datasets"
+        )
+    hidden = {one.node.id for one in found if one.policy.release != OPEN}
+    if wish.secure and 0 < len(hidden) < least:
+        raise InvalidRequest(
+            f"of these nodes {len(hidden)} hold data that is not open to all, and secure aggregation needs {least} of them:"
+            " the part of the others could be taken off the sum. Search for more datasets, or train on the open ones alone"
         )
     plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
     _check_approvals(found, plans)

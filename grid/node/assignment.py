@@ -40,6 +40,7 @@ from grid.node.job_rounds import (
 )
 from grid.node.job_rules import check_datasets
 from grid.node.training import Training
+from grid.policy.rules import OPEN
 from grid.store.base import Store
 from grid.wire.jobs import (
     BeginRound,
@@ -137,6 +138,7 @@ class Assignment:
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),
             memory=self._memory,
             allow_same_organisation=False,
+            public=all(self._datasets[name].policy.release == OPEN for name in self._names),
         )
         keys = await self._lane.submit(partial(self._first_keys, party, now.model))
         self._attempt = Attempt(terms, message.terms, party)

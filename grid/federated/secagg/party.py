@@ -7,7 +7,7 @@ survivors' vectors, of at least the minimum cohort, or nothing. Each leg answers
 refuses another question. What the node refuses, by the rule that `ReleaseDenied` names:
 
     secagg.model         a sum over this model has been opened before: two sums would show who is in one only
-    secagg.cohort        the roster, or those who are left, are fewer than the owner asks for
+    secagg.cohort        the roster, or those who are left, are fewer than the owner asks for; nodes with open data do not count
     secagg.organisation  two members belong to one organisation
     secagg.graph         neighbours and threshold are not those of the table for the roster
     secagg.overflow      the quantiser was made for fewer nodes
@@ -22,7 +22,7 @@ A card, key, signature or sealed share that does not hold is `AuthenticationFail
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
 from grid.crypto.envelope import framed
@@ -35,6 +35,7 @@ from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
 from grid.federated.secagg.opening import Memory, Opening, deny, deny_opened
 from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, open_shares, revealed, seal_shares
 from grid.federated.secagg.statements import (
+    Member,
     Roster,
     Terms,
     Verify,
@@ -50,7 +51,8 @@ class Party:
     """One node in one attempt. Its secrets live in this object alone: after a restart there is nothing left to reveal.
 
     `card`: this node's card, as others shall verify it. `minimum`: the smallest cohort that the owner accepts, at least 2.
-    `verify` says whose cards to believe. `sound` judges (cohort, degree, threshold).
+    `verify` says whose cards to believe. `public`: this node's data is open to all, so it hides nobody. `sound` judges (cohort,
+    degree, threshold).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Party:
         verify: Verify,
         memory: Memory,
         allow_same_organisation: bool = False,
+        public: bool = False,
         sound: Callable[[int, int, int], bool] = is_sound,
     ) -> None:
         self.terms = terms
@@ -71,12 +74,19 @@ class Party:
         self._verify = verify
         self._memory = memory
         self._allow_same_organisation = allow_same_organisation
+        self._public = public
         self._sound = sound
         self._cipher = AgreementKey(shamir.random_secret())
         self._mask = AgreementKey(shamir.random_secret())
         self._seed = shamir.random_secret()
         self._keys = sign_keys(
-            me, card, terms, cipher=self._cipher.public, mask=self._mask.public, commitment=commitment_to(self._seed)
+            me,
+            card,
+            terms,
+            cipher=self._cipher.public,
+            mask=self._mask.public,
+            commitment=commitment_to(self._seed),
+            public=public,
         )
         self._roster: Roster | None = None
         self._graph: Graph | None = None
@@ -140,6 +150,7 @@ class Party:
         roster = Roster(terms, (read_keys(blob, terms, self._verify) for blob in blobs))
         if self._me.id not in roster or roster[self._me.id].blob != self._keys:
             raise AuthenticationFailed(f"{terms}: the roster does not hold the keys that this node sent for this attempt")
+        self._check_hidden(roster.values())
         if not self._allow_same_organisation:
             self._check_organisations(roster)
         return roster, Graph(roster, terms.degree, roster.digest)
@@ -220,6 +231,7 @@ class Party:
                 "those members whose masked inputs came",
             )
         self._check_cohort(len(ordered))
+        self._check_hidden([roster[peer] for peer in ordered])
         if len(ordered) < majority(len(roster)):
             self._deny(
                 "secagg.cohort",
@@ -276,6 +288,16 @@ class Party:
     def _check_cohort(self, count: int) -> None:
         if count < self._minimum:
             self._deny("secagg.cohort", f"{count} nodes are fewer than this node's minimum", f"{self._minimum} nodes or more")
+
+    def _check_hidden(self, members: Collection[Member]) -> None:
+        """Nodes whose data is open hide nobody: their part could be taken off the sum. Such a node has nothing to hide itself."""
+        hidden = sum(not member.public for member in members)
+        if not self._public and hidden < self._minimum:
+            self._deny(
+                "secagg.cohort",
+                f"{hidden} of {len(members)} nodes hold data that is not open to all, which is fewer than this node's minimum",
+                f"{self._minimum} nodes or more whose data is not open",
+            )
 
     def _check_unopened(self) -> None:
         if self._memory.claimed(self._opened_name):

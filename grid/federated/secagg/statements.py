@@ -115,13 +115,14 @@ class Terms:
 class Member:
     """A node's signed keys, verified. `cipher` seals shares, `mask` makes masks; `commitment` is the hash of its own mask's seed.
 
-    `blob` is the bytes that they came in.
+    `public`: what it puts in comes of data that anybody may have, so it hides nobody. `blob` is the bytes that they came in.
     """
 
     card: Card
     cipher: bytes
     mask: bytes
     commitment: bytes
+    public: bool
     blob: bytes = dataclasses.field(repr=False)
 
     @property
@@ -134,9 +135,12 @@ def commitment_to(secret: bytes) -> bytes:
     return hashlib.sha256(framed("grid mask commitment 1", secret)).digest()
 
 
-def sign_keys(me: LocalIdentity, card: bytes, terms: Terms, *, cipher: bytes, mask: bytes, commitment: bytes) -> bytes:
-    """What a node answers in leg 0: its card, and its keys signed for these terms."""
-    payload = pack({"terms": terms.digest, "cipher": cipher, "mask": mask, "commitment": commitment})
+def sign_keys(
+    me: LocalIdentity, card: bytes, terms: Terms, *, cipher: bytes, mask: bytes, commitment: bytes, public: bool = False
+) -> bytes:
+    """What a node answers in leg 0: its card, and its keys signed for these terms, with its word on whether its data is open."""
+    fields = {"terms": terms.digest, "cipher": cipher, "mask": mask, "commitment": commitment, "public": int(public)}
+    payload = pack(fields)
     packed: bytes = msgpack.packb([card, seal(KEYS_KIND, payload, me.key)])
     return packed
 
@@ -164,6 +168,7 @@ def read_keys(blob: bytes, terms: Terms, verify: Verify) -> Member:
         cipher=fields.raw("cipher", length=KEY_BYTES),
         mask=fields.raw("mask", length=KEY_BYTES),
         commitment=fields.raw("commitment", length=DIGEST_BYTES),
+        public=fields.number("public", most=1) == 1,
         blob=bytes(blob),
     )
 
