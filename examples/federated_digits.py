@@ -4,7 +4,7 @@
     python examples/federated_digits.py --processes   # a gateway and four nodes as processes of their own
 
 Beside it the same training in the clear, with the same seed: plain FedAvg in a dozen lines of PyTorch. Explained in
-docs/tutorial/15-federated-learning.md.
+docs/tutorial/16-federated-digits.md.
 """
 
 from __future__ import annotations
