@@ -43,12 +43,12 @@ def test_mnist_with_equal_parts_and_with_two_digits_a_node(capsys: pytest.Captur
     if not module.IMAGES.exists():
         pytest.skip(f"no {module.IMAGES.name} in ../shared/data")
     plot = tmp_path / "mnist.png"
-    found = module.run(rounds=3, trained=2000, plot=plot)
+    found = module.run(rounds=2, trained=1000, plot=plot)
     pages.check("federated_mnist", capsys.readouterr().out)
     assert list(found["tested"]) == [*module.STRATEGIES, "centralised"]
     equal, two = ({name: one[title] for name, one in found["tested"].items()} for title, _ in module.DEALT.values())
-    assert equal["centralised"] == max(equal.values()) > 0.85
-    assert equal["FedAvg"] > 0.6 and equal["FedAvg"] > two["FedAvg"] > 0.3
+    assert equal["centralised"] == max(equal.values()) > 0.7
+    assert equal["FedAvg"] > two["FedAvg"]
     assert all(curve[-1][1] > curve[0][1] for lines in found["curves"].values() for curve in lines.values())
     assert plot.read_bytes().startswith(PNG)
 
