@@ -102,7 +102,7 @@ class Model:
 
 
 class Coordination:
-    """`rows`: an upper bound of a node's examples. `name`: how people call a node. `seed` orders the draws of nodes."""
+    """`largest`: an upper bound of the examples of any node. `name`: how people call a node. `seed` orders the draws of nodes."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Coordination:
         *,
         progress: Progress,
         reports: Sequence[RoundReport] = (),
-        rows: Callable[[PeerId], int] = lambda node: 1,
+        largest: Callable[[], int] = lambda: 1,
         name: Callable[[PeerId], str] = str,
         wall: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -125,7 +125,7 @@ class Coordination:
         """How many have ended well, and not, in this process."""
         self._strategy = strategy
         self._model = model
-        self._rows, self._name, self._wall = rows, name, wall
+        self._largest, self._name, self._wall = largest, name, wall
         self._nodes = self.spec.nodes
         self._quorum = max(self.spec.min_nodes, 2) if self.spec.secure else self.spec.min_nodes
         self._here: set[PeerId] = set()
@@ -383,7 +383,7 @@ class Coordination:
     def _terms_of(self, number: int) -> Callable[[int, int], Terms]:
         spec, model, known = self.spec, self._model, self.progress.range
         size = 0 if self._evaluating else model.weights.size
-        largest = 1 if spec.weighting == EQUAL else max(1, *(self._rows(node) for node in self._nodes))
+        largest = 1 if spec.weighting == EQUAL else self._largest()
 
         def terms(attempt: int, count: int) -> Terms:
             degree, threshold = degree_and_threshold(count)
@@ -407,7 +407,7 @@ class Coordination:
             return SecureRound(plan, self.story, self._ready)
         combine: Combine | None = getattr(self._strategy, "combine", None) if self._strategy.needs_single else None
         size = 0 if plan.evaluate_only else self._model.weights.size
-        total = Sum(size, plan.sums, equal=self.spec.weighting == EQUAL, combine=combine)
+        total = Sum(size, plan.sums, equal=self.spec.weighting == EQUAL, most=self._largest(), combine=combine)
         return SingleRound(plan, self.story, self._ready, total)
 
     def _draw(self, ready: list[PeerId], number: int) -> tuple[PeerId, ...]:
@@ -576,4 +576,4 @@ class Coordination:
         return [Keep(self.story.cause, "end", parts), *self._dismiss(text)]
 
     def _dismiss(self, text: str) -> list[Effect]:
-        return [Dismiss(self.story.cause, peer, text) for peer in self._nodes if peer in self._here]
+        return [Dismiss(self.story.cause, peer, text) for peer in self._nodes]

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from grid.crypto.envelope import unpack
 from grid.errors import GridError, NotFound, WireError
 from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
-from grid.federated.secagg.graph import majority
+from grid.federated.secagg.graph import COMPLETE, majority
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.server import Server
 from grid.federated.secagg.statements import Terms
@@ -467,18 +467,18 @@ class SecureRound(AnyRound):
         if self._adding:
             return []
         missing = self._missing()
-        enough = len(self._answered) >= self.plan.quorum and server.can_finish()
         over = now >= self._until
-        if enough and (over or not any(peer in self._present for peer in missing)):
+        if not over and any(peer in self._present for peer in missing):
+            return self._lose_inputs(missing, now) if len(self._answered) + len(missing) < self._needed() else []
+        if len(self._answered) >= self.plan.quorum and server.can_finish():
             for peer in missing:
                 self._put_out(peer, "it was late" if peer in self._present else "it was lost", now)
             return self._close(now)
-        possible = len(self._answered) + len(missing)
-        if over or possible < max(self.plan.quorum, majority(len(self._members))):
-            return self._lose(
-                f"{len(self._answered)} of {len(self._members)} updates came, and {self._needed()} were needed", missing, now
-            )
-        return []
+        return self._lose_inputs(missing, now) if over or len(self._answered) + len(missing) < self._needed() else []
+
+    def _lose_inputs(self, missing: list[PeerId], now: float) -> list[Effect]:
+        came = f"{len(self._answered)} of {len(self._members)} updates came, and {self._needed()} were needed"
+        return self._lose(came, missing, now)
 
     def _needed(self) -> int:
         return max(self.plan.quorum, majority(len(self._members)))
@@ -501,9 +501,11 @@ class SecureRound(AnyRound):
         assert server is not None
         if self._opening:
             return []
-        if self.leg == OPEN and server.can_open():
-            return self._open()
         missing = self._missing()
+        waits = now < self._leg_until and any(peer in self._present for peer in missing)
+        # In a sparse graph it takes a look at all shares to see whether they suffice: not after each answer.
+        if self.leg == OPEN and not (waits and len(self._members) > COMPLETE) and server.can_open():
+            return self._open()
         left = [peer for peer in self._members if peer not in self._out]
         if now >= self._until or len(left) < server.terms.threshold:
             return self._lose(
@@ -511,7 +513,7 @@ class SecureRound(AnyRound):
             )
         if self.leg == OPEN or self._waits or not server.has_consent():
             return []
-        if now < self._leg_until and any(peer in self._present for peer in missing):
+        if waits:
             return []
         self._enter(OPEN, now)
         return self._ask_all(now)

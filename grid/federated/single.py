@@ -18,28 +18,29 @@ from grid.ids import PeerId
 from grid.wire.jobs import BeginRound, SingleUpdate
 from grid.wire.messages import Message
 
-MAX_EXAMPLES = 1 << 40
-
 Vector = npt.NDArray[Any]
 Combine = Callable[[Sequence[Vector], Sequence[float]], Vector]
 
 
 class Sum:
-    """Weighted updates as they come: one vector, unless `combine` wants all of them."""
+    """Weighted updates as they come: one vector, unless `combine` wants all of them. No node has more than `most` examples."""
 
-    def __init__(self, size: int, sums: int, *, equal: bool, combine: Combine | None = None) -> None:
+    def __init__(self, size: int, sums: int, *, equal: bool, most: int, combine: Combine | None = None) -> None:
         self._total = np.zeros(size)
         self._sums = np.zeros(sums)
         self._equal = equal
+        self._most = most
         self._combine = combine
         self._updates: list[Vector] = []
         self._weights: list[float] = []
 
     def add(self, update: Vector | None, examples: int, metrics: Sequence[float]) -> None:
-        """One node's. `InvalidRequest` is for a vector with NaN or infinity, `WireError` for one of a wrong shape."""
+        """One node's. Raises `WireError` for what is not finite, of a wrong shape, or of more examples than there can be."""
         sums = np.asarray(metrics, np.float64)
-        if sums.shape != self._sums.shape or not 0 <= examples <= MAX_EXAMPLES or (update is None) != (self._total.size == 0):
+        if sums.shape != self._sums.shape or (update is None) != (self._total.size == 0):
             raise WireError("an update does not have what the job asks for")
+        if not 0 <= examples <= self._most or not 0 <= sums[-1] <= self._most:
+            raise WireError(f"an update is said to stand for more examples than any node has announced, {self._most}")
         weight = 1.0 if self._equal else float(examples)
         if update is not None:
             if update.shape != self._total.shape or update.dtype.kind != "f" or not np.isfinite(update).all():
@@ -49,7 +50,8 @@ class Sum:
             else:
                 self._updates.append(np.array(update))
         self._weights.append(weight)
-        self._sums += sums
+        with np.errstate(invalid="ignore", over="ignore"):  # a metric that is not finite is told as none
+            self._sums += sums
 
     def result(self) -> Summed:
         """What a strategy takes."""

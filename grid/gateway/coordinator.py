@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,7 +33,7 @@ from grid.rpc.peer import Peer
 from grid.settings import GatewaySettings
 from grid.store.base import Store
 from grid.store.memory import MemoryStore
-from grid.wire.jobs import JobCard, JobWeights, RoundReport, StartJob
+from grid.wire.jobs import EndJob, JobCard, JobWeights, RoundReport, StartJob
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Coordinator:
         self._over: dict[JobId, Kept] = {}
         self._changes: dict[JobId, asyncio.Event] = {}
         self._unsaid: set[JobId] = set()
+        self._owed: dict[PeerId, set[JobId]] = {}
         self._swept = 0.0
         self._past_rounds = self._past_rounds_lost = 0
         self._open = contextlib.AsyncExitStack()
@@ -109,6 +111,8 @@ class Coordinator:
         """A node has opened a channel; an older one is not used any more."""
         older = self._nodes.get(node)
         self._nodes[node] = peer
+        for job_id in self._owed.pop(node, ()):
+            peer.notify(EndJob(job=job_id))
         peer.limit_messages(3 * self.settings.max_job_bytes + (1 << 20))
         for job in self._jobs_of(node):
             if older is not None:
@@ -126,13 +130,17 @@ class Coordinator:
             job.tell(lambda machine, now: machine.left(node, now))
 
     def node_joined(self, node: PeerId) -> None:
-        """A node has joined the grid: call it, if a job waits for it."""
-        if node not in self._nodes and any(True for _ in self._jobs_of(node)):
+        """A node has joined the grid: call it, if a job waits for it, or it has not heard of the end of one."""
+        if node not in self._nodes and (node in self._owed or self._jobs_of(node)):
             self.call(node)
 
     def peer_of(self, node: PeerId) -> Peer | None:
         """The session of a node."""
         return self._nodes.get(node)
+
+    def owe(self, node: PeerId, job: JobId) -> None:
+        """A node that is away has to be told that a job is over."""
+        self._owed.setdefault(node, set()).add(job)
 
     def _jobs_of(self, node: PeerId) -> list[RunningJob]:
         return [job for job in self._jobs.values() if not job.machine.over and node in job.machine.spec.nodes]
@@ -152,7 +160,7 @@ class Coordinator:
         self._check_nodes(spec)
         self._starting[spec.job] = spec.client
         try:
-            check_sums(spec, message.weights.shape, max(map(partial(self._rows_of, spec), spec.nodes)))
+            check_sums(spec, message.weights.shape, self._largest(spec))
             strategy = read_strategy(spec, message.strategy)
             model = await loop.run_in_executor(self.workers, read_model, message, strategy, order.envelope)
             job = RunningJob(self._machine(Kept(order, strategy, model, Progress(), ())), self)
@@ -174,13 +182,17 @@ class Coordinator:
             kept.model,
             progress=kept.progress,
             reports=kept.reports or (),
-            rows=partial(self._rows_of, kept.order.spec),
+            largest=partial(self._largest, kept.order.spec),
             name=self._name,
             wall=self.clock.wall,
         )
 
-    def _rows_of(self, spec: JobSpec, node: PeerId) -> int:
-        return max(1, sum(self._rows(node, dataset) or 0 for dataset in spec.datasets_of(node)))
+    def _largest(self, spec: JobSpec) -> int:
+        """The most rows that any node has for a job, as far as they have announced."""
+        rows: Counter[PeerId] = Counter()
+        for node, dataset in spec.datasets:
+            rows[node] += self._rows(node, dataset) or 0
+        return max(1, *rows.values())
 
     def _check_room(self, spec: JobSpec) -> None:
         if spec.job in self._jobs or spec.job in self._over or spec.job in self._starting:
@@ -284,9 +296,9 @@ class Coordinator:
         kept = self._over.get(job)
         if kept is None:
             raise NotFound("there is no job of this id")
-        if kept.reports is None:
-            kept.reports = await asyncio.get_running_loop().run_in_executor(self.writer, read_reports, self.store, job)
-        return kept.reports
+        if kept.reports is not None:
+            return kept.reports
+        return await asyncio.get_running_loop().run_in_executor(self.writer, read_reports, self.store, job)
 
     def change_of(self, job: JobId) -> asyncio.Event:
         """Set at the next change of a job: take it before looking."""
@@ -301,7 +313,7 @@ class Coordinator:
             del self._jobs[spec.job]
             self._past_rounds += machine.rounds
             self._past_rounds_lost += machine.rounds_lost
-            self._over[spec.job] = Kept(None, None, None, machine.progress, machine.reports, given=spec)
+            self._over[spec.job] = Kept(None, None, None, machine.progress, None, given=spec)
             log.info("job %s is over after %d rounds: %s %s", spec.job, card.round, card.state, card.text)
         event = self._changes.pop(spec.job, None)
         if event is not None:
@@ -335,3 +347,8 @@ class Coordinator:
             if place >= self.settings.max_kept_jobs or kept.progress.ended < limit:
                 await asyncio.get_running_loop().run_in_executor(self.writer, self.store.forget_job, kept.spec.job)
                 self._over.pop(kept.spec.job, None)
+                for node in kept.spec.nodes:
+                    if node in self._owed:
+                        self._owed[node].discard(kept.spec.job)
+                        if not self._owed[node]:
+                            del self._owed[node]

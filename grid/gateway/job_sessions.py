@@ -30,6 +30,9 @@ from grid.wire.jobs import (
 log = logging.getLogger(__name__)
 
 REPORTS_AT_ONCE = 500
+MAX_LISTED = 200
+"""Jobs in one answer, the newest."""
+
 MAX_WATCHED = 64
 """Jobs that one session may watch at once."""
 
@@ -133,7 +136,7 @@ class ClientSession:
 
     def list_jobs(self, message: ListJobs) -> JobList:
         """The jobs of a client."""
-        return JobList(jobs=tuple(self._jobs.cards(self._card)))
+        return JobList(jobs=tuple(self._jobs.cards(self._card)[:MAX_LISTED]))
 
     async def _watch(self, job: JobId, first: int) -> None:
         """Send what is new each time that something has changed, as fast as the client reads, until the job is over."""

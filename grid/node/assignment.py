@@ -22,7 +22,6 @@ from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFoun
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
-from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rounds import (
@@ -252,30 +251,34 @@ class Assignment:
         return MaskedInput(vector=frame_of(vector, "i8" if vector.itemsize == 8 else "i4"))
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
-        """Leg 3."""
-        attempt = self._present(message)
-        return RoundConsent(signature=await self._lane.submit(partial(self._sign, attempt, message.survivors)))
+        """Leg 3, also of an attempt that this node signed before it was restarted."""
+        self._touch()
+        return RoundConsent(signature=await self._lane.submit(partial(self._sign, message)))
 
-    def _sign(self, attempt: Attempt, survivors: tuple[PeerId, ...]) -> bytes:
+    def _sign(self, message: RoundSurvivors) -> bytes:
         """What leg 4 will reveal is kept before the signature is given: from then on others may reveal their part."""
-        consent = attempt.party.consent(survivors)
-        self._openings.keep(attempt.terms, attempt.party.opening)
+        signed = self._openings.find(message.round, message.attempt)
+        if signed is not None:
+            return signed.consent_to(message.survivors)
+        attempt = self._present(message)
+        consent = attempt.party.consent(message.survivors)
+        self._openings.keep(attempt.terms, consent, attempt.party.opening)
         return consent
 
     async def unmask(self, message: RoundUnmask) -> RoundReveal:
-        """Leg 4, also of an attempt that this node signed before it was restarted."""
+        """Leg 4, as leg 3."""
         self._touch()
         shares = await self._lane.submit(partial(self._reveal, message, by_peer(message.consents)))
         return RoundReveal(shares=sealed(shares))
 
     def _reveal(self, message: Leg, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
-        kept = self._openings.find(message.round, message.attempt)
-        if kept is None:
+        signed = self._openings.find(message.round, message.attempt)
+        if signed is None:
             attempt = self._present(message)
-            kept = attempt.terms.model, attempt.party.opening
-        model, opening = kept
-        self._models.count(model)
-        return opening.reveal(consents, self._memory)
+            self._models.check(attempt.terms.model)
+            return attempt.party.reveal(consents)  # leg 3 has not been: it says so
+        self._models.count(signed.model)
+        return signed.opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:
         """The attempt that a leg belongs to. Raises `NotFound` for one that this node has no secrets of (any more)."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -18,6 +19,7 @@ from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import JobSpec, model_digest
+from grid.ids import PeerId
 from grid.store.base import Store
 from grid.wire.jobs import Sealed
 from grid.wire.messages import TensorFrame
@@ -84,6 +86,25 @@ class Models:
         return f"job {self._job} model {model.hex()}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signed:
+    """The sum that a node has signed for: the model, its signature, and what it will reveal."""
+
+    model: bytes
+    consent: bytes
+    opening: Opening
+
+    def consent_to(self, survivors: Sequence[PeerId]) -> bytes:
+        """The signature, for the same survivors alone."""
+        if sorted(survivors) != sorted(self.opening.survivors):
+            raise ReleaseDenied(
+                "this node has signed other survivors for this attempt (rule secagg.leg). Do instead: ask for those",
+                rule="secagg.leg",
+                instead="the survivors that it signed",
+            )
+        return self.consent
+
+
 class Openings:
     """The one secret of a job that outlives this process: what leg 4 reveals, kept before the node signs in leg 3.
 
@@ -93,18 +114,19 @@ class Openings:
     def __init__(self, store: Store, spec: JobSpec) -> None:
         self._store, self._spec = store, spec
 
-    def keep(self, terms: Terms, opening: Opening) -> None:
+    def keep(self, terms: Terms, consent: bytes, opening: Opening) -> None:
         """In place of the one before. It is on disk when this returns."""
-        packed: bytes = msgpack.packb([self._spec.expires, terms.round, terms.attempt, terms.model, opening.to_bytes()])
+        facts = [self._spec.expires, terms.round, terms.attempt, terms.model, consent, opening.to_bytes()]
+        packed: bytes = msgpack.packb(facts)
         self._store.keep_job(self._spec.job, {OPENING: packed})
 
-    def find(self, round: int, attempt: int) -> tuple[bytes, Opening] | None:
-        """The model and the opening of an attempt, if it is the one that is kept."""
+    def find(self, round: int, attempt: int) -> Signed | None:
+        """What was signed in an attempt, if it is the one that is kept."""
         kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
         if kept is None:
             return None
-        _, *found, model, opening = msgpack.unpackb(kept)
-        return (model, Opening.from_bytes(opening)) if found == [round, attempt] else None
+        _, *found, model, consent, opening = msgpack.unpackb(kept)
+        return Signed(model, consent, Opening.from_bytes(opening)) if found == [round, attempt] else None
 
     def forget(self) -> None:
         """The job is over."""

@@ -1,4 +1,4 @@
-"""A federated job in a real browser: it appears, its curves grow, its end shows, all without a reload. `--browser-tests` alone."""
+"""A federated job in a real browser: it appears, its curves grow, its end shows, all without a reload. With `--browser-tests`."""
 
 from __future__ import annotations
 

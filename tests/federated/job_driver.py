@@ -53,7 +53,7 @@ class Driver:
     @property
     def _ways(self) -> dict[str, Any]:
         return {
-            "rows": lambda node: self.nodes[node].examples,
+            "largest": lambda: max(node.examples for node in self.nodes.values()),
             "name": lambda node: self.nodes[node].me.name,
             "wall": CLOCK.wall,
         }
@@ -72,7 +72,8 @@ class Driver:
             elif isinstance(effect, Call):
                 self._later("call", lambda peer=effect.peer: self.join(peer))
             elif isinstance(effect, Dismiss):
-                self.nodes[effect.peer].end(EndJob(job=self.spec.job, text=effect.text))
+                if effect.peer in self.channels:
+                    self.nodes[effect.peer].end(EndJob(job=self.spec.job, text=effect.text))
 
     def _later(self, what: str, step: Callable[[], None]) -> None:
         self._queue.append((what, step))

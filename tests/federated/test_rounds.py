@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.rounds import AnyRound
 from grid.federated.spec import Stop
-from grid.wire.messages import Message
+from grid.wire.jobs import SingleUpdate
+from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
-from tests.federated.scripted_nodes import ScriptedNode, constant, mean_step, some_nodes
+from tests.federated.scripted_nodes import ScriptedNode, constant, frame_of, mean_step, some_nodes
 
 LEGS = ["begin-round", "round-roster", "round-shares", "round-survivors", "round-unmask"]
 
@@ -294,6 +297,61 @@ def test_rounds_that_nodes_refuse_end_the_job_with_what_they_said(leg: str) -> N
     card = Driver(nodes).until_over().machine.card()
     assert card.state == "failed" and card.error is not None and card.error.code == "invalid"
     assert "node-1: training diverged here" in card.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"examples": 1000},
+        {"examples": -1},
+        {"metrics": (1.0,)},
+        {"metrics": (1.0, float("nan"))},
+        {"metrics": (1.0, 1e300)},
+        {"update": None},
+        {"update": frame_of(np.zeros(7, "f4"))},
+        {"update": frame_of(np.full(6, np.inf, "f4"))},
+        {"update": frame_of(np.zeros(6, "i4"))},
+    ],
+)
+def test_a_single_update_that_does_not_fit_is_left_out(fields: dict[str, Any]) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1, secure=False)
+    deliver = driver._answer
+
+    def changed(ask, session, answer):  # type: ignore[no-untyped-def]
+        if isinstance(answer, SingleUpdate) and ask.peer == nodes[0].id and not ask.message.evaluate_only:
+            answer = dataclasses.replace(answer, **fields)
+        deliver(ask, session, answer)
+
+    driver._answer = changed  # type: ignore[method-assign]
+    driver.until_over()
+    assert driver.reports[0].nodes == 3 and driver.reports[0].text == "without node-0"
+    assert np.allclose(driver.weights, moves(nodes[1:]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_an_answer_of_another_kind_leaves_its_node_out(leg: str) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1)
+    deliver = driver._answer
+
+    def changed(ask, session, answer):  # type: ignore[no-untyped-def]
+        hostile = ask.message.tag == leg and ask.peer == nodes[0].id and not driver.machine._evaluating
+        deliver(ask, session, Ok() if hostile else answer)
+
+    driver._answer = changed  # type: ignore[method-assign]
+    driver.until_over()
+    assert driver.machine.card().state == "done"
+    counted = nodes if leg in ("round-survivors", "round-unmask") else nodes[1:]
+    assert np.allclose(driver.weights, moves(counted), rtol=1e-6)
+
+
+def test_a_metric_that_is_not_finite_is_told_as_none() -> None:
+    nodes = [ScriptedNode(f"n{index}", constant(1.0), 4) for index in range(3)]
+    for node in nodes:
+        node._sums = lambda weights: np.array([np.inf, 4.0])  # type: ignore[method-assign]
+    driver = Driver(nodes, rounds=1, secure=False).until_over()
+    assert [report.metrics for report in driver.reports] == [(None,), (None,)] and driver.machine.card().state == "done"
 
 
 def test_a_model_that_diverges_ends_the_job() -> None:

@@ -157,6 +157,10 @@ async def test_a_node_that_is_lost_after_it_has_signed_still_opens_that_sum_and_
         await host.ask("alice", offer(made))
         with pytest.raises(NotFound, match="was restarted"):
             await host.ask("alice", dataclasses.replace(first.unmasking(), attempt=2))
+        again = await host.ask("alice", first.survivors())
+        assert again.signature in first.server.consents().values()
+        with pytest.raises(ReleaseDenied, match=r"secagg\.leg"):
+            await host.ask("alice", dataclasses.replace(first.survivors(), survivors=first.server.survivors()[:2]))
         with pytest.raises(ReleaseDenied, match=r"secagg\.consent"):
             await host.ask("alice", dataclasses.replace(first.unmasking(), consents=()))
         answer = await host.ask("alice", first.unmasking())
