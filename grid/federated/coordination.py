@@ -150,6 +150,10 @@ class Coordination:
         """Whether nothing more will come of the job."""
         return self.progress.state in OVER
 
+    def close(self) -> None:
+        """Let go of what the strategy holds, such as a process. Called in a thread, when nothing more will be computed."""
+        self._strategy.close()
+
     @property
     def settled(self) -> bool:
         """Whether it is over, and all of it is kept."""

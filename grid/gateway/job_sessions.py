@@ -12,6 +12,7 @@ from grid.errors import GridError, NodeUnavailable, QuotaExceeded
 from grid.ids import JobId, PeerId
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
+from grid.settings import GatewaySettings
 from grid.tasks import start
 from grid.wire.jobs import (
     CancelJob,
@@ -41,6 +42,7 @@ class Jobs(Protocol):
     """The coordinator, as sessions know it."""
 
     tasks: asyncio.TaskGroup
+    settings: GatewaySettings
     stopping: bool
 
     def node_came(self, node: PeerId, peer: Peer) -> None: ...
@@ -97,6 +99,7 @@ class ClientSession:
     def came(self, peer: Peer) -> None:
         """The session is open."""
         self._peer = peer
+        peer.limit_messages(6 * self._jobs.settings.max_job_bytes + (1 << 20))  # a model, its strategy's state, plans
         self._open.set()
 
     def went(self) -> None:
