@@ -28,6 +28,7 @@ from grid.client.training import layout_of
 from grid.display import counted, html, printable, text_table
 from grid.errors import GridError, InvalidRequest, WireError
 from grid.federated.layouts import Layout
+from grid.federated.spec import MAX_ROUNDS
 from grid.ids import JobId, PeerId
 from grid.wire.jobs import CancelJob, FetchWeights, JobCard, JobProgress, JobStatus, JobWeights
 
@@ -37,6 +38,8 @@ OVER = (DONE, FAILED, CANCELLED)
 LAST, BEST = "last", "best"
 
 NUMPY_DTYPES = {"f4": "<f4", "f8": "<f8"}
+
+MAX_REPORTS = MAX_ROUNDS + 1
 
 COLUMNS = ("id", "name", "state", "round", "nodes", "strategy", "metrics")
 
@@ -144,10 +147,11 @@ class Job:
 
     def told(self, message: JobProgress) -> None:
         """News of it."""
-        missing = self.count - message.first
-        if missing < 0:
+        known = self.count - message.first
+        if known < 0:
             return  # a gap: what is missing is told after the next watch
-        self._reports += [Report.of(one, message.card.metrics) for one in message.reports[missing:]]
+        fresh = message.reports[known:][: MAX_REPORTS - self.count]  # a gateway must not be able to feed us for ever
+        self._reports += [Report.of(one, message.card.metrics) for one in fresh]
         self._card = message.card
         self._complete = not message.more and message.card.state in OVER
         self._tell()

@@ -14,12 +14,15 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import grid
+from grid.client.job_line import JobLine
 from grid.federated.local import Local
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
+from grid.wire.jobs import StartJob
+from grid.wire.messages import Message
 
 NAMES = ("alice", "bob", "carol")
 cross_entropy = nn.functional.cross_entropy
@@ -109,6 +112,47 @@ def test_an_evaluation_is_the_weighted_mean_over_all_rows(local: LocalGrid) -> N
     assert abs(found["accuracy"] - float((outputs.argmax(1) == TARGETS[:900]).float().mean())) < 1e-6
 
 
+def test_a_node_puts_the_rows_of_its_datasets_together() -> None:
+    nodes = datasets()
+    x, y = OF["alice"]
+    nodes["alice"] = {
+        name: {"features": x[part], "targets": y[part], "tags": ["#digits"]}
+        for name, part in (("some", slice(0, 100)), ("others", slice(100, 300)))
+    }
+    with LocalGrid(nodes=nodes) as local:
+        g = local.client()
+        found = g.search("#digits")
+        assert len(found) == 4
+        reports = list(g.train(model(), loss=cross_entropy, datasets=found, rounds=1, local=LOCAL))
+        assert (reports[0].nodes, reports[0].examples) == (3, 900)
+
+
+def test_a_strategy_of_ones_own_runs_at_the_gateway(local: LocalGrid) -> None:
+    def half(weights: torch.Tensor, mean_update: torch.Tensor, state: dict[str, torch.Tensor]) -> Any:
+        return weights + 0.5 * mean_update + 0 * state["seen"], {"seen": state["seen"] + 1}
+
+    g = local.client()
+    moves = []
+    for strategy in (grid.CustomStrategy(half, state=["seen"]), grid.FedAvg(lr=0.5)):
+        job = g.train(
+            model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2, local=LOCAL, strategy=strategy, seed=2
+        )
+        moves.append(flat(job.result()) - flat(model()))
+    assert moves[0].abs().max() > 0.01 and (moves[0] - moves[1]).abs().max() < 1e-5
+
+
+def test_robust_strategies_look_at_single_updates() -> None:
+    with LocalGrid(nodes=datasets(updates="single")) as local:
+        g = local.client()
+        found = g.search("#digits")
+        with pytest.raises(grid.InvalidRequest, match="secure=False"):
+            g.train(model(), loss=cross_entropy, datasets=found, rounds=2, strategy=grid.Median())
+        job = g.train(model(), loss=cross_entropy, datasets=found, rounds=3, local=LOCAL, strategy=grid.Median(), secure=False)
+        reports = list(job)
+        assert [one.nodes for one in reports] == [3] * 4 and reports[-1].metrics["accuracy"] > 0.6
+        assert "each seen by the gateway" in job._repr_html_()
+
+
 async def test_the_asynchronous_client_awaits_what_waits() -> None:
     async with LocalGrid(nodes=datasets()) as local:
         g = await local.client()
@@ -179,6 +223,23 @@ def test_a_job_goes_on_when_the_clients_channel_is_lost(local: LocalGrid) -> Non
             peer = g._inner._jobs._peer
             g._thread.loop.call_soon_threadsafe(peer.close_soon)
     assert seen == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_start_whose_answer_is_lost_makes_one_job(local: LocalGrid, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
+    ask, lost = JobLine.ask, []
+
+    async def losing(self: JobLine, message: Message, kind: Any, **options: Any) -> Any:
+        if isinstance(message, StartJob) and not lost:
+            lost.append(await ask(self, message, kind, **options) if taken else None)
+            raise grid.NodeUnavailable("the connection was lost")
+        return await ask(self, message, kind, **options)
+
+    monkeypatch.setattr(JobLine, "ask", losing)
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1, local=LOCAL)
+    assert lost and [one.round for one in job] == [1, 1]
+    assert [one.id for one in g.jobs()] == [job.id]
 
 
 def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> None:

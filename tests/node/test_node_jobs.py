@@ -17,7 +17,8 @@ from grid.node import jobs as node_jobs
 from grid.plans import ir
 from grid.settings import NodeSettings
 from grid.testing import LocalGrid
-from grid.wire.jobs import EndJob, RoundRoster, SingleUpdate
+from grid.wire.jobs import EndJob, RoundRoster, RoundShares, RoundSurvivors, RoundUnmask, Sealed, SingleUpdate
+from grid.wire.messages import Message
 from tests.node.job_host import NAMES, Host, Round, made_order, numbers, offer, rows_of
 
 OPEN_TO_ALL: dict[str, Any] = {"release": "aggregate", "plans": "any"}
@@ -329,6 +330,54 @@ async def test_terms_of_another_job_round_or_model_are_refused() -> None:
             await host.ask("alice", Round(host, made, weights=bad).beginning())
 
 
+async def test_hostile_legs_are_refused_and_the_round_goes_on() -> None:
+    """Whatever the gateway sends in a leg, an error of ours comes back, and the leg can still be asked as it should be."""
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        now = Round(host, made)
+        good = now.beginning()
+        stranger = Sealed(peer=made.spec.client, data=bytes(80))
+
+        async def refused(*messages: Message) -> None:
+            for message in messages:
+                with pytest.raises(GridError) as found:
+                    await host.ask("alice", message)
+                assert type(found.value) is not GridError, "an error of ours, on purpose"
+
+        at: dict[str, Any] = {"job": made.spec.job, "round": 1, "attempt": 1}
+        await refused(RoundRoster(**at, keys=()), RoundShares(**at, shares=()), RoundUnmask(**at, consents=()))
+        await refused(*(dataclasses.replace(good, terms=terms) for terms in (b"", b"x", bytes(5000), good.terms[:-1])))
+        await now.begin()
+        keys = now.server.roster()
+        await refused(
+            RoundRoster(**at, keys=()),
+            RoundRoster(**at, keys=(keys[0],)),
+            RoundRoster(**at, keys=(*keys, b"junk")),
+            RoundRoster(**at, keys=(keys[0], keys[0], keys[1])),
+            RoundRoster(**at, keys=tuple(bytes(300) for _ in range(2000))),
+            RoundSurvivors(**at, survivors=()),
+            RoundUnmask(**at, consents=(stranger,)),
+        )
+        await now.share()
+        shares = now.shares("alice").shares
+        await refused(
+            RoundShares(**at, shares=()),
+            RoundShares(**at, shares=(*shares, stranger)),
+            RoundShares(**at, shares=(shares[0], shares[0])),
+            RoundShares(**at, shares=tuple(dataclasses.replace(one, data=bytes(80)) for one in shares)),
+            RoundShares(**(at | {"attempt": 1 << 40}), shares=shares),
+        )
+        await now.collect()
+        await refused(
+            RoundSurvivors(**at, survivors=()),
+            RoundSurvivors(**at, survivors=now.server.survivors()[:1]),
+            RoundSurvivors(**at, survivors=(*now.server.survivors(), stranger.peer)),
+            RoundSurvivors(**at, survivors=now.server.survivors() * 2),
+            RoundUnmask(**at, consents=()),
+        )
+        assert (await now.open()).weight == 120
+
+
 async def test_one_client_has_half_of_the_places() -> None:
     nodes = {name: {"rows": rows_of(seed)} for seed, name in enumerate(NAMES)}
     async with LocalGrid(nodes=nodes, node=NodeSettings(max_trainings=2)) as local:
@@ -366,3 +415,14 @@ async def test_a_channel_without_a_job_closes_and_one_that_is_lost_is_made_again
         await host.call("alice")
         with pytest.raises(NotFound, match="not at this node"):
             await host.ask("alice", RoundRoster(job=made.spec.job, round=1, attempt=1, keys=()))
+
+
+async def test_a_job_of_which_nothing_is_heard_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
+    async with grid_of() as (local, host):
+        made = await made_order(local)
+        await host.call("alice")
+        await host.ask("alice", offer(made))
+        monkeypatch.setattr(node_jobs, "SILENCE_S", -made.spec.deadline_s)
+        await host.until(lambda: "alice" not in host.peers)
+        assert local.node("alice")._jobs._jobs == {}
