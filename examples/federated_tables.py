@@ -152,7 +152,7 @@ def run(
         print(f"{table.title}: {len(pooled[0])} rows, of whom {shares} are positive at the five owners; {len(test[0])} to test\n")
         print(learning.table(found[tag]) + "\n")
     bars = {tables[tag].title: {name: one["AUC"] for name, one in rows.items()} for tag, rows in found.items()}
-    learning.bars(plot, bars, y="AUC on rows of all owners", bottom=0.6)
+    learning.bars(plot, bars, y="AUC on rows of all owners", bottom=0.5)
     return found
 
 

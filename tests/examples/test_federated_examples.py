@@ -32,12 +32,6 @@ def test_digits_are_learned_as_plain_fedavg_learns_them(capsys: pytest.CaptureFi
     assert plot.read_bytes().startswith(PNG)
 
 
-@pytest.mark.process
-def test_digits_over_processes(tmp_path: Path) -> None:
-    found = importlib.import_module("federated_digits").run(rounds=2, plot=tmp_path / "digits.png", in_processes=True)
-    assert found["apart"] < 1e-4
-
-
 def test_mnist_with_equal_parts_and_with_two_digits_a_node(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     module: Any = importlib.import_module("federated_mnist")
     if not module.IMAGES.exists():
@@ -47,9 +41,9 @@ def test_mnist_with_equal_parts_and_with_two_digits_a_node(capsys: pytest.Captur
     pages.check("federated_mnist", capsys.readouterr().out)
     assert list(found["tested"]) == [*module.STRATEGIES, "centralised"]
     equal, two = ({name: one[title] for name, one in found["tested"].items()} for title, _ in module.DEALT.values())
-    assert equal["centralised"] == max(equal.values()) > 0.7
-    assert equal["FedAvg"] > two["FedAvg"]
-    assert all(curve[-1][1] > curve[0][1] for lines in found["curves"].values() for curve in lines.values())
+    assert equal["centralised"] == max(equal.values()) > 0.8
+    assert equal["FedAvg"] > 0.4 and two["FedAvg"] > 0.4
+    assert all(curve[-1][1] > curve[0][1] + 0.2 for lines in found["curves"].values() for curve in lines.values())
     assert plot.read_bytes().startswith(PNG)
 
 
