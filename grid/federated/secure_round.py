@@ -72,6 +72,8 @@ class SecureRound(AnyRound):
         self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
         self._have_weights: set[PeerId] = set()
         self._forgot: Counter[PeerId] = Counter()
+        self._strangers: set[PeerId] = set()
+        """Who knows nothing of the attempt under way."""
         self._leg_until = 0.0
         self._until = plan.deadline
         self._waits: set[str] = set()
@@ -134,7 +136,8 @@ class SecureRound(AnyRound):
             self._forgot[peer] += 1
             self._have_weights.discard(peer)
             self._story.note(now, f"node {self.plan.name(peer)} does not know of attempt {self._attempt}")
-            return self._begin(now)
+            self._strangers.add(peer)
+            return self._settle(now)
         if not isinstance(error, NotFound):
             self._error = error
         self._put_out(peer, error.message, now)
@@ -278,7 +281,7 @@ class SecureRound(AnyRound):
 
     def _enter(self, leg: int, now: float) -> None:
         self.leg = leg
-        self._answered = set()
+        self._answered, self._strangers = set(), set()
         self._leg_until = now + self.plan.deadline_s * SHORT
         if leg >= AGREE:
             self._until = max(self.plan.deadline, self._leg_until)
@@ -304,10 +307,11 @@ class SecureRound(AnyRound):
         assert server is not None
         if now >= self._until:
             return self._lose("the deadline came before all had agreed on keys", self._missing(), now)
-        if any(peer not in self._present or peer in self._out for peer in self._members):
-            return self._begin(now)
-        if len(self._answered) < len(self._members):
+        # Those who are there answer first, so that many who are lost at once cost one further attempt.
+        if any(peer in self._present and peer not in self._strangers for peer in self._missing()):
             return []
+        if any(peer not in self._present or peer in self._out or peer in self._strangers for peer in self._members):
+            return self._begin(now)
         if self.leg == BEGIN:
             server.roster()
         self._enter(self.leg + 1, now)

@@ -180,6 +180,17 @@ def test_a_late_joiner_takes_part_from_the_next_round_on() -> None:
     assert [report.nodes for report in driver.reports] == [3, 4, 4, 4]
 
 
+@pytest.mark.parametrize("leg", LEGS[:2])
+def test_many_that_are_lost_at_once_cost_one_further_attempt(leg: str) -> None:
+    nodes = some_nodes(10)
+    driver = Driver(nodes, rounds=1)
+    driver.until(lambda what: what == f"ask {leg}")
+    for node in nodes[6:]:
+        driver.lose(node.id)
+    driver.until(lambda what: what == "kept report")
+    assert driver.reports[0].nodes == 6 and max(attempt for _, _, attempt in nodes[0].asked) == 2
+
+
 def test_a_straggler_is_cut_off_at_the_deadline_and_its_late_answer_counts_for_nothing() -> None:
     nodes = some_nodes(4)
     driver = Driver(nodes, rounds=2)
