@@ -4,7 +4,7 @@
     python examples/federated_digits.py --processes   # a gateway and four nodes as processes of their own
 
 Beside it the same training in the clear, with the same seed: plain FedAvg in a dozen lines of PyTorch. Explained in
-docs/tutorial/15-federated-learning.md.
+docs/tutorial/16-federated-digits.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def perceptron() -> nn.Module:
 
 
 def plain(model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], seeds: Sequence[bytes], rounds: int) -> nn.Module:
-    """FedAvg where everything is together. `seeds` are those of the nodes: a node's batches follow from its seed and the round."""
+    """FedAvg where everything is together. `seeds` are those of the nodes, from which with the round their batches follow."""
     model = copy.deepcopy(model)
     for round in range(1, rounds + 1):
         mean = [torch.zeros_like(weight) for weight in model.parameters()]
@@ -87,7 +87,8 @@ def run(*, rounds: int = 15, plot: Path = Path("federated_digits.png"), in_proce
             name="digits",
         )
         for report in job:
-            print(f"round {report.round}: {report.nodes} nodes, {report.examples} images, accuracy {report.metrics['accuracy']:.3f}")
+            right = report.metrics["accuracy"]
+            print(f"round {report.round}: {report.nodes} nodes, {report.examples} images, accuracy {right:.3f}")
         model = job.result()
         refused = refusals({"images at their node": lambda: found[0].features.get()})
     seeds = [seed_at(SEED.to_bytes(32, "little"), place) for place in range(len(NAMES))]
@@ -97,7 +98,7 @@ def run(*, rounds: int = 15, plot: Path = Path("federated_digits.png"), in_proce
     right = learning.accuracy(model, x[:TEST], y[:TEST])
     print(f"of {TEST} test images right: {right:.1%}; weights differ from those of plain FedAvg by {apart:.0e} at most")
     curve = [(at, one.metrics["accuracy"]) for at, one in enumerate(job.reports)]
-    learning.picture(plot, {"digits over four nodes": {"secure aggregation": curve}}, x="rounds", y="accuracy on the nodes' images")
+    learning.picture(plot, {"digits over four nodes": {"FedAvg": curve}}, x="rounds", y="accuracy on the nodes' images")
     return {"accuracy": right, "apart": apart, "reports": job.reports, "refused": refused}
 
 

@@ -3,7 +3,7 @@
     python examples/federated_mnist.py               # a few minutes; needs MNIST's ten thousand test images in ../shared/data
     python examples/federated_mnist.py --processes
 
-Explained in docs/tutorial/15-federated-learning.md, with the table that it prints.
+Explained in docs/tutorial/17-federated-mnist.md, with the table that it prints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from grid.federated.strategy import Strategy
 
 NODES, TRAINED, CLASSES = 10, 8000, 10
 NAMES = [f"node-{number}" for number in range(NODES)]
-POLICY = {"release": "aggregate", "min_rows": 100}
+POLICY = {"release": "aggregate", "min_rows": 50}
 
 LR = 0.1
 LOCAL = grid.Local(epochs=1, batch_size=32, optimizer=grid.SGD(lr=LR))
@@ -39,8 +39,8 @@ STRATEGIES = {
     "FedYogi": grid.FedYogi(lr=0.01),
     "FedAdagrad": grid.FedAdagrad(lr=0.03),
 }
-"""Their numbers were chosen once, for both ways of dealing out together, from two or three each, by accuracy after 20 rounds on the
-last thousand of the 8,000 images, with the rest to train on. The test images had no part in it."""
+"""Their numbers were chosen once, for both ways of dealing out together, out of two or three each, by accuracy on the last
+thousand of the 8,000 images, with the rest to train on. The test images had no part in it."""
 
 
 def perceptron() -> nn.Module:
@@ -106,8 +106,8 @@ def run(
     models = list(learning.epochs(perceptron(), *mine, lr=LR, count=rounds))
     central = [(at, learning.accuracy(one, *mine)) for at, one in enumerate([perceptron(), *models])]
     for title, lines in curves.items():
-        lines["centralised"] = central
-        tested.setdefault("centralised", {})[title] = learning.accuracy(models[-1], *test)
+        lines[learning.PLAIN] = central
+        tested.setdefault(learning.PLAIN, {})[title] = learning.accuracy(models[-1], *test)
     print(f"test images right after {rounds} rounds, {rounds} passes for centralised training:\n")
     print(learning.table(tested))
     learning.picture(plot, curves, x="rounds, or passes", y="accuracy on the images trained on")

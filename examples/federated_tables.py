@@ -4,7 +4,7 @@
     python examples/federated_tables.py --processes
 
 What one owner's rows alone would give is computed in this script, which made the owners' files and so has every row. In a grid
-only the owner could: nobody else has the rows. Explained in docs/tutorial/15-federated-learning.md.
+only the owner could: nobody else has the rows. Explained in docs/tutorial/18-federated-tables.md.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SPREAD = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table and how it is learned from. `units`: numeric columns with what they are divided by, so that all are around 1; the
-    `named` ones become a column of 0 and 1 for each value. Owners' rows differ by the column `apart`: the first has the lowest."""
+    """A table and how to learn from it. `units`: numeric columns with what they are divided by, so that all are around 1; the
+    `named` ones become a column of 0 and 1 for each value. Owners differ by the column `apart`: the first has low values."""
 
     title: str
     file: Path
@@ -67,7 +67,7 @@ CREDIT = Table(
     target="credit_risk",
     positive=1,
     units={"duration": 24, "amount": 5000, "age": 40, "installment_rate": 3, "present_residence": 3, "number_credits": 2},
-    named=("status", "credit_history", "purpose", "savings", "employment_duration", "property", "other_installment_plans", "housing"),
+    named=("status", "credit_history", "purpose", "savings", "employment_duration", "property", "housing"),
     apart="amount",
     batch=16,
     lr=0.1,
@@ -145,12 +145,14 @@ def run(
         pooled = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
         models = {f"{name} alone": fitted(table, rows, rounds) for name, rows in zip(OWNERS, parts, strict=True)}
         models |= {"federated": federated[tag], "pooled": fitted(table, pooled, rounds)}
-        found[tag] = {name: {"accuracy": learning.accuracy(model, *test), "AUC": area(model, *test)} for name, model in models.items()}
+        found[tag] = {
+            name: {"accuracy": learning.accuracy(model, *test), "AUC": area(model, *test)} for name, model in models.items()
+        }
         shares = ", ".join(f"{float(y.float().mean()):.0%}" for _, y in parts)
         print(f"{table.title}: {len(pooled[0])} rows, of whom {shares} are positive at the five owners; {len(test[0])} to test\n")
         print(learning.table(found[tag]) + "\n")
     bars = {tables[tag].title: {name: one["AUC"] for name, one in rows.items()} for tag, rows in found.items()}
-    learning.bars(plot, bars, y="AUC on rows of all owners", bottom=0.6)
+    learning.bars(plot, bars, y="AUC on rows of all owners", bottom=0.5)
     return found
 
 

@@ -13,16 +13,18 @@ from torch.nn.functional import cross_entropy
 
 matplotlib.use("Agg")  # files alone, also where there is no screen
 
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 Curve = Sequence[tuple[float, float]]
 """Points of a line."""
 
+PLAIN = "centralised"
+"""The line of training on all rows in one place."""
 
-def epochs(model: nn.Module, x: Tensor, y: Tensor, *, lr: float, count: int, batch: int = 32, seed: int = 0) -> Iterator[nn.Module]:
-    """A copy of the model after each pass of plain SGD over rows that are all here: what pooled data, or one owner's own, would
-    give. In each pass the rows come in another order."""
-    model, order = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+
+def epochs(model: nn.Module, x: Tensor, y: Tensor, *, lr: float, count: int, batch: int = 32) -> Iterator[nn.Module]:
+    """A copy of the model after each of `count` passes of plain SGD over rows that are all here, each in another order."""
+    model, order = copy.deepcopy(model), torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for _ in range(count):
         for rows in torch.randperm(len(x), generator=order).split(batch):
@@ -43,8 +45,8 @@ def picture(file: Path, panels: Mapping[str, Mapping[str, Curve]], *, x: str, y:
     figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), sharey=True, squeeze=False)
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, points in lines.items():
-            style = {"color": "black", "linestyle": "--"} if name in ("centralised", "plain") else {}
-            axis.plot(*zip(*points, strict=True), label=name, marker=".", **style)
+            style = "k--" if name == PLAIN else ".-"
+            axis.plot(*zip(*points, strict=True), style, label=name)
         axis.set(title=title, xlabel=x, ylabel=y)
         axis.grid(alpha=0.3)
         axis.legend()
@@ -65,7 +67,8 @@ def bars(file: Path, panels: Mapping[str, Mapping[str, float]], *, y: str, botto
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Shares as a Markdown table: a line for each name, a column for each title."""
     titles = list(next(iter(rows.values())))
-    lines = [["", *titles], ["---"] * (len(titles) + 1), *([name, *(f"{one[title]:.1%}" for title in titles)] for name, one in rows.items())]
+    lines = [["", *titles], ["---"] * (len(titles) + 1)]
+    lines += [[name, *(f"{one[title]:.3f}" for title in titles)] for name, one in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -12,19 +12,15 @@ returns the effects to carry out, in order.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
-import random
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from grid.errors import GridError, InvalidRequest, QuorumLost
 from grid.federated.effects import OFFER, Ask, Call, Dismiss, Effect, Keep, Key, Story, Tell, Work
+from grid.federated.orders import Model, Order, draw, metrics_of, terms_of
 from grid.federated.progress import (
     CANCELLED,
     DONE,
@@ -35,23 +31,21 @@ from grid.federated.progress import (
     RUNNING,
     START,
     STATE,
-    Arrays,
     Progress,
     pack_arrays,
     pack_report,
     report_part,
     weights_part,
 )
-from grid.federated.rounds import REVEALS, SUM, AnyRound, Done, Lost, Plan, SecureRound, Summed
-from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
-from grid.federated.secagg.quantiser import choose
+from grid.federated.rounds import MAX_REASON, SHORT, AnyRound, Done, Lost, Plan
 from grid.federated.secagg.statements import Terms
+from grid.federated.secure_round import REVEALS, SUM, SecureRound
 from grid.federated.single import Combine, SingleRound, Sum
-from grid.federated.spec import EQUAL, JobSpec, model_digest
+from grid.federated.spec import EQUAL
 from grid.federated.strategy import Strategy
 from grid.ids import PeerId
 from grid.wire.jobs import JobCard, OfferJob, RoundReport
-from grid.wire.messages import Buffer, Message, Ok, TensorFrame
+from grid.wire.messages import Message, Ok
 
 DEADLINES = 3
 """How many deadlines of a round a job may go without finishing one."""
@@ -63,42 +57,11 @@ NAMED = 10
 """Nodes that a text names before it only counts them."""
 
 CALL_EVERY_S = 5.0
-GATHER_S = 10.0
-"""How long the first round waits for nodes beyond those that it needs."""
+GATHER_S = 5.0
+"""How long the first round waits for nodes that have not come, where enough are there. Those that have come get more time."""
 
 ATTEMPTS_OF_A_RUN = 1 << 16
 """A gateway that is started again begins attempts at a number that none before it has used."""
-
-Vector = npt.NDArray[Any]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Order:
-    """A job as its client sent it, checked: the spec and its envelope, the client's card, the plans."""
-
-    spec: JobSpec
-    envelope: bytes
-    card: bytes
-    train: Buffer
-    evaluate: Buffer
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """The weights after some rounds, as they travel, and their digest. `state`: the strategy's."""
-
-    weights: Vector
-    frame: TensorFrame
-    digest: bytes
-    state: Arrays
-
-    @classmethod
-    def of(cls, weights: Vector, state: Arrays, envelope: bytes) -> Model:
-        """Copies nothing where the weights are in travelling order already."""
-        plain = np.ascontiguousarray(weights, weights.dtype.newbyteorder("<"))
-        data = plain.data.cast("B") if plain.size else memoryview(b"")
-        frame = TensorFrame(dtype=f"f{plain.itemsize}", shape=plain.shape, data=data)
-        return cls(plain, frame, model_digest(envelope, data), state)
 
 
 class Coordination:
@@ -136,7 +99,8 @@ class Coordination:
         self._evaluating = False
         self._applying: tuple[Done, bool, float] | None = None
         self._keeping: dict[str, RoundReport | None] = {}
-        self._round_began = self._stuck_since = self._gather_until = 0.0
+        self._has_begun = False
+        self._round_began = self._stuck_since = 0.0
         self._not_before = 0.0
         self._lost_in_row = 0
         self._reason: Lost | None = None
@@ -149,6 +113,10 @@ class Coordination:
     def over(self) -> bool:
         """Whether nothing more will come of the job."""
         return self.progress.state in OVER
+
+    def close(self) -> None:
+        """Let go of what the strategy holds, such as a process. Called in a thread, when nothing more will be computed."""
+        self._strategy.close()
 
     @property
     def settled(self) -> bool:
@@ -171,7 +139,7 @@ class Coordination:
         """A new job: keep it, and call its nodes. `start` is what a gateway needs to read the order again."""
         self.story.heard(now, "the job has come")
         self.progress.started = self._wall()
-        self._begins(now)
+        self._stuck_since = now
         parts = {START: start, PROGRESS: self.progress.to_bytes(), **self._model_parts()}
         return [Keep(self.story.cause, START, parts), *self._call(now)]
 
@@ -179,7 +147,7 @@ class Coordination:
         """A job that another gateway process has driven. `kept` are its parts `SUM`, `ROUND` and `REVEALS`, if there are any."""
         self.story.heard(now, "the gateway was started again")
         self.progress.runs += 1
-        self._begins(now)
+        self._stuck_since = now
         effects: list[Effect] = [Keep(self.story.cause, "again", {PROGRESS: self.progress.to_bytes()})]
         if not self.over and SUM in kept and ROUND in kept:
             effects += self._resume_round(now, kept)
@@ -236,7 +204,8 @@ class Coordination:
         self._refused[peer] = error
         left = len(self._nodes) - len(self._refused)
         if left < self._quorum:
-            told = f"{left} nodes could take part and {self._quorum} are needed; node {self._name(peer)} refused: {error.message}"
+            why = f"node {self._name(peer)} refused: {error.message[:MAX_REASON]}"
+            told = f"{left} nodes could take part and {self._quorum} are needed; {why}"
             failed = type(error)(told, **error.details)
             return self._end(FAILED, told, now, error=failed)
         return self._advance(now)
@@ -289,10 +258,6 @@ class Coordination:
 
     # ------------------------------------------------------------ rounds
 
-    def _begins(self, now: float) -> None:
-        self._stuck_since = now
-        self._gather_until = now + min(GATHER_S, self.spec.deadline_s / 4)
-
     def _call(self, now: float) -> list[Effect]:
         """Ask nodes that are away to open a channel, every few seconds."""
         away = [peer for peer in self._nodes if peer not in self._here]
@@ -325,8 +290,7 @@ class Coordination:
         ready = [peer for peer in self._nodes if peer in self._ready]
         if now - self._stuck_since >= DEADLINES * self.spec.deadline_s:
             return self._give_up(now)
-        unheard = any(peer not in self._ready and peer not in self._refused for peer in self._nodes)
-        gathering = unheard and now < self._gather_until
+        gathering = not self._has_begun and self._gathers(now)
         if len(ready) < self._quorum or gathering:
             away = self._names([peer for peer in self._nodes if peer not in self._ready])
             needed = f"{len(ready)} nodes are there and {self._quorum} are needed"
@@ -336,15 +300,23 @@ class Coordination:
             return []
         return self._begin(ready, now)
 
+    def _gathers(self, now: float) -> bool:
+        """Whether the first round waits for nodes beyond those that it needs: some for an answer, some to come at all."""
+        unheard = [peer for peer in self._nodes if peer not in self._ready and peer not in self._refused]
+        patience = self.spec.deadline_s * SHORT
+        if not any(peer in self._here for peer in unheard):
+            patience = min(GATHER_S, patience)
+        return bool(unheard) and now < self._stuck_since + patience
+
     def _begin(self, ready: list[PeerId], now: float) -> list[Effect]:
         spec, at = self.spec, self.progress
         at.number += 1
         self._evaluating = at.done >= spec.rounds or at.is_stale(spec.stop)
         self._absent = {peer for peer in self._nodes if peer not in self._ready}
-        cohort = self._draw(ready, at.number)
+        cohort = draw(self.spec, ready, self._quorum, at.number)
         plan = self._plan(cohort, at.number, now)
         began = at.state != RUNNING
-        self._gather_until = now
+        self._has_begun = True
         at.state, at.text = RUNNING, ""
         self._round_began = now
         self._round = self._make_round(plan)
@@ -376,31 +348,13 @@ class Coordination:
             sums=len(spec.sums),
             first_attempt=1 + self.progress.runs * ATTEMPTS_OF_A_RUN,
             evaluate_only=self._evaluating,
-            terms=self._terms_of(number) if spec.secure else None,
+            terms=self._terms(number) if spec.secure else None,
             name=self._name,
         )
 
-    def _terms_of(self, number: int) -> Callable[[int, int], Terms]:
-        spec, model, known = self.spec, self._model, self.progress.range
-        size = 0 if self._evaluating else model.weights.size
-        largest = 1 if spec.weighting == EQUAL else self._largest()
-
-        def terms(attempt: int, count: int) -> Terms:
-            degree, threshold = degree_and_threshold(count)
-            quantiser = choose(size, count, largest, known, metrics=len(spec.sums))
-            return Terms(
-                job=spec.job,
-                round=number,
-                attempt=attempt,
-                model=model.digest,
-                size=quantiser.length,
-                bits=quantiser.bits,
-                degree=degree,
-                threshold=threshold,
-                quantiser=quantiser,
-            )
-
-        return terms
+    def _terms(self, number: int) -> Callable[[int, int], Terms]:
+        size = 0 if self._evaluating else self._model.weights.size
+        return terms_of(self.spec, self._model, number, size=size, largest=self._largest(), known=self.progress.range)
 
     def _make_round(self, plan: Plan) -> AnyRound:
         if self.spec.secure:
@@ -409,18 +363,6 @@ class Coordination:
         size = 0 if plan.evaluate_only else self._model.weights.size
         total = Sum(size, plan.sums, equal=self.spec.weighting == EQUAL, most=self._largest(), combine=combine)
         return SingleRound(plan, self.story, self._ready, total)
-
-    def _draw(self, ready: list[PeerId], number: int) -> tuple[PeerId, ...]:
-        """The nodes of a round: a share of all, drawn from those who are there."""
-        wanted = max(self._quorum, math.ceil(self.spec.fraction * len(self._nodes)))
-        if self.spec.secure:
-            wanted = min(wanted, MAX_COHORT)
-        if len(ready) <= wanted:
-            return tuple(ready)
-        seed = self.spec.seed or secrets.token_bytes(32)
-        drawing = random.Random(hashlib.sha256(b"grid cohort 1\0" + seed + number.to_bytes(8, "little")).digest())
-        drawn = set(drawing.sample(ready, wanted))
-        return tuple(peer for peer in ready if peer in drawn)
 
     def _resume_round(self, now: float, kept: Mapping[str, bytes]) -> list[Effect]:
         about = msgpack.unpackb(kept[ROUND])
@@ -467,8 +409,8 @@ class Coordination:
             return self._end(FAILED, result.message, now, error=result)
         at, stop = self.progress, self.spec.stop
         self.rounds += 1
-        self._stuck_since, self._lost_in_row, self._reason = now, 0, None
-        metrics, examples = self._metrics(done.summed, round_.plan.number, evaluating)
+        evaluated = evaluating or self.spec.evaluates(round_.plan.number)
+        metrics, rows, trained = metrics_of(self.spec, done.summed.weight, done.summed.sums, evaluated=evaluated)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
         before, best_before = at.done, at.best
         best = at.judge(stop, value) if metrics else False
@@ -481,13 +423,14 @@ class Coordination:
             round=at.done,
             metrics=metrics,
             nodes=len(done.nodes),
-            examples=examples,
+            examples=rows if evaluating else trained,
             seconds=now - self._round_began,
             bytes=round_.bytes,
             clipped=done.summed.clipped,
             best=best,
-            text=self._report_text(done, evaluating, unchanged),
+            text=self._report_text(done, round_, unchanged),
         )
+        self._stuck_since, self._lost_in_row, self._reason = now, 0, None
         last = evaluating or unchanged
         if last:
             self._close(DONE, report.text if unchanged or at.done < self.spec.rounds else "")
@@ -511,18 +454,9 @@ class Coordination:
             parts[STATE] = lambda: pack_arrays(model.state)
         return parts
 
-    def _metrics(self, summed: Summed, number: int, evaluating: bool) -> tuple[tuple[float | None, ...], int]:
-        """Weighted means over rows, and how many rows the round stands for."""
-        rows = round(float(summed.sums[-1]))
-        trained = summed.weight if self.spec.weighting != EQUAL else rows
-        if not (evaluating or self.spec.evaluates(number)) or rows <= 0:
-            return (), trained
-        means = (float(total) / rows for total in summed.sums[:-1])
-        return tuple(mean if math.isfinite(mean) else None for mean in means), (rows if evaluating else trained)
-
-    def _report_text(self, done: Done, evaluating: bool, unchanged: bool) -> str:
+    def _report_text(self, done: Done, round: AnyRound, unchanged: bool) -> str:
         said = []
-        if evaluating:
+        if round.plan.evaluate_only:
             early = self.progress.done < self.spec.rounds
             said.append("evaluation of the last model" + (f"; {self.spec.stop.metric} did not become better" if early else ""))
         if unchanged:
@@ -530,6 +464,11 @@ class Coordination:
         missing = [peer for peer in self._nodes if peer in done.lost or peer in self._absent]
         if missing:
             said.append(f"without {self._names(missing)}")
+        returned = {peer: seconds for peer, seconds in round.returned.items() if peer in done.nodes}
+        if returned:
+            said.append(f"waited {max(returned.values()):.1f} s for {self._names(list(returned))}")
+        if self._lost_in_row:
+            said.append(f"after {self._lost_in_row} round{'' if self._lost_in_row == 1 else 's'} that came to nothing")
         return "; ".join(said)
 
     def _names(self, peers: Sequence[PeerId]) -> str:

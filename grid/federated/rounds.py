@@ -1,60 +1,25 @@
-"""One round of a job with secure aggregation, as the gateway sees it: a state machine without I/O.
+"""One round of a job as the gateway sees it: what rounds with secure aggregation (`secure_round`) and without (`single`) share.
 
-    begin ──keys of all──> share ──shares of all──> collect ──inputs──> agree ──signatures──> open ──sum──> done
-      └────── a node is lost: attempt + 1 ──────┘      └── too few are left, or the deadline: lost ──┘
-
-Whom to wait for is decided here, the arithmetic is `secagg.server`'s. A node that is lost in the first two legs leaves the
-roster, and they are done again without it; one that is lost later is made up for by the shares that others hold, as long as
-enough are left. With three nodes none can be spared: the round waits for the lost one until its deadline.
-Inputs are methods, each with the time (monotonic seconds); each returns the effects to carry out, in order. The round is over
-when `outcome` says so.
+A round is a state machine without I/O: inputs are methods, each with the time (monotonic seconds), and each returns the effects
+to carry out, in order. The round is over when `outcome` says so.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from grid.crypto.envelope import unpack
-from grid.errors import GridError, NotFound, WireError
-from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
-from grid.federated.secagg.graph import COMPLETE, majority
+from grid.errors import GridError, WireError
+from grid.federated.effects import Ask, Effect, Key, Story
 from grid.federated.secagg.quantiser import Range
-from grid.federated.secagg.server import Server
 from grid.federated.secagg.statements import Terms
 from grid.ids import JobId, PeerId
-from grid.wire.jobs import (
-    BeginRound,
-    MaskedInput,
-    RoundConsent,
-    RoundKeys,
-    RoundReveal,
-    RoundRoster,
-    RoundShares,
-    RoundSurvivors,
-    RoundUnmask,
-    Sealed,
-    SealedShares,
-)
 from grid.wire.messages import Message, TensorFrame
-
-BEGIN, SHARE, COLLECT, AGREE, OPEN = range(5)
-WAIT = -1
-LEGS = {
-    WAIT: "waits for nodes",
-    BEGIN: "collects keys",
-    SHARE: "collects sealed shares",
-    COLLECT: "waits for updates",
-    AGREE: "collects signatures",
-    OPEN: "takes the masks off",
-}
 
 SHORT = 0.25
 """The part of a round's deadline after which one that has not answered a short leg is left out, if enough are left."""
@@ -62,14 +27,8 @@ SHORT = 0.25
 MAX_REASON = 300
 """Letters of what a node says that are told on."""
 
-PATIENCE = 3
-"""How often in one round a node may have forgotten what it was asked before."""
-
 GRACE_S = 1.0
 """How long a node may be asked for after the round's own deadline, so that the two do not race."""
-
-SUM, REVEALS = "sum", "reveals"
-"""Parts of a job that are kept of a round: the masked sum with its survivors, and the shares that open it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +93,10 @@ class AnyRound(abc.ABC):
         self.bytes = 0
         """What has gone to nodes and come from them."""
         self._story = story
+        self.returned: dict[PeerId, float] = {}
+        """Who was gone and came back, and for how many seconds."""
         self._present = set(present)
+        self._gone: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
         self._error: GridError | None = None
         self._attempt = plan.first_attempt - 1
@@ -162,7 +124,13 @@ class AnyRound(abc.ABC):
     def left(self, peer: PeerId, now: float) -> list[Effect]:
         """The channel to a node is gone."""
         self._present.discard(peer)
+        self._gone.setdefault(peer, now)
         return [] if self.outcome else self._settle(now)
+
+    def _arrives(self, peer: PeerId, now: float) -> None:
+        self._present.add(peer)
+        if peer in self._gone:
+            self.returned[peer] = self.returned.get(peer, 0.0) + now - self._gone.pop(peer)
 
     @property
     @abc.abstractmethod
@@ -204,358 +172,6 @@ class AnyRound(abc.ABC):
     @abc.abstractmethod
     def _settle(self, now: float) -> list[Effect]:
         """Go on as far as what came, and who is left, allow."""
-
-
-class SecureRound(AnyRound):
-    """A round whose updates are only ever summed under masks."""
-
-    def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId]) -> None:
-        super().__init__(plan, story, present)
-        self.leg = WAIT
-        self._server: Server | None = None
-        self._members: tuple[PeerId, ...] = ()
-        self._answered: set[PeerId] = set()
-        self._adding: set[PeerId] = set()
-        self._consented: set[PeerId] = set()
-        self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
-        self._have_weights: set[PeerId] = set()
-        self._forgot: Counter[PeerId] = Counter()
-        self._leg_until = 0.0
-        self._until = plan.deadline
-        self._waits: set[str] = set()
-        self._summed: Summed | None = None
-        self._opening = False
-
-    # ------------------------------------------------------------ inputs
-
-    def start(self, now: float) -> list[Effect]:
-        return self._begin(now)
-
-    @classmethod
-    def resume(cls, plan: Plan, story: Story, kept: Mapping[str, bytes], now: float) -> SecureRound:
-        """A round whose sum was closed before the gateway was started again: it goes on with the signatures.
-
-        Raises `WireError` or `AuthenticationFailed` for what was not kept by a round.
-        """
-        one = cls(plan, story, ())
-        one._server = Server.from_bytes(kept[SUM])
-        one._attempt = one._server.terms.attempt
-        one._members = one._server.survivors()
-        one._enter(AGREE, now)
-        for peer, shares in _unpacked(kept.get(REVEALS, b"")).items():
-            one._server.add_reveal(peer, shares)
-            one._reveals[peer] = shares
-        return one
-
-    def resumed(self, now: float) -> list[Effect]:
-        if self._reveals:
-            self._enter(OPEN, now)
-        return self._settle(now)
-
-    def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        self._present.add(peer)
-        self._have_weights.discard(peer)
-        if self.outcome or peer not in self.plan.cohort:
-            return []
-        if self.leg == WAIT:
-            self._out.pop(peer, None)
-            return self._begin(now)
-        if peer not in self._members or peer in self._out:
-            return []
-        return self._ask_again(peer, now)
-
-    def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
-        if not self._is_current(peer, key):
-            return []
-        self.bytes += size_of(message)
-        try:
-            effects = self._take(peer, key[2], message, now)
-        except GridError as error:
-            return self.refused(peer, key, error, now)
-        return effects + self._settle(now)
-
-    def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
-        """A node that knows nothing of the attempt is begun with anew."""
-        if not self._is_current(peer, key):
-            return []
-        if isinstance(error, NotFound) and key[2] < COLLECT and self._forgot[peer] < PATIENCE:
-            self._forgot[peer] += 1
-            self._have_weights.discard(peer)
-            self._story.note(now, f"node {self.plan.name(peer)} does not know of attempt {self._attempt}")
-            return self._begin(now)
-        if not isinstance(error, NotFound):
-            self._error = error
-        self._put_out(peer, error.message, now)
-        return self._settle(now)
-
-    def worked(self, name: str, result: Any, now: float) -> list[Effect]:
-        kind, _, rest = name.partition(" ")
-        attempt, _, peer = rest.partition(" ")
-        if self.outcome or attempt != str(self._attempt):
-            return []
-        if kind == "input":
-            node = PeerId(peer)
-            self._adding.discard(node)
-            if isinstance(result, GridError):
-                return self.refused(node, (self.plan.number, self._attempt, COLLECT), result, now)
-            self._answered.add(node)
-            return self._settle(now)
-        if isinstance(result, GridError):
-            self._error = result
-            return self._lose(result.message, (), now)
-        self._summed = result
-        return self._finish()
-
-    def kept(self, name: str, now: float) -> list[Effect]:
-        self._waits.discard(name)
-        if self.outcome:
-            return []
-        return self._finish() if self._summed is not None else self._settle(now)
-
-    def tick(self, now: float) -> list[Effect]:
-        if not self.outcome and self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
-            late = [peer for peer in self._members if peer not in self._answered]
-            if late and len(self._members) - len(late) >= self.plan.quorum:
-                for peer in late:
-                    self._put_out(peer, "it has not answered in time", now)
-        return super().tick(now)
-
-    @property
-    def text(self) -> str:
-        missing = self._missing()
-        whom = f" of {self._names(missing[:5])}{' and others' if len(missing) > 5 else ''}" if missing else ""
-        if self.leg == WAIT:
-            there = len(self._members)
-            return f"round {self.plan.number} waits until {self.plan.quorum} nodes are there; {there} are, without{whom[3:]}"
-        return f"round {self.plan.number} {LEGS[self.leg]}{whom}"
-
-    def _missing(self) -> list[PeerId]:
-        if self.leg == WAIT:
-            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self._out]
-        return [peer for peer in self._members if peer not in self._answered and peer not in self._out]
-
-    # ------------------------------------------------------------ legs
-
-    def _begin(self, now: float) -> list[Effect]:
-        """The first leg, with those who are there; or wait, where they are too few."""
-        assert self.plan.terms is not None
-        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self._out)
-        self._members = members
-        if len(members) < self.plan.quorum:
-            self.leg, self._server = WAIT, None
-            self._story.note(now, self.text)
-            return self._settle(now)
-        self._attempt += 1
-        terms = self.plan.terms(self._attempt, len(members))
-        self._server = Server(terms)
-        self._enter(BEGIN, now)
-        encoded = terms.encode()
-        return [self._ask_begin(peer, encoded, now) for peer in members]
-
-    def _ask_begin(self, peer: PeerId, terms: bytes, now: float) -> Ask:
-        weights = None if peer in self._have_weights else self.plan.weights
-        self._have_weights.add(peer)
-        plan = self.plan
-        message = BeginRound(
-            job=plan.job,
-            round=plan.number,
-            attempt=self._attempt,
-            terms=terms,
-            deadline_s=max(0.0, plan.deadline - now),
-            weights=weights,
-            evaluate_only=plan.evaluate_only,
-        )
-        return self._ask(peer, BEGIN, message, now)
-
-    def _ask_again(self, peer: PeerId, now: float) -> list[Effect]:
-        """What a node owes in this leg, for one that has lost the question with its channel."""
-        server = self._server
-        assert server is not None
-        at: Any = {"job": self.plan.job, "round": self.plan.number, "attempt": self._attempt}
-        if peer in self._answered or peer in self._adding:
-            return []
-        if self.leg == BEGIN:
-            return [self._ask_begin(peer, server.terms.encode(), now)]
-        if self.leg == SHARE:
-            return [self._ask(peer, SHARE, RoundRoster(**at, keys=server.roster()), now)]
-        if self.leg == COLLECT:
-            return [self._ask(peer, COLLECT, RoundShares(**at, shares=_sealed(server.shares_for(peer))), now)]
-        if peer not in self._consented:
-            return [self._ask(peer, AGREE, RoundSurvivors(**at, survivors=server.survivors()), now)]
-        if self.leg == OPEN:
-            return [self._ask(peer, OPEN, RoundUnmask(**at, consents=_sealed(server.consents())), now)]
-        return []
-
-    def _ask_all(self, now: float) -> list[Effect]:
-        here = [peer for peer in self._members if peer in self._present and peer not in self._out]
-        return [effect for peer in here for effect in self._ask_again(peer, now)]
-
-    def _take(self, peer: PeerId, leg: int, message: Message, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
-        if leg == BEGIN and isinstance(message, RoundKeys):
-            server.add_keys(peer, message.envelope)
-        elif leg == SHARE and isinstance(message, SealedShares):
-            server.add_shares(peer, {one.peer: one.data for one in message.shares})
-        elif leg == COLLECT and isinstance(message, MaskedInput):
-            if peer in self._adding or peer in self._answered:
-                return []
-            vector = vector_of(message.vector)
-            self._adding.add(peer)
-            return [Work(self._story.cause, f"input {self._attempt} {peer}", lambda: server.add_input(peer, vector))]
-        elif leg == AGREE and isinstance(message, RoundConsent):
-            server.add_consent(peer, message.signature)
-            self._consented.add(peer)
-            if self.leg == OPEN:
-                return self._ask_again(peer, now)
-        elif leg == OPEN and isinstance(message, RoundReveal):
-            shares = {one.peer: one.data for one in message.shares}
-            server.add_reveal(peer, shares)
-            self._reveals[peer] = shares
-        else:
-            raise WireError(f"{message.tag!r} is no answer to what node {self.plan.name(peer)} was asked")
-        self._answered.add(peer)
-        return []
-
-    def _is_current(self, peer: PeerId, key: Key) -> bool:
-        """Whether the answer is still of use. A signature is also while the masks are taken off."""
-        number, attempt, leg = key
-        if self.outcome or number != self.plan.number or attempt != self._attempt or peer not in self._members:
-            return False
-        return peer not in self._out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
-
-    def _enter(self, leg: int, now: float) -> None:
-        self.leg = leg
-        self._answered = set()
-        self._leg_until = now + self.plan.deadline_s * SHORT
-        if leg >= AGREE:
-            self._until = max(self.plan.deadline, self._leg_until)
-        self._story.note(now, f"round {self.plan.number}, attempt {self._attempt}: {LEGS[leg]} of {len(self._members)} nodes")
-
-    # ------------------------------------------------------------ decisions
-
-    def _settle(self, now: float) -> list[Effect]:
-        if self.outcome:
-            return []
-        if self.leg == WAIT:
-            possible = sum(peer not in self._out for peer in self.plan.cohort)
-            if now < self._until and possible >= self.plan.quorum:
-                return []
-            there, needed = len(self._members), self.plan.quorum
-            return self._lose(f"{there} of the {needed} nodes that a round needs were there", self._missing(), now)
-        if self.leg in (BEGIN, SHARE):
-            return self._settle_keys(now)
-        return self._settle_inputs(now) if self.leg == COLLECT else self._settle_opening(now)
-
-    def _settle_keys(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
-        if now >= self._until:
-            return self._lose("the deadline came before all had agreed on keys", self._missing(), now)
-        if any(peer not in self._present or peer in self._out for peer in self._members):
-            return self._begin(now)
-        if len(self._answered) < len(self._members):
-            return []
-        if self.leg == BEGIN:
-            server.roster()
-        self._enter(self.leg + 1, now)
-        return self._ask_all(now)
-
-    def _settle_inputs(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
-        if self._adding:
-            return []
-        missing = self._missing()
-        over = now >= self._until
-        if not over and any(peer in self._present for peer in missing):
-            return self._lose_inputs(missing, now) if len(self._answered) + len(missing) < self._needed() else []
-        if len(self._answered) >= self.plan.quorum and server.can_finish():
-            for peer in missing:
-                self._put_out(peer, "it was late" if peer in self._present else "it was lost", now)
-            return self._close(now)
-        return self._lose_inputs(missing, now) if over or len(self._answered) + len(missing) < self._needed() else []
-
-    def _lose_inputs(self, missing: list[PeerId], now: float) -> list[Effect]:
-        came = f"{len(self._answered)} of {len(self._members)} updates came, and {self._needed()} were needed"
-        return self._lose(came, missing, now)
-
-    def _needed(self) -> int:
-        return max(self.plan.quorum, majority(len(self._members)))
-
-    def _close(self, now: float) -> list[Effect]:
-        """The sum is closed and kept, while its survivors are asked to sign."""
-        server = self._server
-        assert server is not None
-        self._members = server.survivors()
-        self._enter(AGREE, now)
-        return [self._keep(SUM, server.to_bytes), *self._ask_all(now)]
-
-    def _keep(self, part: str, data: Part) -> Keep:
-        name = f"{part} of round {self.plan.number}"
-        self._waits.add(name)
-        return Keep(self._story.cause, name, {part: data})
-
-    def _settle_opening(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
-        if self._opening:
-            return []
-        missing = self._missing()
-        waits = now < self._leg_until and any(peer in self._present for peer in missing)
-        # In a sparse graph it takes a look at all shares to see whether they suffice: not after each answer.
-        if self.leg == OPEN and not (waits and len(self._members) > COMPLETE) and server.can_open():
-            return self._open()
-        left = [peer for peer in self._members if peer not in self._out]
-        if now >= self._until or len(left) < server.terms.threshold:
-            return self._lose(
-                f"the sum could not be opened: {len(self._answered)} of {len(self._members)} nodes answered", missing, now
-            )
-        if self.leg == OPEN or self._waits or not server.has_consent():
-            return []
-        if waits:
-            return []
-        self._enter(OPEN, now)
-        return self._ask_all(now)
-
-    def _open(self) -> list[Effect]:
-        server, quantiser = self._server, self._server.terms.quantiser if self._server else None
-        assert server is not None and quantiser is not None
-        self._opening = True
-        reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
-        packed: bytes = msgpack.packb(reveals)
-
-        def opened() -> Summed:
-            aggregate = quantiser.decode(server.result())
-            return Summed(
-                aggregate.mean_update,
-                aggregate.weight,
-                aggregate.clipped,
-                aggregate.metric_sums,
-                aggregate.next_range() if quantiser.size else None,
-            )
-
-        return [self._keep(REVEALS, packed), Work(self._story.cause, f"open {self._attempt}", opened)]
-
-    def _finish(self) -> list[Effect]:
-        if self._summed is not None and not self._waits:
-            survivors = set(self._members)
-            lost = tuple(peer for peer in self.plan.cohort if peer not in survivors)
-            self.outcome = Done(self._summed, tuple(self._members), lost)
-        return []
-
-
-def _sealed(data: Mapping[PeerId, bytes]) -> tuple[Sealed, ...]:
-    return tuple(Sealed(peer=peer, data=one) for peer, one in data.items())
-
-
-def _unpacked(data: bytes) -> dict[PeerId, dict[PeerId, bytes]]:
-    if not data:
-        return {}
-    found = unpack(data, "the shares of a kept sum", error=WireError)
-    if not isinstance(found, dict) or not all(isinstance(shares, dict) for shares in found.values()):
-        raise WireError("the shares of a kept sum have a wrong form")
-    return {PeerId(peer): {PeerId(owner): share for owner, share in shares.items()} for peer, shares in found.items()}
 
 
 def vector_of(frame: TensorFrame) -> npt.NDArray[Any]:

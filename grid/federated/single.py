@@ -1,6 +1,6 @@
 """A round without secure aggregation: the gateway sees each node's update. Only where every owner's policy allows that.
 
-Updates are added up as they come; a robust strategy needs all of them at once. A state machine like `rounds.SecureRound`.
+Updates are added up as they come; a robust strategy needs all of them at once. A state machine like `secure_round.SecureRound`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SingleRound(AnyRound):
         return [self._begin(peer, now) for peer in self.plan.cohort if peer in self._present]
 
     def joined(self, peer: PeerId, now: float) -> list[Effect]:
-        self._present.add(peer)
+        self._arrives(peer, now)
         return [self._begin(peer, now)] if self._owes(peer) else []
 
     def _begin(self, peer: PeerId, now: float) -> Effect:

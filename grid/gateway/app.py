@@ -490,6 +490,7 @@ class Gateway:
                 self._note("revoked", connection.card, "its identity was taken back by the grid's root")
                 self._tell_presence(connection.card, "revoked")
                 connection.close_soon(error)
+        self._job_door.end_revoked()
         self._changed()
 
     # ------------------------------------------------------------ jobs

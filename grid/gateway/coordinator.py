@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from grid.wire.jobs import EndJob, JobCard, JobWeights, RoundReport, StartJob
 
 log = logging.getLogger(__name__)
 
+WORKERS = 32
 TICK_S = 0.25
 SWEEP_S = 60.0
 
@@ -64,7 +64,8 @@ class Coordinator:
         self.trust = trust
         self.clock = clock
         self.store = store if store is not None else MemoryStore()
-        self.workers = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="grid-gateway-jobs")
+        # A user's own strategy may take its time, and others' sums must not wait for it.
+        self.workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="grid-gateway-jobs")
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="grid-gateway-job-store")
         self.tasks = asyncio.TaskGroup()
         self.stopping = False
@@ -84,6 +85,7 @@ class Coordinator:
     async def __aenter__(self) -> Self:
         self._open.callback(self.writer.shutdown)
         self._open.callback(self.workers.shutdown)
+        self._open.push_async_callback(self._close_strategies)
         await self._open.enter_async_context(self.tasks)
         for kept in await asyncio.get_running_loop().run_in_executor(self.writer, read_kept, self.store):
             self._restore(kept)
@@ -94,6 +96,10 @@ class Coordinator:
         self.stop()
         self._ticking.cancel()
         await self._open.aclose()
+
+    async def _close_strategies(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(self.workers, job.machine.close) for job in self._jobs.values()))
 
     def stop(self) -> None:
         """Do nothing more; jobs go on with the next gateway on the same store."""
@@ -162,7 +168,11 @@ class Coordinator:
         try:
             check_sums(spec, message.weights.shape, self._largest(spec))
             strategy = read_strategy(spec, message.strategy)
-            model = await loop.run_in_executor(self.workers, read_model, message, strategy, order.envelope)
+            try:
+                model = await loop.run_in_executor(self.workers, read_model, message, strategy, order.envelope)
+            except BaseException:
+                self.workers.submit(strategy.close)
+                raise
             job = RunningJob(self._machine(Kept(order, strategy, model, Progress(), ())), self)
             self._jobs[spec.job] = job
         finally:
@@ -311,6 +321,7 @@ class Coordinator:
         card = machine.card()
         if machine.settled and self._jobs.get(spec.job) is job:
             del self._jobs[spec.job]
+            self.workers.submit(machine.close)
             self._past_rounds += machine.rounds
             self._past_rounds_lost += machine.rounds_lost
             self._over[spec.job] = Kept(None, None, None, machine.progress, None, given=spec)

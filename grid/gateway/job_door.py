@@ -11,7 +11,7 @@ from typing import Protocol
 from grid.clock import Clock
 from grid.crypto.cards import CLIENT, NODE, Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import GridError, QuotaExceeded
+from grid.errors import AuthenticationFailed, GridError, QuotaExceeded
 from grid.gateway.limits import Strangers
 from grid.gateway.registry import ConnectionId
 from grid.ids import GridId
@@ -56,7 +56,7 @@ class JobDoor:
         self._numbers = itertools.count(1)
         self._strangers = Strangers(most)
         self._waiting: dict[ConnectionId, Transport] = {}
-        self._open: dict[ConnectionId, Peer] = {}
+        self._open: dict[ConnectionId, tuple[Peer, Card]] = {}
 
     async def serve(self, transport: Transport, source: str = "") -> None:
         """The life of one connection; owns the transport. `source` as for `Gateway.serve`."""
@@ -106,18 +106,24 @@ class JobDoor:
         )
         try:
             async with peer:
-                self._open[number] = peer
+                self._open[number] = (peer, channel.peer)
                 guest.came(peer)
                 await peer.wait_closed()
         finally:
             self._open.pop(number, None)
             guest.went()
 
+    def end_revoked(self) -> None:
+        """End the sessions of those whose identity the grid's root has taken back."""
+        for peer, card in list(self._open.values()):
+            if self._trust.revoked(card):
+                peer.close_soon(AuthenticationFailed(f"{card} was revoked by the grid's root"))
+
     async def close(self, error: GridError) -> None:
         """End all sessions, and those that wait to become one."""
         for transport in list(self._waiting.values()):
             await transport.close(error.message)
-        open_now = list(self._open.values())
+        open_now = [peer for peer, _ in self._open.values()]
         for peer in open_now:
             peer.close_soon(error)
         await asyncio.gather(*(peer.wait_closed() for peer in open_now))

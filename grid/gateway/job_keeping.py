@@ -10,7 +10,7 @@ import numpy as np
 
 from grid.crypto.cards import read_card
 from grid.errors import GridError, NotFound, WireError
-from grid.federated.coordination import Model, Order
+from grid.federated.orders import Model, Order
 from grid.federated.progress import (
     OVER,
     PROGRESS,
@@ -23,7 +23,7 @@ from grid.federated.progress import (
     read_report,
     weights_part,
 )
-from grid.federated.rounds import REVEALS, SUM
+from grid.federated.secure_round import REVEALS, SUM
 from grid.federated.spec import JobSpec, read_job
 from grid.federated.strategy import Strategy
 from grid.gateway.job_order import read_strategy

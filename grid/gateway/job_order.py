@@ -9,7 +9,7 @@ import numpy as np
 
 from grid.crypto.cards import Card
 from grid.errors import InvalidRequest
-from grid.federated.coordination import Model, Order
+from grid.federated.orders import Model, Order
 from grid.federated.rounds import vector_of
 from grid.federated.secagg.graph import degree_and_threshold
 from grid.federated.secagg.quantiser import choose

@@ -12,6 +12,7 @@ from grid.errors import GridError, NodeUnavailable, QuotaExceeded
 from grid.ids import JobId, PeerId
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
+from grid.settings import GatewaySettings
 from grid.tasks import start
 from grid.wire.jobs import (
     CancelJob,
@@ -41,6 +42,7 @@ class Jobs(Protocol):
     """The coordinator, as sessions know it."""
 
     tasks: asyncio.TaskGroup
+    settings: GatewaySettings
     stopping: bool
 
     def node_came(self, node: PeerId, peer: Peer) -> None: ...
@@ -92,11 +94,13 @@ class ClientSession:
         self._card = card
         self._peer: Peer | None = None
         self._open = asyncio.Event()
+        self._starting = asyncio.Lock()
         self._watched: dict[JobId, asyncio.Task[None]] = {}
 
     def came(self, peer: Peer) -> None:
         """The session is open."""
         self._peer = peer
+        peer.limit_messages(6 * self._jobs.settings.max_job_bytes + (1 << 20))  # a model, its strategy's state, plans
         self._open.set()
 
     def went(self) -> None:
@@ -105,8 +109,9 @@ class ClientSession:
             task.cancel()
 
     async def start_job(self, message: StartJob) -> JobStatus:
-        """A new job."""
-        return JobStatus(card=await self._jobs.begin(message, self._card))
+        """A new job. One at a time: each has a model that is hashed and copied."""
+        async with self._starting:
+            return JobStatus(card=await self._jobs.begin(message, self._card))
 
     def watch_job(self, message: WatchJob) -> JobStatus:
         """Tell of a job from now on."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
+from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
 from grid.federated.spec import Stop
 from grid.wire.jobs import SingleUpdate
@@ -129,6 +130,7 @@ def test_three_nodes_wait_for_the_one_that_is_lost(leg: str) -> None:
     driver.back(nodes[2].id)
     driver.until_over()
     assert driver.now < driver.spec.deadline_s and all(report.nodes == 3 for report in driver.reports)
+    assert driver.reports[0].text == "waited 2.0 s for node-2"
     assert np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
 
 
@@ -143,6 +145,29 @@ def test_three_nodes_go_on_with_one_that_was_killed_and_started_again(leg: str) 
     driver.back(nodes[2].id)
     driver.until_over()
     assert driver.machine.card().state == "done" and np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
+    assert driver.reports[0].text in ("waited 1.0 s for node-2", "after 1 round that came to nothing")
+
+
+def test_the_first_round_waits_for_nodes_that_have_come_longer_than_for_those_that_have_not() -> None:
+    nodes = some_nodes(5)
+    nodes[4].here = False
+    driver = Driver(nodes, rounds=1, deadline_s=80.0)
+    held: list[Callable[[], None]] = []
+    deliver = driver._answer
+
+    def late(ask, session, answer):  # type: ignore[no-untyped-def]
+        if ask.key == OFFER and ask.peer == nodes[3].id:
+            held.append(lambda: deliver(ask, session, answer))
+        else:
+            deliver(ask, session, answer)
+
+    driver._answer = late  # type: ignore[method-assign]
+    while driver.now < 9.0:
+        driver.step()
+    assert driver.machine.card().state == "waiting" and "node-3" in driver.machine.card().text
+    held[0]()
+    driver.until_over()
+    assert driver.reports[0].nodes == 4 and driver.reports[0].text == "without node-4"
 
 
 def test_a_late_joiner_takes_part_from_the_next_round_on() -> None:
@@ -209,7 +234,7 @@ def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
     assert sum(report.nodes < 10 for report in driver.reports) > 20
     expected = np.zeros(6)
     for report in driver.reports[:50]:
-        lost = set(report.text.removeprefix("without ").split(", ")) if report.text else set()
+        lost = set(report.text.split(";")[0].removeprefix("without ").split(", ")) if report.text else set()
         expected += moves([node for node in nodes if node.me.name not in lost])
     assert np.allclose(driver.weights, expected, rtol=1e-5)
 

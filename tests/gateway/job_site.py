@@ -63,6 +63,7 @@ class JobSite:
         self.store = store or MemoryStore()
         self.nodes = {node.id: node for node in nodes}
         self.settings = GatewaySettings(dev=True, **settings)
+        self.trust = Trust.dev()
         self.me = LocalIdentity.create(name="gateway", role="gateway", clock=CLOCK)
         self.client = LocalIdentity.create(name="ann", role="client", clock=CLOCK)
         self._tasks = asyncio.TaskGroup()
@@ -80,7 +81,7 @@ class JobSite:
     async def start(self) -> None:
         self.coordinator = Coordinator(
             self.settings,
-            trust=Trust.dev(),
+            trust=self.trust,
             clock=CLOCK,
             store=self.store,
             call=self.call,
@@ -88,7 +89,7 @@ class JobSite:
             name=lambda peer: self.nodes[peer].me.name if peer in self.nodes else peer[:8],
         )
         self.door = JobDoor(
-            self.coordinator, me=self.me, trust=Trust.dev(), grid=GridId(self.me.id), limits=LIMITS, clock=CLOCK, most=100
+            self.coordinator, me=self.me, trust=self.trust, grid=GridId(self.me.id), limits=LIMITS, clock=CLOCK, most=100
         )
         await self.coordinator.__aenter__()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from grid.crypto.identity import LocalIdentity
 from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.federated.custom import CustomStrategy
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.store.memory import MemoryStore
@@ -211,6 +213,23 @@ async def test_nodes_ask_for_nothing() -> None:
             await peer.request(ListJobs())
 
 
+async def test_who_is_revoked_has_no_session_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = some_nodes(4)
+    async with JobSite(nodes) as site, site.channel(site.client, NO_HANDLERS, None) as peer:
+        spec = site.spec(rounds=10_000)
+        await peer.request(start_message(site.client, spec, ZEROS))
+        while nodes[0].peer is None:
+            await site.coordinator.change_of(spec.job).wait()
+        monkeypatch.setattr(site.trust, "revoked", lambda card: card.id == nodes[0].id)
+        site.door.end_revoked()
+        error = await nodes[0].peer.wait_closed()
+        assert error is not None and "revoked" in error.message
+        with pytest.raises(GridError):
+            async with site.channel(nodes[0].me, NO_HANDLERS, None):
+                pass
+        assert isinstance(await peer.request(CancelJob(job=spec.job)), JobStatus)
+
+
 async def test_jobs_that_are_over_for_long_are_forgotten() -> None:
     async with JobSite(some_nodes(3), max_kept_jobs=1) as site:
         for _ in range(3):
@@ -242,3 +261,39 @@ async def test_a_store_that_cannot_be_written_ends_the_job_and_nothing_else() ->
 def test_a_gateway_starts_without_torch() -> None:
     program = "import sys, grid.gateway.app, grid.gateway.http; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# ---------------------------------------------------------------- strategies
+
+
+async def test_a_robust_strategy_sees_single_updates() -> None:
+    nodes = some_nodes(5)
+    nodes[4].update = lambda weights, number: np.full_like(weights, 1e6)
+    async with JobSite(nodes) as site:
+        spec = site.spec(rounds=1, secure=False, strategy={"kind": "median", "clip_norm": 1e6, "lr": 1.0})
+        watcher, card = await site.run(spec, ZEROS)
+        assert card.state == "done" and watcher.reports[-1].metrics[0] == pytest.approx(4.0), "the median of 0, 1, 2, 3, 1e6 is 2"
+
+
+async def test_a_strategy_of_the_users_own_runs_in_a_process_that_ends_with_the_job() -> None:
+    def halves(weights: Any, mean_update: Any, state: dict[str, Any]) -> Any:
+        calls = state["calls"] + 1
+        return weights + mean_update / 2 * calls, {"calls": calls}
+
+    strategy = CustomStrategy(halves, state=["calls"])
+    nodes = some_nodes(3)
+    async with JobSite(nodes) as site:
+        plan = strategy.plan
+        spec = site.spec(rounds=2, strategy=strategy.to_plain(), strategy_plan=hashlib.sha256(plan).hexdigest())
+        watcher = Watcher()
+        async with site.channel(site.client, WATCHER_HANDLERS, watcher) as peer:
+            await peer.request(changed(start_message(site.client, spec, ZEROS), strategy=plan))
+            await peer.request(WatchJob(job=spec.job))
+            (job,) = site.coordinator._jobs.values()
+            process = job.machine._strategy._process  # type: ignore[attr-defined]
+            assert process is not None
+            card = await watcher.until(lambda card: card.ended > 0)
+            assert card.state == "done", card.text
+            _, weights = await fetched(peer, spec.job)
+        assert np.allclose(weights, mean_step(nodes) * (1 + 2) / 2, rtol=1e-6)
+    assert process.is_over
