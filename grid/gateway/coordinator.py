@@ -338,10 +338,13 @@ class Coordinator:
             await self.clock.sleep(TICK_S)
             for job in list(self._jobs.values()):
                 job.tell(lambda machine, now: machine.tick(now))
-            self._say()
-            if self.clock.monotonic() >= self._swept + SWEEP_S:
-                self._swept = self.clock.monotonic()
-                await self._sweep()
+            try:
+                self._say()
+                if self.clock.monotonic() >= self._swept + SWEEP_S:
+                    self._swept = self.clock.monotonic()
+                    await self._sweep()
+            except Exception:
+                log.exception("what jobs have done could not be told, or old ones not be forgotten")  # and the grid goes on
 
     def _say(self) -> None:
         """Tell what has changed, for each job once in a tick: rounds may be many in a second."""

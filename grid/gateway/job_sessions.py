@@ -166,6 +166,9 @@ class ClientSession:
             log.debug("a client that watched job %s is gone", job)
         except GridError as error:
             log.info("job %s is not told of any more: %s", job, error)
+        except Exception:
+            log.exception("job %s cannot be told of", job)
+            peer.close_soon(GridError("the gateway cannot read this job; its log says why"))
         finally:
             if self._watched.get(job) is asyncio.current_task():
                 del self._watched[job]

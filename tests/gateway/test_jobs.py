@@ -239,8 +239,19 @@ async def test_jobs_that_are_over_for_long_are_forgotten() -> None:
 
 
 async def test_a_store_that_cannot_be_written_ends_the_job_and_nothing_else() -> None:
+    loop, tried = asyncio.get_running_loop(), asyncio.Event()
+
     class Full(MemoryStore):
         full = False
+
+        def job_parts(self, job: str, prefix: str = "") -> dict[str, bytes]:
+            if self.full:
+                raise OSError("the disk is gone")
+            return super().job_parts(job, prefix)
+
+        def forget_job(self, job: str) -> None:
+            loop.call_soon_threadsafe(tried.set)
+            raise OSError("the disk is gone")
 
         def keep_job(self, job: str, parts: Any) -> None:
             if self.full:
@@ -254,8 +265,21 @@ async def test_a_store_that_cannot_be_written_ends_the_job_and_nothing_else() ->
             with pytest.raises(GridError, match="its log says what"):
                 await peer.request(start_message(site.client, site.spec(), ZEROS))
             store.full = False
-        _, card = await site.run(site.spec(rounds=1), ZEROS)
+        spec = site.spec(rounds=1)
+        _, card = await site.run(spec, ZEROS)
         assert card.state == "done"
+        store.full = True
+        async with site.channel(site.client, WATCHER_HANDLERS, Watcher()) as peer:
+            await peer.request(WatchJob(job=spec.job))
+            error = await peer.wait_closed()
+            assert error is not None and "cannot read this job" in error.message
+        store.full = False
+        site.coordinator.settings = dataclasses.replace(site.settings, max_kept_jobs=0)
+        site.coordinator._swept = -1e9
+        async with site.channel(site.client, NO_HANDLERS, None) as peer:
+            await tried.wait()  # in a tick, and in vain
+            listed = await peer.request(ListJobs())
+            assert isinstance(listed, JobList) and listed.jobs
 
 
 def test_a_gateway_starts_without_torch() -> None:
