@@ -15,13 +15,14 @@ from torch import nn
 
 import grid
 from grid.client.job_line import JobLine
+from grid.client.jobs import Job
 from grid.federated.local import Local
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
-from grid.wire.jobs import StartJob
+from grid.wire.jobs import JobProgress, StartJob
 from grid.wire.messages import Message
 
 NAMES = ("alice", "bob", "carol")
@@ -240,6 +241,21 @@ def test_a_start_whose_answer_is_lost_makes_one_job(local: LocalGrid, monkeypatc
     job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1, local=LOCAL)
     assert lost and [one.round for one in job] == [1, 1]
     assert [one.id for one in g.jobs()] == [job.id]
+
+
+def test_reports_that_were_left_out_are_asked_for(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, dropped = Job.told, []
+
+    def forgetful(self: Job, message: JobProgress) -> None:
+        if message.reports and message.first == 1 and not dropped:
+            dropped.append(message)
+        else:
+            told(self, message)
+
+    monkeypatch.setattr(Job, "told", forgetful)
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=5, local=LOCAL)
+    assert [one.round for one in job] == [1, 2, 3, 4, 5, 5] and dropped
 
 
 def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> None:
