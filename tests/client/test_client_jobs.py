@@ -298,6 +298,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("torch.nn.Module", model=lambda x: x)
     refused("rounds", rounds=-1)
     refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
+    refused("fails on features of f4 and targets of i8", model=model().double())
     refused("local is a grid.Local", local={"epochs": 1})
     assert local.gateway.coordinator.cards() == []
 
