@@ -148,8 +148,9 @@ class Job:
     def told(self, message: JobProgress) -> None:
         """News of it."""
         known = self.count - message.first
-        if known < 0:
-            return  # a gap: what is missing is told after the next watch
+        if known < 0:  # a gap, which no gateway of ours leaves: ask for what is missing
+            self._line.watch(self.id, self)
+            return
         fresh = message.reports[known:][: MAX_REPORTS - self.count]  # a gateway must not be able to feed us for ever
         self._reports += [Report.of(one, message.card.metrics) for one in fresh]
         self._card = message.card

@@ -29,6 +29,7 @@ from grid.federated.strategy import Strategy
 from grid.federated.with_buffers import with_buffers
 from grid.ids import JobId, PeerId, random_id
 from grid.policy.rules import APPROVE, DENY, OPEN, SINGLE
+from grid.tensors.buffers import torch_dtype
 from grid.wire.jobs import StartJob
 from grid.wire.messages import TensorFrame
 
@@ -271,9 +272,24 @@ def _traced(model: nn.Module, loss: Callable[..., torch.Tensor], one: Dataset, m
     features = RowSpec(shape=card.feature_shape, dtype=card.feature_dtype)
     targets = RowSpec(shape=card.target_shape, dtype=card.target_dtype)
     plans = trace_losses(model, loss, features, targets, metrics)
+    _try_out(model, loss, features, targets)
     if len(plans.metrics) > MAX_METRICS:
         raise InvalidRequest(f"a job has at most {MAX_METRICS} metrics")
     return plans
+
+
+def _try_out(model: nn.Module, loss: Callable[..., torch.Tensor], features: RowSpec, targets: RowSpec) -> None:
+    """Run on two rows of zeros: tracing looks at shapes, and lets types pass that torch does not multiply."""
+    if any(value.device.type != "cpu" for value in model.parameters()):
+        return
+    x, y = (torch.zeros((2, *one.shape), dtype=torch_dtype(one.dtype)) for one in (features, targets))
+    try:
+        with torch.no_grad():
+            loss(copy.deepcopy(model).eval()(x), y)
+    except Exception as error:
+        raise InvalidRequest(
+            f"the model or the loss fails on features of {features.dtype} and targets of {targets.dtype}, all zeros: {error}"
+        ) from error
 
 
 def _least_nodes(wish: Wish, count: int, least: int) -> int:

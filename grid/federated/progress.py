@@ -42,7 +42,7 @@ class Progress:
     """`done`: finished rounds. `number`: of the last round that was begun, as nodes know it, lost ones included.
 
     `runs`: how often a gateway has taken the job up. `best`: rounds of the best model, -1 before any was evaluated. `stale`:
-    evaluations since the metric became better. `started` and `ended` are wall seconds.
+    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `started` and `ended` are wall seconds.
     """
 
     state: str = WAITING
@@ -52,6 +52,7 @@ class Progress:
     best: int = -1
     best_value: float = 0.0
     stale: int = 0
+    mark: float = 0.0
     last_evaluated: bool = False
     range: Range | None = None
     started: float = 0.0
@@ -64,15 +65,15 @@ class Progress:
         if value is None:
             self.stale += 1
             return False
-        gain = (value - self.best_value) * (1 if stop.higher else -1)
-        first = self.best < 0
-        if first or gain > 0:
-            better = first or gain > stop.min_delta
-            self.best, self.best_value = self.done, value
-            self.stale = 0 if better else self.stale + 1
-            return True
-        self.stale += 1
-        return False
+        sign, first = (1 if stop.higher else -1), self.best < 0
+        if first or (value - self.mark) * sign > stop.min_delta:
+            self.mark, self.stale = value, 0
+        else:
+            self.stale += 1
+        if not first and (value - self.best_value) * sign <= 0:
+            return False
+        self.best, self.best_value = self.done, value
+        return True
 
     def is_stale(self, stop: Stop) -> bool:
         """Whether the job ends early."""

@@ -15,13 +15,15 @@ from torch import nn
 
 import grid
 from grid.client.job_line import JobLine
+from grid.client.jobs import Job
 from grid.federated.local import Local
+from grid.federated.secagg.quantiser import Aggregate, Quantiser, Range
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
-from grid.wire.jobs import StartJob
+from grid.wire.jobs import JobProgress, StartJob
 from grid.wire.messages import Message
 
 NAMES = ("alice", "bob", "carol")
@@ -242,6 +244,21 @@ def test_a_start_whose_answer_is_lost_makes_one_job(local: LocalGrid, monkeypatc
     assert [one.id for one in g.jobs()] == [job.id]
 
 
+def test_reports_that_were_left_out_are_asked_for(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, dropped = Job.told, []
+
+    def forgetful(self: Job, message: JobProgress) -> None:
+        if message.reports and message.first == 1 and not dropped:
+            dropped.append(message)
+        else:
+            told(self, message)
+
+    monkeypatch.setattr(Job, "told", forgetful)
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=5, local=LOCAL)
+    assert [one.round for one in job] == [1, 2, 3, 4, 5, 5] and dropped
+
+
 def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> None:
     g = local.client()
     job = g.train(
@@ -281,6 +298,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("torch.nn.Module", model=lambda x: x)
     refused("rounds", rounds=-1)
     refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
+    refused("fails on features of f4 and targets of i8", model=model().double())
     refused("local is a grid.Local", local={"epochs": 1})
     assert local.gateway.coordinator.cards() == []
 
@@ -392,3 +410,24 @@ def test_a_terminal_shows_a_bar(local: LocalGrid, monkeypatch: pytest.MonkeyPatc
     job.result()
     written = capsys.readouterr().err
     assert "digits [red]" in written and "/20" in written and "loss " in written
+
+
+def test_a_range_that_nodes_refuse_costs_a_round_and_no_more(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+    judge = Quantiser.check_fit
+
+    def judged(quantiser: Quantiser, update: Any, vector: Any) -> None:
+        try:
+            judge(quantiser, update, vector)
+        except grid.ReleaseDenied as denied:
+            refused.append(denied.message)
+            raise
+
+    monkeypatch.setattr(Quantiser, "check_fit", judged)
+    monkeypatch.setattr(Aggregate, "next_range", lambda self: Range(clip=1e-7, coarsest=1.0))
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search(), rounds=3, local=LOCAL)
+    job.result()
+    assert refused and [one.clipped for one in job.reports] == [0, 0, 0, 0]
+    losses = [one.metrics["loss"] for one in job.reports]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1.0 < losses[0]
