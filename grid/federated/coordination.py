@@ -38,6 +38,7 @@ from grid.federated.progress import (
     weights_part,
 )
 from grid.federated.rounds import MAX_REASON, SHORT, AnyRound, Done, Lost, Plan
+from grid.federated.secagg.quantiser import MISFIT
 from grid.federated.secagg.statements import Terms
 from grid.federated.secure_round import REVEALS, SUM, SecureRound
 from grid.federated.single import Combine, SingleRound, Sum
@@ -479,14 +480,18 @@ class Coordination:
         """Another one follows on the same model, at once where that may help."""
         self._round = None
         self.rounds_lost += 1
-        self._lost_in_row += 1
+        unfit = lost.error is not None and lost.error.details.get("rule") == MISFIT and self.progress.range is not None
+        if unfit:
+            self.progress.range = None
+        else:
+            self._lost_in_row += 1
         if self._reason is None or self._reason.error is None:
             self._reason = lost
         error = self._reason.error
         if self._lost_in_row >= REFUSALS and lost.error is not None and error is not None:
             text = self._reason.text
             return self._end(FAILED, text, now, error=type(error)(text, **error.details))
-        self._not_before = 0.0 if self._lost_in_row == 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
+        self._not_before = 0.0 if self._lost_in_row <= 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
         self._idle = f"a round was lost: {lost.text}"
         parts = {PROGRESS: self.progress.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
         return [Keep(self.story.cause, "lost", parts), Tell(self.story.cause)]

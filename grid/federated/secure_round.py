@@ -23,6 +23,7 @@ from grid.errors import GridError, NotFound, WireError
 from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of, vector_of
 from grid.federated.secagg.graph import COMPLETE, majority
+from grid.federated.secagg.quantiser import MISFIT
 from grid.federated.secagg.server import Server
 from grid.ids import PeerId
 from grid.wire.jobs import (
@@ -137,6 +138,8 @@ class SecureRound(AnyRound):
             return self._begin(now)
         if not isinstance(error, NotFound):
             self._error = error
+        if error.details.get("rule") == MISFIT:
+            return self._lose(error.message, (), now)  # to leave that node out would bend the model
         self._put_out(peer, error.message, now)
         return self._settle(now)
 

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound
+from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
 from grid.federated.secagg.party import Party
+from grid.federated.secagg.quantiser import MISFIT, misfit
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
+from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
 from grid.node.job_rounds import (
@@ -97,8 +99,9 @@ class Assignment:
         self._proximal = proximal
         self._me, self._trust, self._clock = me, trust, clock
         self._memory = Claims(store, clock, spec.expires)
-        self._models = Models(self._memory, spec)
+        self._models = {kind: Models(self._memory, spec, evaluating=kind) for kind in (False, True)}
         self._openings = Openings(store, spec)
+        self._misfits: set[bytes] = set()
         self._datasets = datasets
         self._minimum = minimum
         self._lane = lane
@@ -135,18 +138,20 @@ class Assignment:
             card=self._me.card_for(self._clock),
             terms=terms,
             minimum=self._minimum,
+            members=frozenset(self.spec.nodes),
+            least=self.spec.min_nodes,
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),
             memory=self._memory,
             allow_same_organisation=False,
             public=all(self._datasets[name].policy.release == OPEN for name in self._names),
         )
-        keys = await self._lane.submit(partial(self._first_keys, party, now.model))
+        keys = await self._lane.submit(partial(self._first_keys, party, now))
         self._attempt = Attempt(terms, message.terms, party)
         self._start(now)
         return RoundKeys(envelope=keys)
 
-    def _first_keys(self, party: Party, model: bytes) -> bytes:
-        self._models.check(model)
+    def _first_keys(self, party: Party, now: Round) -> bytes:
+        self._models[now.evaluate_only].check(now.model)
         return party.keys()
 
     def _check_terms(self, terms: Terms, message: BeginRound, now: Round) -> None:
@@ -167,7 +172,7 @@ class Assignment:
     async def _begin_single(self, message: BeginRound) -> SingleUpdate:
         now = self._round if self._is_present(message) and message.weights is None else await self._entered(message)
         assert now is not None
-        await self._lane.submit(partial(self._models.count, now.model))
+        await self._lane.submit(partial(self._models[now.evaluate_only].count, now.model))
         self._start(now)
         learned = await self._learned(now)
         return SingleUpdate(
@@ -249,8 +254,20 @@ class Assignment:
         shares = by_peer(message.shares)
         learned = await self._learned(now)
         self._present(message)
-        vector = await self._lane.submit(partial(mask, attempt, learned, self._weight, shares))
+        vector = await self._lane.submit(partial(self._mask, attempt, learned, shares))
         return MaskedInput(vector=frame_of(vector, "i8" if vector.itemsize == 8 else "i4"))
+
+    def _mask(self, attempt: Attempt, learned: Learned, shares: Mapping[PeerId, bytes]) -> Any:
+        """One range is tried for each model, then only the widest: what ranges a node refuses says how large its update is."""
+        model = attempt.terms.model
+        if model in self._misfits and not attempt.terms.quantiser.is_wide:
+            raise misfit("another one did not fit this node's update")
+        try:
+            return mask(attempt, learned, self._weight, shares)
+        except ReleaseDenied as denied:
+            if denied.details.get("rule") == MISFIT:
+                self._misfits.add(model)
+            raise
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
         """Leg 3, also of an attempt that this node signed before it was restarted."""
@@ -276,10 +293,8 @@ class Assignment:
     def _reveal(self, message: Leg, consents: Mapping[Any, bytes]) -> Mapping[Any, bytes]:
         signed = self._openings.find(message.round, message.attempt)
         if signed is None:
-            attempt = self._present(message)
-            self._models.check(attempt.terms.model)
-            return attempt.party.reveal(consents)  # leg 3 has not been: it says so
-        self._models.count(signed.model)
+            return self._present(message).party.reveal(consents)  # leg 3 has not been: it says so
+        self._models[signed.evaluating].count(signed.model)
         return signed.opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:

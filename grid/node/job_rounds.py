@@ -51,13 +51,14 @@ class Claims:
 class Models:
     """The models of a job that this node has given a sum or an update for: as many as its client has signed, and no more.
 
-    One for each round, and one for the last evaluation: a gateway that goes on by itself gets nothing. Counted across restarts.
+    One for each round of training, and one for the evaluation of the last model (`evaluating`): a gateway that goes on by itself
+    gets nothing, and none for an evaluation in place of training or the other way round. Counted across restarts.
     """
 
-    def __init__(self, claims: Claims, spec: JobSpec) -> None:
+    def __init__(self, claims: Claims, spec: JobSpec, *, evaluating: bool) -> None:
         self._claims = claims
-        self._job = spec.job
-        self._most = spec.rounds + 1
+        self._kind = f"job {spec.job} {'evaluated' if evaluating else 'trained'} model"
+        self._most = 1 if evaluating else spec.rounds
         self._used = 0
 
     def check(self, model: bytes) -> None:
@@ -66,8 +67,8 @@ class Models:
             self._used += 1
         if self._used == self._most and not self._claims.claimed(self._name(model)):
             raise ReleaseDenied(
-                f"this node has answered for {self._most} models of job {self._job}, one for each round that its client signed,"
-                " one for the evaluation of the last, and the gateway asks for more (rule rounds). Do instead: start another job",
+                f"this node has answered for as many models as the client has signed rounds, {self._most} ({self._kind}), and the"
+                " gateway asks for more (rule rounds). Do instead: start another job",
                 rule="rounds",
                 instead="another job",
             )
@@ -80,17 +81,18 @@ class Models:
             self._claims.claim(self._name(model))
 
     def _place(self, number: int) -> str:
-        return f"job {self._job} model {number}"
+        return f"{self._kind} {number}"
 
     def _name(self, model: bytes) -> str:
-        return f"job {self._job} model {model.hex()}"
+        return f"{self._kind} {model.hex()}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Signed:
-    """The sum that a node has signed for: the model, its signature, and what it will reveal."""
+    """The sum that a node has signed for: the model, whether it was only evaluated, its signature, and what it will reveal."""
 
     model: bytes
+    evaluating: bool
     consent: bytes
     opening: Opening
 
@@ -116,8 +118,8 @@ class Openings:
 
     def keep(self, terms: Terms, consent: bytes, opening: Opening) -> None:
         """In place of the one before. It is on disk when this returns."""
-        facts = [self._spec.expires, terms.round, terms.attempt, terms.model, consent, opening.to_bytes()]
-        packed: bytes = msgpack.packb(facts)
+        facts = [self._spec.expires, terms.round, terms.attempt, terms.model, not terms.quantiser.size, consent]
+        packed: bytes = msgpack.packb([*facts, opening.to_bytes()])
         self._store.keep_job(self._spec.job, {OPENING: packed})
 
     def find(self, round: int, attempt: int) -> Signed | None:
@@ -125,8 +127,8 @@ class Openings:
         kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
         if kept is None:
             return None
-        _, *found, model, consent, opening = msgpack.unpackb(kept)
-        return Signed(model, consent, Opening.from_bytes(opening)) if found == [round, attempt] else None
+        _, *found, model, evaluating, consent, opening = msgpack.unpackb(kept)
+        return Signed(model, evaluating, consent, Opening.from_bytes(opening)) if found == [round, attempt] else None
 
     def forget(self) -> None:
         """The job is over."""
@@ -194,7 +196,9 @@ def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, b
     quantiser = attempt.terms.quantiser
     if attempt.vector is None:
         update = np.zeros(quantiser.size, np.float32) if learned.update is None else learned.update
-        attempt.vector = quantiser.encode(update, weight, learned.sums)
+        vector = quantiser.encode(update, weight, learned.sums)
+        quantiser.check_fit(update, vector)
+        attempt.vector = vector
     masked = attempt.party.masked(shares, attempt.vector)
     attempt.vector = np.empty(0, quantiser.dtype)  # from now on the party answers by itself
     return masked

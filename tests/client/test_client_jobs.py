@@ -17,6 +17,7 @@ import grid
 from grid.client.job_line import JobLine
 from grid.client.jobs import Job
 from grid.federated.local import Local
+from grid.federated.secagg.quantiser import Aggregate, Quantiser, Range
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
@@ -409,3 +410,24 @@ def test_a_terminal_shows_a_bar(local: LocalGrid, monkeypatch: pytest.MonkeyPatc
     job.result()
     written = capsys.readouterr().err
     assert "digits [red]" in written and "/20" in written and "loss " in written
+
+
+def test_a_range_that_nodes_refuse_costs_a_round_and_no_more(local: LocalGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+    judge = Quantiser.check_fit
+
+    def judged(quantiser: Quantiser, update: Any, vector: Any) -> None:
+        try:
+            judge(quantiser, update, vector)
+        except grid.ReleaseDenied as denied:
+            refused.append(denied.message)
+            raise
+
+    monkeypatch.setattr(Quantiser, "check_fit", judged)
+    monkeypatch.setattr(Aggregate, "next_range", lambda self: Range(clip=1e-7, coarsest=1.0))
+    g = local.client()
+    job = g.train(model(), loss=cross_entropy, datasets=g.search(), rounds=3, local=LOCAL)
+    job.result()
+    assert refused and [one.clipped for one in job.reports] == [0, 0, 0, 0]
+    losses = [one.metrics["loss"] for one in job.reports]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1.0 < losses[0]

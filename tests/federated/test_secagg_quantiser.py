@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grid.errors import InvalidRequest
+from grid.errors import InvalidRequest, ReleaseDenied
 from grid.federated.secagg.quantiser import BLOCK, FIRST_CLIP, MAX_METRIC, Aggregate, Quantiser, Range, choose
 from tests.federated.cohort import ring_sum, terms_for
 
@@ -161,3 +161,30 @@ def test_large_weights_take_the_larger_ring_or_fewer_levels() -> None:
     assert choose(4, 100, 1 << 20, known).bits == 64
     assert choose(4, 10, 1, known).levels == (2**31 - 1) // 10
     assert choose(4, 1000, 1 << 30).levels == (2**63 - 1) // (1000 << 30)
+
+
+def fit(quantiser: Quantiser, update: np.ndarray) -> str:
+    """The reason for which a node refuses a range; "" if it does not."""
+    try:
+        quantiser.check_fit(update, quantiser.encode(update, 7))
+    except ReleaseDenied as denied:
+        assert denied.details["rule"] == "secagg.range" and not any(str(value) in denied.message for value in update[:3])
+        return denied.message
+    return ""
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 100.0])
+def test_a_range_that_tells_updates_apart_is_refused_and_those_that_are_chosen_are_not(scale: float) -> None:
+    update = (np.random.default_rng(1).standard_normal(5000) * scale).astype(np.float32)
+    update[:3000] = 0  # weights of pixels that are always black
+    first = choose(5000, 3, 1000)
+    assert first.is_wide and fit(first, update) == ""
+    vectors = [first.encode(update, weight) for weight in (7, 8, 9)]
+    later = choose(5000, 3, 1000, total(vectors, first).next_range())
+    assert later.bits == 32 and fit(later, update) == ""
+    signs = dataclasses.replace(later, clip=scale / 100)  # a sum of these says the sign of each node's coordinates
+    assert "beyond" in fit(signs, update)
+    thresholds = dataclasses.replace(later, clip=6.0 * scale, levels=1)  # and of these, whose coordinates are large
+    assert "coarse" in fit(thresholds, update)
+    assert "coarse" in fit(dataclasses.replace(first, clip=scale * 2.0**30, levels=1 << 30), update)
+    assert fit(dataclasses.replace(first, size=0), np.zeros(0)) == "" and fit(later, np.zeros(5000)) == ""

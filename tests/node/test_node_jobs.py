@@ -9,17 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
+from grid.client.training import Wish, order
+from grid.clock import SystemClock
+from grid.crypto.cards import read_card
+from grid.crypto.identity import LocalIdentity
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded, ReleaseDenied
 from grid.federated.local import Local
+from grid.federated.secagg.party import Party
+from grid.federated.secagg.server import Server
+from grid.federated.secagg.statements import read_keys
 from grid.federated.trainer import Trainer
 from grid.node import jobs as node_jobs
+from grid.node.job_rounds import Claims
 from grid.plans import ir
 from grid.settings import NodeSettings
+from grid.store.memory import MemoryStore
 from grid.testing import LocalGrid
 from grid.wire.jobs import EndJob, RoundRoster, RoundShares, RoundSurvivors, RoundUnmask, Sealed, SingleUpdate
 from grid.wire.messages import Message
-from tests.node.job_host import NAMES, Host, Round, made_order, numbers, offer, rows_of
+from tests.node.job_host import NAMES, Host, Round, made_order, model, numbers, offer, rows_of
 
 OPEN_TO_ALL: dict[str, Any] = {"release": "aggregate", "plans": "any"}
 NODES = {name: {"rows": rows_of(seed)} for seed, name in enumerate(NAMES)}
@@ -181,6 +191,46 @@ async def restart(local: LocalGrid, host: Host, name: str) -> None:
     await host.until(lambda: name not in host.peers)
     await local.start_node(name)
     await host.call(name)
+
+
+async def test_a_range_that_does_not_fit_is_tried_once() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local, seed=7)
+        rounds = [Round(host, made, attempt=attempt) for attempt in (1, 2, 3)]
+        wide = rounds[2].terms
+        for one, clip in zip(rounds, (1e-6, 1e6), strict=False):
+            narrow = dataclasses.replace(wide.quantiser, bits=32, clip=clip, levels=1)
+            one.terms = dataclasses.replace(one.terms, bits=32, quantiser=narrow)
+            one.server = Server(one.terms)
+            await one.begin()
+            await one.share()
+            with pytest.raises(ReleaseDenied, match=r"secagg\.range"):
+                await host.ask("alice", one.shares("alice"))
+        assert (await rounds[2].all()).weight == 120
+
+
+async def test_a_roster_is_of_the_nodes_that_the_client_signed() -> None:
+    async with grid_of() as (local, host):
+        client = await local.client()
+        found = [one for one in await client.search("#rows") if one.node.name != "carol"]
+        wish = Wish(model=model(), loss=nn.functional.cross_entropy, datasets=found)
+        made = order(wish, me=client.me, clock=SystemClock(), dev=True)
+        for name in ("alice", "bob"):
+            await host.ask(name, offer(made))
+        pair = Round(host, made, names=("alice", "bob"))
+        await pair.begin()
+        stranger = LocalIdentity.create(name="eve", role="node", clock=SystemClock())
+        party = Party(
+            me=stranger,
+            card=stranger.card_for(SystemClock()),
+            terms=pair.terms,
+            minimum=2,
+            verify=read_card,
+            memory=Claims(MemoryStore(), SystemClock(), made.spec.expires),
+        )
+        mine = [one for one in pair.roster().keys if read_keys(one, pair.terms, read_card).card.name == "alice"]
+        with pytest.raises(ReleaseDenied, match=r"secagg\.member"):
+            await host.ask("alice", dataclasses.replace(pair.roster(), keys=(*mine, party.keys())))
 
 
 async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> None:

@@ -8,6 +8,7 @@ refuses another question. What the node refuses, by the rule that `ReleaseDenied
 
     secagg.model         a sum over this model has been opened before: two sums would show who is in one only
     secagg.cohort        the roster, or those who are left, are fewer than the owner asks for; nodes with open data do not count
+    secagg.member        the roster has somebody whom the client's job does not name
     secagg.organisation  two members belong to one organisation
     secagg.graph         neighbours and threshold are not those of the table for the roster
     secagg.overflow      the quantiser was made for fewer nodes
@@ -51,6 +52,7 @@ class Party:
     """One node in one attempt. Its secrets live in this object alone: after a restart there is nothing left to reveal.
 
     `card`: this node's card, as others shall verify it. `minimum`: the smallest cohort that the owner accepts, at least 2.
+    `members` may be in a roster, and nobody else, `least` of them or more: what the client has signed; None for anybody.
     `verify` says whose cards to believe. `public`: this node's data is open to all, so it hides nobody. `sound` judges (cohort,
     degree, threshold).
     """
@@ -62,6 +64,8 @@ class Party:
         card: bytes,
         terms: Terms,
         minimum: int,
+        members: Collection[PeerId] | None = None,
+        least: int = 0,
         verify: Verify,
         memory: Memory,
         allow_same_organisation: bool = False,
@@ -71,6 +75,8 @@ class Party:
         self.terms = terms
         self._me = me
         self._minimum = max(2, minimum)
+        self._members = members
+        self._least = least
         self._verify = verify
         self._memory = memory
         self._allow_same_organisation = allow_same_organisation
@@ -150,6 +156,8 @@ class Party:
         roster = Roster(terms, (read_keys(blob, terms, self._verify) for blob in blobs))
         if self._me.id not in roster or roster[self._me.id].blob != self._keys:
             raise AuthenticationFailed(f"{terms}: the roster does not hold the keys that this node sent for this attempt")
+        if self._members is not None and not set(self._members) >= roster.keys():
+            self._deny("secagg.member", "the roster has nodes that the client's job does not name", "nodes of the job alone")
         self._check_hidden(roster.values())
         if not self._allow_same_organisation:
             self._check_organisations(roster)
@@ -286,8 +294,10 @@ class Party:
         return self._roster, self._graph
 
     def _check_cohort(self, count: int) -> None:
-        if count < self._minimum:
-            self._deny("secagg.cohort", f"{count} nodes are fewer than this node's minimum", f"{self._minimum} nodes or more")
+        least = max(self._minimum, self._least)
+        if count < least:
+            what = f"{count} nodes are fewer than this node's minimum, or the job's"
+            self._deny("secagg.cohort", what, f"{least} nodes or more")
 
     def _check_hidden(self, members: Collection[Member]) -> None:
         """Nodes whose data is open hide nobody: their part could be taken off the sum. Such a node has nothing to hide itself."""

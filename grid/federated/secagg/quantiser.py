@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grid.errors import InvalidRequest, WireError
+from grid.errors import InvalidRequest, ReleaseDenied, WireError
 from grid.federated.secagg.graph import MAX_COHORT
 from grid.federated.secagg.masks import Vector
 
@@ -31,6 +31,18 @@ MARGIN = 16.0
 
 FINENESS = 64.0
 """A level is at most this part of the mean update's median coordinate; where 32 bits are too coarse for that, 64 are taken."""
+
+MISFIT = "secagg.range"
+"""The rule by which a node refuses a range that does not fit its update."""
+
+CLIPPED_PART = 1000
+"""At most one coordinate of so many may lie beyond the range."""
+
+LEAST_LEVELS = 4.0
+"""Of a node's median coordinate."""
+
+FINE_STEP = 2.0**-22
+"""Levels as close as this are fine for any update."""
 
 MOST_LEVELS = 1 << 46
 """So that a coordinate in levels is exact in a float64, with bits to spare for rounding to the nearest."""
@@ -125,6 +137,29 @@ class Quantiser:
         out[self.size + 2 :] = self._digits(metrics).astype(self.dtype)
         return out
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether this is the range of a round in which nothing is known of updates."""
+        return self.bits == 64 and self.clip >= FIRST_CLIP
+
+    def check_fit(self, update: npt.NDArray[Any], vector: Vector) -> None:
+        """Whether a range that somebody else chose fits this node's own update; `vector` is what `encode` made of it.
+
+        In a sum of few levels with known weights each node's part can be told: 11 is 2 * 3 + 1 * 5, and no other sum of threes
+        and fives that small. So a range beyond which much lies, or whose levels are coarse for this update, is refused with
+        `ReleaseDenied`; one so fine that levels never matter is not.
+        """
+        if not self.size:
+            return
+        if int(vector[self.size + 1]) > self.size // CLIPPED_PART:
+            raise misfit("too many of this node's coordinates lie beyond it")
+        if self.step <= FINE_STEP:
+            return
+        sample = np.abs(update[:: max(1, self.size // SAMPLES)])
+        sample = sample[sample > 0]
+        if sample.size and float(np.median(sample)) < LEAST_LEVELS * self.step:
+            raise misfit("its levels are too coarse for this node's update")
+
     def _encode_block(self, update: npt.NDArray[Any], weight: int, out: Vector) -> int:
         values = update * np.float64(self.levels / self.clip)
         largest = float(np.abs(values).max())
@@ -184,6 +219,16 @@ class Quantiser:
             largest_weight=largest_weight,
             cohort=cohort,
         )
+
+
+def misfit(why: str) -> ReleaseDenied:
+    """The error for a range that does not fit."""
+    return ReleaseDenied(
+        f"the round's range does not fit: {why}, so the sum could tell single updates apart (rule {MISFIT}). Do instead: a round"
+        " whose range is unknown, as the first",
+        rule=MISFIT,
+        instead="a round whose range is unknown, as the first",
+    )
 
 
 def choose(size: int, cohort: int, largest_weight: int, clip: Range | None = None, *, metrics: int = 0) -> Quantiser:
