@@ -86,7 +86,7 @@ def terms_of(spec: JobSpec, model: Model, number: int, *, size: int, largest: in
 
 
 def widened(known: Range | None) -> Range | None:
-    """What to take for the range after one that does not fit: first an unknown one, then ever wider ones (running variances, say).
+    """What to take for the range after one that did not fit: an unknown one, then ever wider ones (for running variances, say).
 
     Raises `InvalidRequest` where none is left.
     """

@@ -408,6 +408,13 @@ def test_a_range_that_is_too_narrow_for_a_node_is_given_up(count: int) -> None:
     assert {report.nodes for report in driver.reports} == {count} and driver.machine.rounds_lost == 3
 
 
+def test_updates_that_no_usual_range_holds_are_given_a_wider_one() -> None:
+    nodes = [ScriptedNode(f"n{index}", constant(1e6 * (index + 1)), 1) for index in range(3)]
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    assert np.allclose(driver.weights, 4e6, rtol=1e-6) and not any(report.clipped for report in driver.reports)
+
+
 def test_a_model_that_diverges_ends_the_job() -> None:
     nodes = [ScriptedNode(f"n{index}", constant(3e38), 1) for index in range(3)]
     card = Driver(nodes, np.full(3, 1e38, "f4"), secure=False).until_over().machine.card()
