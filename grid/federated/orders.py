@@ -113,8 +113,12 @@ def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, number: int) -> tu
 
 
 def metrics_of(spec: JobSpec, weight: int, sums: Vector, *, evaluated: bool) -> tuple[tuple[float | None, ...], int, int]:
-    """Weighted means over rows, how many rows were evaluated, and how many the updates stand for. `sums` as `JobSpec.sums`."""
-    rows = round(float(sums[-1]))
+    """Weighted means over rows, how many rows were evaluated, and how many the updates stand for. `sums` as `JobSpec.sums`.
+
+    A node may have put in what makes no sense; then there are no metrics of that round.
+    """
+    counted = float(sums[-1])
+    rows = round(counted) if 0 <= counted < 2**53 else 0
     trained = rows if spec.weighting == EQUAL else weight
     if not evaluated or rows <= 0:
         return (), rows, trained

@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from grid.crypto.envelope import unpack
-from grid.errors import GridError, NotFound, WireError
+from grid.errors import AuthenticationFailed, GridError, NotFound, WireError
 from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of, vector_of
 from grid.federated.secagg.graph import COMPLETE, majority
@@ -42,6 +42,10 @@ from grid.wire.jobs import (
 from grid.wire.messages import Message
 
 BEGIN, SHARE, COLLECT, AGREE, OPEN = range(5)
+
+ACCUSERS = 2
+"""Nodes whose word it takes that another one does not follow the protocol."""
+
 WAIT = -1
 LEGS = {
     WAIT: "waits for nodes",
@@ -80,6 +84,7 @@ class SecureRound(AnyRound):
         self._waits: set[str] = set()
         self._summed: Summed | None = None
         self._opening = False
+        self._accusers: dict[PeerId, set[PeerId]] = {}
 
     # ------------------------------------------------------------ inputs
 
@@ -141,10 +146,29 @@ class SecureRound(AnyRound):
             return self._settle(now)
         if not isinstance(error, NotFound):
             self._error = error
+        if key[2] == COLLECT and self._accused(peer, error, now):
+            return self._begin(now)
         if error.details.get("rule") == MISFIT:
             return self._lose(error.message, (), now)  # to leave that node out would bend the model
         self._put_out(peer, error.message, now)
         return self._settle(now)
+
+    def _accused(self, peer: PeerId, error: GridError, now: float) -> bool:
+        """Whether two nodes say that the same third one sealed no share for them: then that one leaves, and they stay.
+
+        The word of one of them is not enough, since it may be that one who does not follow the protocol.
+        """
+        accused = PeerId(str(error.details.get("peer", "")))
+        if not isinstance(error, AuthenticationFailed) or accused not in self._members or accused == peer:
+            return False
+        accusers = self._accusers.setdefault(accused, set())
+        accusers.add(peer)
+        if len(accusers) < ACCUSERS:
+            return False
+        for one in accusers:
+            self._out.pop(one, None)
+        self._put_out(accused, f"{len(accusers)} nodes could not open what it sealed for them", now)
+        return True
 
     def worked(self, name: str, result: Any, now: float) -> list[Effect]:
         kind, _, rest = name.partition(" ")
@@ -204,6 +228,7 @@ class SecureRound(AnyRound):
             self._story.note(now, self.text)
             return self._settle(now)
         self._attempt += 1
+        self._adding = set()
         terms = self.plan.terms(self._attempt, len(members))
         self._server = Server(terms)
         self._enter(BEGIN, now)
@@ -384,8 +409,12 @@ class SecureRound(AnyRound):
         reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
         packed: bytes = msgpack.packb(reveals)
 
+        most = quantiser.largest_weight * len(self._members)
+
         def opened() -> Summed:
             aggregate = quantiser.decode(server.result())
+            if not (0 <= aggregate.weight <= most and aggregate.clipped >= 0):
+                raise WireError("the sum is none of what nodes may put in: one of them does not follow the protocol")
             return Summed(
                 aggregate.mean_update,
                 aggregate.weight,

@@ -13,8 +13,10 @@ import pytest
 from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
+from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
 from grid.federated.spec import Stop
+from grid.ids import PeerId
 from grid.wire.jobs import RoundShares, SingleUpdate
 from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
@@ -117,6 +119,35 @@ def test_one_of_five_is_lost_in_any_leg(leg: str, forget: bool) -> None:
     assert first.text == ("" if in_the_sum else "without node-4")
     expected = moves(nodes if in_the_sum else nodes[:4]) + moves(nodes[:4])
     assert np.allclose(driver.weights, expected, rtol=1e-5)
+
+
+def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = some_nodes(5)
+    share = Party.share
+
+    def garbled(party: Party, roster: Any) -> dict[PeerId, bytes]:
+        sealed = share(party, roster)
+        return {peer: bytes(len(one)) for peer, one in sealed.items()} if party._me is nodes[4].me else sealed
+
+    monkeypatch.setattr(Party, "share", garbled)
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4, 4]
+    assert all("without node-4" in report.text for report in driver.reports)
+    assert np.allclose(driver.weights, 2 * moves(nodes[:4]), rtol=1e-5)
+
+
+def test_a_sum_that_nobody_could_have_put_in_ends_the_job_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = some_nodes(4)
+    masked = Party.masked
+
+    def garbled(party: Party, shares: Any, vector: Any) -> Any:
+        real = masked(party, shares, vector)
+        return ~real if party._me is nodes[3].me else real
+
+    monkeypatch.setattr(Party, "masked", garbled)
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.progress.state == "failed" and not driver.reports
+    assert "one of them does not follow the protocol" in driver.machine.card().text
 
 
 @pytest.mark.parametrize("leg", LEGS)

@@ -35,7 +35,8 @@ def open_shares(mine: AgreementKey, me: PeerId, sender: Member, context: bytes, 
     try:
         plain = AESGCM(key).decrypt(_NONCE, sealed, None)
     except InvalidTag:
-        raise AuthenticationFailed(f"the share of {sender.card} was not sealed by it for this node and roster") from None
+        what = f"the share of {sender.card} was not sealed by it for this node and roster"
+        raise AuthenticationFailed(what, peer=sender.id) from None
     of_mask_key, of_own_seed = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
     for share in (of_mask_key, of_own_seed):
         element(share)
