@@ -20,7 +20,7 @@ import numpy as np
 
 from grid.errors import GridError, InvalidRequest, QuorumLost
 from grid.federated.effects import OFFER, Ask, Call, Dismiss, Effect, Keep, Key, Story, Tell, Work
-from grid.federated.orders import Model, Order, draw, metrics_of, terms_of
+from grid.federated.orders import Model, Order, draw, metrics_of, terms_of, widened
 from grid.federated.progress import (
     CANCELLED,
     DONE,
@@ -480,21 +480,26 @@ class Coordination:
         """Another one follows on the same model, at once where that may help."""
         self._round = None
         self.rounds_lost += 1
-        unfit = lost.error is not None and lost.error.details.get("rule") == MISFIT and self.progress.range is not None
-        if unfit:
-            self.progress.range = None
-        else:
+        if not (lost.error is not None and lost.error.details.get("rule") == MISFIT and self._widens()):
             self._lost_in_row += 1
-        if self._reason is None or self._reason.error is None:
-            self._reason = lost
-        error = self._reason.error
-        if self._lost_in_row >= REFUSALS and lost.error is not None and error is not None:
+            if self._reason is None or self._reason.error is None:
+                self._reason = lost
+        error = self._reason.error if self._reason is not None else None
+        if self._lost_in_row >= REFUSALS and self._reason is not None and lost.error is not None and error is not None:
             text = self._reason.text
             return self._end(FAILED, text, now, error=type(error)(text, **error.details))
         self._not_before = 0.0 if self._lost_in_row <= 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
         self._idle = f"a round was lost: {lost.text}"
         parts = {PROGRESS: self.progress.to_bytes(), SUM: None, REVEALS: None, ROUND: None}
         return [Keep(self.story.cause, "lost", parts), Tell(self.story.cause)]
+
+    def _widens(self) -> bool:
+        """Whether there is another range to try after one that did not fit."""
+        try:
+            self.progress.range = widened(self.progress.range)
+        except InvalidRequest:
+            return False
+        return True
 
     def _give_up(self, now: float) -> list[Effect]:
         away = [peer for peer in self._nodes if peer not in self._ready]

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grid.errors import InvalidRequest
 from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
-from grid.federated.secagg.quantiser import Range, choose
+from grid.federated.secagg.quantiser import FIRST_CLIP, Range, choose
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import EQUAL, JobSpec, model_digest
 from grid.federated.strategy import State
 from grid.ids import PeerId
 from grid.wire.messages import Buffer, TensorFrame
+
+WIDER, WIDEST = 2.0**8, 2.0**40
+"""By how much a range is widened that does not fit, and where that ends."""
 
 Vector = npt.NDArray[Any]
 MakeTerms = Callable[[int, int], Terms]
@@ -79,6 +83,20 @@ def terms_of(spec: JobSpec, model: Model, number: int, *, size: int, largest: in
         )
 
     return terms
+
+
+def widened(known: Range | None) -> Range | None:
+    """What to take for the range after one that did not fit: an unknown one, then ever wider ones (for running variances, say).
+
+    Raises `InvalidRequest` where none is left.
+    """
+    if known is None:
+        return Range(FIRST_CLIP * WIDER, 0.0)
+    if known.coarsest > 0.0:  # it came from an aggregate
+        return None
+    if known.clip >= WIDEST:
+        raise InvalidRequest("no range fits the updates")
+    return Range(known.clip * WIDER, 0.0)
 
 
 def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, number: int) -> tuple[PeerId, ...]:

@@ -14,9 +14,10 @@ from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
 from grid.federated.secagg.party import Party
+from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
 from grid.federated.spec import Stop
 from grid.ids import PeerId
-from grid.wire.jobs import SingleUpdate
+from grid.wire.jobs import RoundShares, SingleUpdate
 from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
 from tests.federated.scripted_nodes import ScriptedNode, constant, frame_of, mean_step, some_nodes
@@ -419,6 +420,30 @@ def test_a_metric_that_is_not_finite_is_told_as_none() -> None:
         node._sums = lambda weights: np.array([np.inf, 4.0])  # type: ignore[method-assign]
     driver = Driver(nodes, rounds=1, secure=False).until_over()
     assert [report.metrics for report in driver.reports] == [(None,), (None,)] and driver.machine.card().state == "done"
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_range_that_is_too_narrow_for_a_node_is_given_up(count: int) -> None:
+    """The round is done again for all: to leave that node out would bend the model."""
+    nodes = some_nodes(count)
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        if isinstance(message, RoundShares):
+            key = (message.job, message.round, message.attempt)
+            if node.parties[key].terms.quantiser.clip < FIRST_CLIP and not node.begun[key].evaluate_only:
+                raise ReleaseDenied("too many coordinates lie beyond the range", rule=MISFIT)
+
+    nodes[0].before = before
+    driver = Driver(nodes, rounds=4).until_over()
+    assert driver.machine.card().state == "done" and driver.machine.card().round == 4
+    assert {report.nodes for report in driver.reports} == {count} and driver.machine.rounds_lost == 3
+
+
+def test_updates_that_no_usual_range_holds_are_given_a_wider_one() -> None:
+    nodes = [ScriptedNode(f"n{index}", constant(1e6 * (index + 1)), 1) for index in range(3)]
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    assert np.allclose(driver.weights, 4e6, rtol=1e-6) and not any(report.clipped for report in driver.reports)
 
 
 def test_a_model_that_diverges_ends_the_job() -> None:
