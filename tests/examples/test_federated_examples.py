@@ -37,9 +37,10 @@ def test_mnist_with_equal_parts_and_with_two_digits_a_node(capsys: pytest.Captur
     if not module.IMAGES.exists():
         pytest.skip(f"no {module.IMAGES.name} in ../shared/data")
     plot = tmp_path / "mnist.png"
-    found = module.run(rounds=2, trained=1000, plot=plot)
+    few = {name: module.STRATEGIES[name] for name in ("FedAvg", "FedAdam")}
+    found = module.run(rounds=2, trained=1000, strategies=few, plot=plot)
     pages.check("federated_mnist", capsys.readouterr().out)
-    assert list(found["tested"]) == [*module.STRATEGIES, "centralised"]
+    assert list(found["tested"]) == [*few, "centralised"]
     equal, two = ({name: one[title] for name, one in found["tested"].items()} for title, _ in module.DEALT.values())
     assert equal["centralised"] == max(equal.values()) > 0.8
     assert equal["FedAvg"] > 0.4 and two["FedAvg"] > 0.4

@@ -255,17 +255,17 @@ def test_a_job_that_does_not_get_on_fails_and_names_who_is_missing(secure: bool)
 
 
 def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
-    """In each round two of ten go, some as killed processes, and come back in the next."""
+    """In each round one of five goes, in half of the cases as a killed process, and comes back in the next."""
     chance = random.Random(7)
-    nodes = some_nodes(10)
-    driver = Driver(nodes, rounds=50, min_nodes=6)
+    nodes = some_nodes(5)
+    driver = Driver(nodes, rounds=50, min_nodes=3)
     away: list[ScriptedNode] = []
     moments: list[int] = []
     number = 0
     while not driver.machine.settled:
         if driver.machine.progress.number != number:
             number = driver.machine.progress.number
-            moments = [driver.steps + chance.randrange(1, 110) for _ in range(2)]
+            moments = [driver.steps + chance.randrange(1, 55)]
             while away:
                 driver.back(away.pop().id)
         if driver.steps in moments:
@@ -274,7 +274,7 @@ def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
         driver.step()
     card = driver.machine.card()
     assert (card.state, card.round) == ("done", 50), card.text
-    assert sum(report.nodes < 10 for report in driver.reports) > 20
+    assert sum(report.nodes < 5 for report in driver.reports) > 20
     expected = np.zeros(6)
     for report in driver.reports[:50]:
         lost = set(report.text.split(";")[0].removeprefix("without ").split(", ")) if report.text else set()
