@@ -245,6 +245,8 @@ class Coordination:
             return []
         if self._wall() > self.spec.expires:
             return self._end(FAILED, "the job has expired", now, error=InvalidRequest("the job's time is over; start a new one"))
+        if self._round is not None and now - self._stuck_since >= (DEADLINES + 1) * self.spec.deadline_s:
+            return self._give_up(now)
         effects = self._of_round(lambda round: round.tick(now))
         effects += self._advance(now) + self._call(now)
         if self.text != self._told:  # here alone: while things go on, there is something else to tell every moment
@@ -487,6 +489,8 @@ class Coordination:
         error = self._reason.error if self._reason is not None else None
         if self._lost_in_row >= REFUSALS and self._reason is not None and lost.error is not None and error is not None:
             text = self._reason.text
+            if self._is_only_evaluation:
+                return self._end(DONE, f"the last model could not be evaluated: {text}", now)
             return self._end(FAILED, text, now, error=type(error)(text, **error.details))
         self._not_before = 0.0 if self._lost_in_row <= 1 else now + min(self.spec.deadline_s / 4, 0.25 * 2**self._lost_in_row)
         self._idle = f"a round was lost: {lost.text}"
@@ -501,12 +505,17 @@ class Coordination:
             return False
         return True
 
+    @property
+    def _is_only_evaluation(self) -> bool:
+        """Whether the model is there, and only its evaluation is not."""
+        return self._evaluating and self.spec.rounds > 0 and self.progress.done > 0
+
     def _give_up(self, now: float) -> list[Effect]:
         away = [peer for peer in self._nodes if peer not in self._ready]
         names = self._names(away)
         text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
         text += f"; missing: {names}" if away else f"; {self._idle}"
-        if self._evaluating and self.spec.rounds and self.progress.done:
+        if self._is_only_evaluation:
             return self._end(DONE, f"the last model could not be evaluated: {text}", now)
         node = away[0] if away else ""
         return self._end(FAILED, text, now, error=QuorumLost(text, node=str(node)))

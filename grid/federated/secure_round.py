@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from grid.crypto.envelope import unpack
-from grid.errors import AuthenticationFailed, GridError, NotFound, WireError
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NotFound, WireError
 from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of, vector_of
 from grid.federated.secagg.graph import COMPLETE, majority
@@ -144,6 +144,8 @@ class SecureRound(AnyRound):
             self._story.note(now, f"node {self.plan.name(peer)} does not know of attempt {self._attempt}")
             self._strangers.add(peer)
             return self._settle(now)
+        if self.leg == OPEN and isinstance(error, DeadlineExceeded):
+            return self._ask_again(peer, now)
         if not isinstance(error, NotFound):
             self._error = error
         if key[2] == COLLECT and self._accused(peer, error, now):
@@ -391,7 +393,8 @@ class SecureRound(AnyRound):
         if self.leg == OPEN and not (waits and len(self._members) > COMPLETE) and server.can_open():
             return self._open()
         left = [peer for peer in self._members if peer not in self._out]
-        if now >= self._until or len(left) < server.terms.threshold:
+        # Once signatures have gone out, nodes may have revealed their part: no other sum over this model is to be had from them.
+        if (self.leg != OPEN and now >= self._until) or len(left) < server.terms.threshold:
             return self._lose(
                 f"the sum could not be opened: {len(self._answered)} of {len(self._members)} nodes answered", missing, now
             )

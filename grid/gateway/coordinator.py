@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +36,9 @@ from grid.wire.jobs import EndJob, JobCard, JobWeights, RoundReport, StartJob
 log = logging.getLogger(__name__)
 
 WORKERS = 32
+GROWTH = 16
+"""By how much the most rows of a node may grow while a job goes on: a node that announces more spoils no sum with it."""
+
 TICK_S = 0.25
 SWEEP_S = 60.0
 
@@ -186,13 +188,15 @@ class Coordinator:
 
     def _machine(self, kept: Kept) -> Coordination:
         assert kept.order is not None and kept.strategy is not None and kept.model is not None
+        spec = kept.order.spec
+        most = GROWTH * self._largest(spec)
         return Coordination(
             kept.order,
             kept.strategy,
             kept.model,
             progress=kept.progress,
             reports=kept.reports or (),
-            largest=partial(self._largest, kept.order.spec),
+            largest=lambda: min(self._largest(spec), most),
             name=self._name,
             wall=self.clock.wall,
         )
@@ -355,10 +359,17 @@ class Coordinator:
 
     async def _sweep(self) -> None:
         """Forget jobs that have been over for long, or are too many."""
-        oldest = sorted(self._over.values(), key=lambda kept: -kept.progress.ended)
+        newest = sorted(self._over.values(), key=lambda kept: -kept.progress.ended)
         limit = self.clock.wall() - self.settings.keep_jobs_s
-        for place, kept in enumerate(oldest):
-            if place >= self.settings.max_kept_jobs or kept.progress.ended < limit:
+        most = self.settings.max_kept_jobs
+        own: Counter[PeerId] = Counter()
+        turns = []
+        for kept in newest:
+            own[kept.spec.client] += 1
+            turns.append((own[kept.spec.client], -kept.progress.ended, kept))
+        turns.sort(key=lambda turn: turn[:2])  # of the client that has most, the oldest go first
+        for place, (_, _, kept) in enumerate(turns):
+            if place >= most or kept.progress.ended < limit:
                 await asyncio.get_running_loop().run_in_executor(self.writer, self.store.forget_job, kept.spec.job)
                 self._over.pop(kept.spec.job, None)
                 for node in kept.spec.nodes:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
+from grid.errors import AuthenticationFailed, ExecutionFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import MISFIT, misfit
 from grid.federated.secagg.statements import Terms
@@ -42,6 +42,7 @@ from grid.node.job_rounds import (
 )
 from grid.node.job_rules import check_datasets
 from grid.node.training import Training
+from grid.policy.gate import Gate
 from grid.policy.rules import OPEN
 from grid.store.base import Store
 from grid.wire.jobs import (
@@ -88,6 +89,7 @@ class Assignment:
         store: Store,
         datasets: Mapping[str, Dataset],
         minimum: int,
+        gate: Gate,
         lane: Lane,
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
@@ -104,6 +106,7 @@ class Assignment:
         self._misfits: set[bytes] = set()
         self._datasets = datasets
         self._minimum = minimum
+        self._gate = gate
         self._lane = lane
         self._spawn = spawn
         self._names = spec.datasets_of(me.id)
@@ -116,6 +119,7 @@ class Assignment:
     async def begin(self, message: BeginRound) -> Message:
         """Leg 0: check the rules once more, start to train, and answer with fresh keys; without masks, with the update."""
         self._touch()
+        self._gate.check_errors(self.client.id)
         check_datasets(self.spec, self._names, self._datasets, self._me.name)
         if bool(message.terms) != self.spec.secure:
             raise InvalidRequest(
@@ -213,6 +217,9 @@ class Assignment:
         try:
             if not now.over:
                 outcome = await self._result(now)
+        except ExecutionFailed as error:  # whether that happens may depend on rows, so each time tells a little of them
+            self._gate.count_error(self.client.id)
+            outcome = error
         except GridError as error:
             outcome = error
         except Exception:

@@ -20,17 +20,12 @@ def check_datasets(spec: JobSpec, names: Iterable[str], datasets: Mapping[str, D
     for name in wanted:
         if name not in datasets:
             raise NotFound(f"there is no dataset {name[:100]!r} at {node}; it was renamed or taken away since it was found")
-    used = rows_used(local_from_plain(spec.local), sum(datasets[name].rows for name in wanted))
+    local = local_from_plain(spec.local)
     for name in wanted:
-        _check(spec, datasets[name], node, used if spec.rounds else datasets[name].rows)
+        _check(spec, local, datasets[name], node)
 
 
-def rows_used(local: Local, rows: int) -> int:
-    """How many rows of so many an update is made of, at least."""
-    return rows if local.max_steps is None else min(rows, local.max_steps * min(local.batch_size, rows))
-
-
-def _check(spec: JobSpec, dataset: Dataset, node: str, used: int) -> None:
+def _check(spec: JobSpec, local: Local, dataset: Dataset, node: str) -> None:
     policy, where = dataset.policy, f"the dataset {dataset.name!r} at {node}"
     if policy.release == DENY:
         _deny(
@@ -52,11 +47,11 @@ def _check(spec: JobSpec, dataset: Dataset, node: str, used: int) -> None:
             f"{where} has {dataset.rows} rows, fewer than its min_rows = {policy.min_rows}",
             "its owner could write a smaller min_rows in [policy]; or leave this dataset out",
         )
-    if used < policy.min_rows:
+    if spec.rounds and local.batch_size < policy.min_rows:  # a schedule can make one batch the only one that counts
         _deny(
             "min_rows",
-            f"one update of this job is made of {used} rows, fewer than the min_rows = {policy.min_rows} of {where}",
-            "take a larger batch_size or max_steps",
+            f"a batch of this job has {local.batch_size} rows, fewer than the min_rows = {policy.min_rows} of {where}",
+            "take a larger batch_size",
         )
     if not spec.secure and not policy.may_update_singly:
         _deny(

@@ -200,6 +200,7 @@ class Jobs:
         names = spec.datasets_of(self._me.id)
         if not names:
             raise InvalidRequest(f"the client's job names no dataset of {self._me.name}")
+        self._custody.gate.check_errors(client.id)
         check_datasets(spec, names, self._custody.datasets, self._me.name)
         if spec.secure and len(spec.nodes) < self._custody.smallest_cohort:
             raise InvalidRequest(f"a secure sum needs {self._custody.smallest_cohort} nodes, and the job has {len(spec.nodes)}")
@@ -242,6 +243,7 @@ class Jobs:
                 store=self._store,
                 datasets=self._custody.datasets,
                 minimum=self._custody.smallest_cohort,
+                gate=self._custody.gate,
                 lane=lane,
                 spawn=self._spawn,
             )

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grid.errors import InvalidRequest, QuorumLost, ReleaseDenied
+from grid.errors import DeadlineExceeded, InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
 from grid.federated.spec import Stop
 from grid.ids import PeerId
-from grid.wire.jobs import RoundShares, SingleUpdate
+from grid.wire.jobs import BeginRound, RoundShares, SingleUpdate
 from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
 from tests.federated.scripted_nodes import ScriptedNode, constant, frame_of, mean_step, some_nodes
@@ -148,6 +148,54 @@ def test_a_sum_that_nobody_could_have_put_in_ends_the_job_and_says_so(monkeypatc
     driver = Driver(nodes, rounds=2).until_over()
     assert driver.machine.progress.state == "failed" and not driver.reports
     assert "one of them does not follow the protocol" in driver.machine.card().text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_node_that_owes_its_part_of_an_opening_is_waited_for_beyond_the_deadline(there: bool) -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    silent: list[Message] = []
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        if message.tag == "round-unmask" and not silent:
+            silent.append(message)
+            raise DeadlineExceeded("it said nothing in time")
+
+    if there:
+        nodes[2].before = before
+    else:
+        driver.until(lambda what: what == "ask round-unmask")
+        driver.lose(nodes[2].id)
+        while driver.now < 1.5 * driver.spec.deadline_s:
+            driver.until(lambda what: what == "time")
+        driver.back(nodes[2].id)
+    driver.until_over()
+    assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [3, 3, 3]
+    assert bool(silent) == there and np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
+
+
+def test_a_sum_that_never_opens_ends_the_job_and_names_who_is_missing() -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    driver.until(lambda what: what == "ask round-unmask")
+    driver.lose(nodes[2].id)
+    driver.until_over()
+    card = driver.machine.card()
+    assert card.state == "failed" and "node-2" in card.text and driver.now < 5 * driver.spec.deadline_s
+
+
+def test_a_model_that_is_trained_is_there_though_it_cannot_be_evaluated() -> None:
+    nodes = some_nodes(3)
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        if isinstance(message, BeginRound) and message.evaluate_only:
+            raise ReleaseDenied("not this", rule="any")
+
+    nodes[1].before = before
+    driver = Driver(nodes, rounds=2).until_over()
+    card = driver.machine.card()
+    assert (card.state, card.round) == ("done", 2) and "could not be evaluated" in card.text
+    assert np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
 
 
 @pytest.mark.parametrize("leg", LEGS)

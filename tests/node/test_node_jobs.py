@@ -15,7 +15,16 @@ from grid.client.training import Wish, order
 from grid.clock import SystemClock
 from grid.crypto.cards import read_card
 from grid.crypto.identity import LocalIdentity
-from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NotFound, PlanRejected, QuotaExceeded, ReleaseDenied
+from grid.errors import (
+    AuthenticationFailed,
+    ExecutionFailed,
+    GridError,
+    InvalidRequest,
+    NotFound,
+    PlanRejected,
+    QuotaExceeded,
+    ReleaseDenied,
+)
 from grid.federated.local import Local
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.server import Server
@@ -193,6 +202,34 @@ async def restart(local: LocalGrid, host: Host, name: str) -> None:
     await host.call(name)
 
 
+async def test_failures_that_depend_on_rows_are_counted_over_a_clients_jobs() -> None:
+    async with grid_of() as (local, host):
+        client = await local.client()
+        found = await client.search("#rows")
+        wish = Wish(model=nn.Linear(4, 1), loss=no_class_1, datasets=found)
+        for _ in range(5):
+            made = order(wish, me=client.me, clock=SystemClock(), dev=True)
+            for name in NAMES:
+                await host.ask(name, offer(made))
+            failing = Round(host, made)
+            await failing.begin()
+            await failing.share()
+            with pytest.raises(ExecutionFailed):
+                await host.ask("alice", failing.shares("alice"))
+            for name in NAMES:
+                host.peers[name].notify(EndJob(job=made.spec.job))
+        made = order(wish, me=client.me, clock=SystemClock(), dev=True)
+        with pytest.raises(ReleaseDenied) as denied:
+            await host.ask("alice", offer(made))
+        assert denied.value.details["rule"] == "private_errors"
+        other = await local.client()
+        await host.ask("alice", offer(order(wish, me=other.me, clock=SystemClock(), dev=True)))
+
+
+def no_class_1(outputs: Any, targets: Any) -> Any:
+    return outputs.gather(1, targets[:, None]).square().mean()
+
+
 async def test_a_range_that_does_not_fit_is_tried_once() -> None:
     async with grid_of() as (local, host):
         made = await offered(host, local, seed=7)
@@ -270,12 +307,11 @@ async def test_the_owners_rules_are_named(policy: dict[str, Any], rule: str, adv
     assert refused.value.details["rule"] == rule and advice in refused.value.message
 
 
-async def test_an_update_of_few_rows_is_refused() -> None:
-    async with grid_of() as (local, host):
-        few = await made_order(local, local=Local(batch_size=3, max_steps=3))
-        with pytest.raises(ReleaseDenied, match="made of 9 rows, fewer than the min_rows = 10"):
-            await host.ask("alice", offer(few))
-        await host.ask("alice", offer(await made_order(local, local=Local(batch_size=5, max_steps=2))))
+async def test_a_batch_of_fewer_rows_than_min_rows_is_refused() -> None:
+    async with grid_of(alice={"min_rows": 20}) as (local, host):
+        with pytest.raises(ReleaseDenied, match="a batch of this job has 19 rows, fewer than the min_rows = 20"):
+            await host.ask("alice", offer(await made_order(local, local=Local(batch_size=19))))
+        await host.ask("alice", offer(await made_order(local, local=Local(batch_size=20, max_steps=1))))
 
 
 async def test_a_rule_that_changes_counts_from_the_next_round() -> None:
