@@ -26,7 +26,7 @@ from grid.federated.draws import Draws
 from grid.federated.spec import seed_at
 
 NAMES = ("alice", "bob", "carol", "dave")
-POLICY = {"release": "aggregate", "min_rows": 50}
+POLICY = {"release": "aggregate", "min_rows": 10}
 TEST, EPOCHS, BATCH, LR, SEED = 360, 2, 16, 0.1, 7
 
 

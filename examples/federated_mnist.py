@@ -24,7 +24,7 @@ from grid.federated.strategy import Strategy
 
 NODES, TRAINED, CLASSES = 10, 8000, 10
 NAMES = [f"node-{number}" for number in range(NODES)]
-POLICY = {"release": "aggregate", "min_rows": 50}
+POLICY = {"release": "aggregate", "min_rows": 10}
 
 LR = 0.1
 LOCAL = grid.Local(epochs=1, batch_size=32, optimizer=grid.SGD(lr=LR))

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 import grid
 
 OWNERS = ("alice", "bob", "carol", "dave", "erin")
-POLICY = {"release": "aggregate", "min_rows": 20}
+POLICY = {"release": "aggregate", "min_rows": 10}
 STRATEGY = grid.FedAvgM(momentum=0.5)
 HELD_BACK = 5
 """One row of so many is for testing."""
