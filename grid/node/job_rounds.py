@@ -39,9 +39,9 @@ class Claims:
     def __init__(self, store: Store, clock: Clock, expires: float) -> None:
         self._store, self._clock, self._expires = store, clock, expires + TOLERANCE_S
 
-    def claim(self, name: str) -> bool:
-        """Take a name: True for the first who asks. It is on disk when this returns."""
-        return self._store.claim(name, self._expires, self._clock.wall())
+    def claim(self, *names: str) -> bool:
+        """Take names, all of them or none: True for the first who asks. They are on disk when this returns."""
+        return self._store.claim_all(names, self._expires, self._clock.wall())
 
     def claimed(self, name: str) -> bool:
         """Whether somebody has taken the name."""
@@ -77,8 +77,7 @@ class Models:
         """Count a model, once. It is on disk when this returns. Raises as `check`."""
         self.check(model)
         if not self._claims.claimed(self._name(model)):
-            self._claims.claim(self._place(self._used))
-            self._claims.claim(self._name(model))
+            self._claims.claim(self._place(self._used), self._name(model))
 
     def _place(self, number: int) -> str:
         return f"{self._kind} {number}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,9 +81,13 @@ class Store(abc.ABC):
     def save(self, dataset: str, state: DatasetState) -> None:
         """Remember a dataset's state in place of what was there, all of it or nothing."""
 
-    @abc.abstractmethod
     def claim(self, name: str, expiry: float, wall: float) -> bool:
-        """Take a name that may be taken once: True for the first who asks, until `expiry`. Times are wall seconds.
+        """Take a name that may be taken once: True for the first who asks, until `expiry`. Times as for `claim_all`."""
+        return self.claim_all([name], expiry, wall)
+
+    @abc.abstractmethod
+    def claim_all(self, names: Sequence[str], expiry: float, wall: float) -> bool:
+        """Take names that may be taken once, all of them or none: True where none had been taken. Times are wall seconds.
 
         Names whose expiry lies before `wall` are forgotten.
         """

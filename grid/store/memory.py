@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from grid.store.base import DatasetState, KnownNode, ReleaseRequest, Store
 
@@ -30,14 +30,15 @@ class MemoryStore(Store):
         with self._lock:
             self._datasets[dataset] = state
 
-    def claim(self, name: str, expiry: float, wall: float) -> bool:
+    def claim_all(self, names: Sequence[str], expiry: float, wall: float) -> bool:
         with self._lock:
             while self._expiries and self._expiries[0][0] < wall:
                 self._claims.discard(heapq.heappop(self._expiries)[1])
-            if name in self._claims:
+            if not self._claims.isdisjoint(names):
                 return False
-            self._claims.add(name)
-            heapq.heappush(self._expiries, (expiry, name))
+            self._claims.update(names)
+            for name in names:
+                heapq.heappush(self._expiries, (expiry, name))
             return True
 
     def claimed(self, name: str) -> bool:

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
@@ -51,11 +51,14 @@ class SqliteStore(Store):
                 (dataset, state.rows, state.min_rows, state.blocks, state.partition, state.elements, state.drawn),
             )
 
-    def claim(self, name: str, expiry: float, wall: float) -> bool:
+    def claim_all(self, names: Sequence[str], expiry: float, wall: float) -> bool:
         with self._transaction() as connection:
             connection.execute("DELETE FROM claim WHERE expiry < ?", (wall,))
-            done = connection.execute("INSERT OR IGNORE INTO claim (name, expiry) VALUES (?, ?)", (name, expiry))
-            return done.rowcount == 1
+            places = ", ".join("?" * len(names))
+            if connection.execute(f"SELECT 1 FROM claim WHERE name IN ({places})", tuple(names)).fetchone() is not None:
+                return False
+            connection.executemany("INSERT INTO claim (name, expiry) VALUES (?, ?)", [(name, expiry) for name in names])
+            return True
 
     def claimed(self, name: str) -> bool:
         with self._lock:

@@ -29,10 +29,11 @@ class Names:
     def __init__(self) -> None:
         self.taken: set[str] = set()
 
-    def claim(self, name: str) -> bool:
-        new = name not in self.taken
-        self.taken.add(name)
-        return new
+    def claim(self, *names: str) -> bool:
+        fresh = self.taken.isdisjoint(names)
+        if fresh:
+            self.taken.update(names)
+        return fresh
 
     def claimed(self, name: str) -> bool:
         return name in self.taken

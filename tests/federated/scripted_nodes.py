@@ -49,9 +49,10 @@ class ClaimedNames:
     def __init__(self) -> None:
         self.names: set[str] = set()
 
-    def claim(self, name: str) -> bool:
-        fresh = name not in self.names
-        self.names.add(name)
+    def claim(self, *names: str) -> bool:
+        fresh = self.names.isdisjoint(names)
+        if fresh:
+            self.names.update(names)
         return fresh
 
     def claimed(self, name: str) -> bool:

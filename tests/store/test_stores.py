@@ -62,6 +62,12 @@ class StoreConformance:
         assert not store.claim("sum 1", expiry=200.0, wall=100.0)
         assert store.claim("sum 1", expiry=200.0, wall=100.5)
 
+    def test_names_are_claimed_together_or_not_at_all(self, store: Store) -> None:
+        assert store.claim_all(["a", "b"], expiry=100.0, wall=10.0)
+        assert not store.claim_all(["c", "b"], expiry=100.0, wall=10.0)
+        assert store.claimed("a") and store.claimed("b") and not store.claimed("c")
+        assert store.claim_all(["c", "d"], expiry=100.0, wall=10.0)
+
     def test_only_one_of_many_threads_gets_a_claim(self, store: Store) -> None:
         won: list[bool] = []
         together = threading.Barrier(8)

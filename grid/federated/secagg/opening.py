@@ -27,8 +27,8 @@ VERSION = 1
 class Memory(Protocol):
     """Names that are taken once and for all, across restarts, as long as the job may live."""
 
-    def claim(self, name: str) -> bool:
-        """Take a name: True for the first who asks. It is kept when this returns."""
+    def claim(self, *names: str) -> bool:
+        """Take names, all of them or none: True for the first who asks for any of them. They are kept when this returns."""
         ...
 
     def claimed(self, name: str) -> bool:
@@ -86,9 +86,8 @@ class Opening:
             check_signature(
                 self.survivors[peer], signature, statement, f"{self.where}: node {peer} under the survivors that this node signed"
             )
-        if not memory.claim(self.model):
+        if not memory.claim(self.model, this_sum):
             deny_opened(self.where)
-        memory.claim(this_sum)
         return dict(self.shares)
 
     def to_bytes(self) -> bytes:
