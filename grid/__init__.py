@@ -93,10 +93,15 @@ EXPORTS: dict[str, tuple[str, str]] = {
 BESIDE = dict.fromkeys(("Plan", "plan", "trace"), "grid.smpc.rehearsal")
 """Public name -> a module that is loaded with it: `Plan.cost` asks a layer above its own."""
 
+PLANNED = {"DifferentialPrivacy": "jobs run with privacy=None, and updates leave only in sums under masks"}
+"""Name that people look for -> what to do without it."""
+
 __all__ = [*EXPORTS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in PLANNED:
+        raise AttributeError(f"grid.{name} is not there yet: {PLANNED[name]}")
     if name not in EXPORTS:
         raise AttributeError(f"module 'grid' has no attribute {name!r}; it has {', '.join(sorted(EXPORTS))}")
     module_name, attribute = EXPORTS[name]

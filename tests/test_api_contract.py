@@ -419,3 +419,8 @@ def test_clipping_of_remote_gradients(g: Any) -> None:
     (model.weight.sum() * 10).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     assert float(norm.get()) == pytest.approx(math.sqrt(200)) and float(model.weight.grad.norm().get()) <= 1.0001
+
+
+def test_a_name_that_is_planned_says_what_to_do_without_it() -> None:
+    with pytest.raises(AttributeError, match="grid.DifferentialPrivacy is not there yet: jobs run with privacy=None"):
+        _ = grid.DifferentialPrivacy

@@ -36,6 +36,9 @@ from grid.wire.jobs import EndJob, JobCard, JobWeights, RoundReport, StartJob
 log = logging.getLogger(__name__)
 
 WORKERS = 32
+ANSWER_ROOM = 4 << 20
+"""Bytes of a node's answer beside its vector."""
+
 GROWTH = 16
 """By how much the most rows of a node may grow while a job goes on: a node that announces more spoils no sum with it."""
 
@@ -74,6 +77,7 @@ class Coordinator:
         self.call = call
         self._rows, self._name, self._told = rows, name, told
         self._nodes: dict[PeerId, Peer] = {}
+        self._longest: dict[PeerId, int] = {}
         self._jobs: dict[JobId, RunningJob] = {}
         self._starting: dict[JobId, PeerId] = {}
         self._over: dict[JobId, Kept] = {}
@@ -121,7 +125,8 @@ class Coordinator:
         self._nodes[node] = peer
         for job_id in self._owed.pop(node, ()):
             peer.notify(EndJob(job=job_id))
-        peer.limit_messages(3 * self.settings.max_job_bytes + (1 << 20))
+        self._longest[node] = 0
+        self._limit(node)
         for job in self._jobs_of(node):
             if older is not None:
                 job.tell(lambda machine, now: machine.left(node, now))
@@ -129,11 +134,17 @@ class Coordinator:
         if older is not None:
             older.close_soon(InvalidRequest("a newer job channel of this node took the place of this one"))
 
+    def _limit(self, node: PeerId) -> None:
+        """Take no longer answers in a node's session than its largest job may have needed: a ring vector of 64 bits."""
+        sizes = [job.machine.model.weights.size for job in self._jobs_of(node)]
+        self._longest[node] = max(8 * max(sizes, default=0) + ANSWER_ROOM, self._longest[node])
+        self._nodes[node].limit_messages(self._longest[node])
+
     def node_went(self, node: PeerId, peer: Peer) -> None:
         """A channel of a node has ended."""
         if self._nodes.get(node) is not peer:
             return
-        del self._nodes[node]
+        del self._nodes[node], self._longest[node]
         for job in self._jobs_of(node):
             job.tell(lambda machine, now: machine.left(node, now))
 
@@ -177,6 +188,8 @@ class Coordinator:
                 raise
             job = RunningJob(self._machine(Kept(order, strategy, model, Progress(), ())), self)
             self._jobs[spec.job] = job
+            for node in filter(self._nodes.__contains__, spec.nodes):
+                self._limit(node)
         finally:
             del self._starting[spec.job]
         job.tell(lambda machine, now: machine.start(now, start_part(message)))
