@@ -422,5 +422,5 @@ def test_clipping_of_remote_gradients(g: Any) -> None:
 
 
 def test_a_name_that_is_planned_says_what_to_do_without_it() -> None:
-    with pytest.raises(AttributeError, match="grid.DifferentialPrivacy is not there yet: jobs run with privacy=None"):
+    with pytest.raises(AttributeError, match=r"grid\.DifferentialPrivacy is not there yet: jobs run with privacy=None"):
         _ = grid.DifferentialPrivacy
