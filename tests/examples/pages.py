@@ -12,7 +12,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 def check(name: str, printed: str) -> None:
     """Compare the page of `examples/NAME.py` with the file and with what it has printed, line by line; `...` is anything."""
-    (page,) = (ROOT / "docs" / "tutorial").glob(f"*-{name.replace('_', '-')}.md")
+    title = re.compile(rf"\d+-{name.replace('_', '-')}\.md")
+    (page,) = (one for one in (ROOT / "docs" / "tutorial").iterdir() if title.fullmatch(one.name))
     source = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
     lines, shown = iter(printed.splitlines()), 0
     for kind, block in BLOCK.findall(page.read_text(encoding="utf-8")):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training import SEED, batches
+from test_local_training import SEED, batches
 from torch import Tensor, nn
 from training_models import classes, plain_training, plans_for, trainer, vectors, weights_of
 
