@@ -55,6 +55,7 @@ class JobDoor:
         self._me, self._trust, self._grid, self._limits, self._clock = me, trust, grid, limits, clock
         self._numbers = itertools.count(1)
         self._strangers = Strangers(most)
+        self._closed: GridError | None = None
         self._waiting: dict[ConnectionId, Transport] = {}
         self._open: dict[ConnectionId, tuple[Peer, Card]] = {}
 
@@ -107,6 +108,9 @@ class JobDoor:
         try:
             async with peer:
                 self._open[number] = (peer, channel.peer)
+                self.end_revoked()  # a list may have come while the session was opening
+                if self._closed is not None:
+                    peer.close_soon(self._closed)
                 guest.came(peer)
                 await peer.wait_closed()
         finally:
@@ -121,6 +125,7 @@ class JobDoor:
 
     async def close(self, error: GridError) -> None:
         """End all sessions, and those that wait to become one."""
+        self._closed = error
         for transport in list(self._waiting.values()):
             await transport.close(error.message)
         open_now = [peer for peer, _ in self._open.values()]

@@ -18,7 +18,7 @@ from grid.demo_processes import processes as started_processes
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
-ROUNDS = 24
+ROUNDS = 16
 
 
 @pytest.fixture
