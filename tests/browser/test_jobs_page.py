@@ -37,7 +37,7 @@ async def test_a_job_is_followed_from_its_start_to_its_end() -> None:
                 loss=torch.nn.functional.cross_entropy,
                 datasets=await g.search("#rows"),
                 rounds=30,
-                local=grid.Local(batch_size=8),
+                local=grid.Local(batch_size=10),
                 name="<b>digits</b>",
             )
             await expect(page.locator("#list tbody tr")).to_have_count(1)
