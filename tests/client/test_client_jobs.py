@@ -416,9 +416,9 @@ def test_a_range_that_nodes_refuse_costs_a_round_and_no_more(local: LocalGrid, m
     refused: list[str] = []
     judge = Quantiser.check_fit
 
-    def judged(quantiser: Quantiser, update: Any, vector: Any) -> None:
+    def judged(quantiser: Quantiser, update: Any, weight: int, vector: Any) -> None:
         try:
-            judge(quantiser, update, vector)
+            judge(quantiser, update, weight, vector)
         except grid.ReleaseDenied as denied:
             refused.append(denied.message)
             raise
