@@ -95,6 +95,8 @@ class AnyRound(abc.ABC):
         self._story = story
         self.returned: dict[PeerId, float] = {}
         """Who was gone and came back, and for how many seconds."""
+        self.late: dict[PeerId, int] = {}
+        """Who was there and answered too late, or never, and at what moment (`Story.cause`) it was no longer waited for."""
         self._present = set(present)
         self._gone: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
@@ -112,6 +114,12 @@ class AnyRound(abc.ABC):
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
         self._out[peer] = why[:MAX_REASON]
         self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
+
+    def _are_late(self, missing: Iterable[PeerId]) -> None:
+        """Patience with these is over. Who is not there at all is lost, not late."""
+        for peer in missing:
+            if peer in self._present:
+                self.late.setdefault(peer, self._story.cause)
 
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
         absent = tuple(missing)

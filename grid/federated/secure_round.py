@@ -199,6 +199,7 @@ class SecureRound(AnyRound):
     def tick(self, now: float) -> list[Effect]:
         if not self.outcome and self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
             late = [peer for peer in self._members if peer not in self._answered]
+            self._are_late(self._missing())
             if late and len(self._members) - len(late) >= self.plan.quorum:
                 for peer in late:
                     self._put_out(peer, "it has not answered in time", now)
@@ -322,6 +323,8 @@ class SecureRound(AnyRound):
     def _settle(self, now: float) -> list[Effect]:
         if self.outcome:
             return []
+        if self.leg != WAIT and now >= (self._until if self.leg == COLLECT else self._leg_until):
+            self._are_late(peer for peer in self._missing() if peer not in self._adding)
         if self.leg == WAIT:
             possible = sum(peer not in self._out for peer in self.plan.cohort)
             if now < self._until and possible >= self.plan.quorum:

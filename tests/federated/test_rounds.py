@@ -286,10 +286,92 @@ def test_a_straggler_is_cut_off_at_the_deadline_and_its_late_answer_counts_for_n
     driver._answer = late  # type: ignore[method-assign]
     driver.until(lambda what: what == "kept report")
     assert driver.now >= driver.spec.deadline_s and driver.reports[0].nodes == 3
-    held[0]()
+    held[0]()  # the second round has begun without it
     driver.until_over()
-    assert [report.nodes for report in driver.reports] == [3, 4, 4]
-    assert np.allclose(driver.weights, moves(nodes[:3]) + moves(nodes), rtol=1e-5)
+    assert [report.nodes for report in driver.reports] == [3, 3, 4]
+    assert [report.text for report in driver.reports[:2]] == ["without node-3", "without node-3"]
+    assert np.allclose(driver.weights, 2 * moves(nodes[:3]), rtol=1e-5)
+
+
+def silent(driver: Driver, node: ScriptedNode, leg: str) -> list[Callable[[], None]]:
+    """From now on the node's answers in this leg do not arrive; what is returned delivers them."""
+    held: list[Callable[[], None]] = []
+    deliver = driver._answer
+
+    def answer(ask: Any, session: Any, message: Any) -> None:
+        if ask.message.tag == leg and ask.peer == node.id:
+            held.append(lambda: deliver(ask, session, message))
+        else:
+            deliver(ask, session, message)
+
+    driver._answer = answer  # type: ignore[method-assign]
+    return held
+
+
+@pytest.mark.parametrize("leg", [*LEGS[:4], "single"])  # the last leg does not wait for one that is not needed
+def test_a_node_that_is_silent_in_a_leg_is_asked_now_and_then(leg: str) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=11, secure=leg != "single")
+    silent(driver, nodes[3], "begin-round" if leg == "single" else leg)
+    driver.until_over()
+    asked = sorted({number for _, number, _ in nodes[3].asked if number})
+    assert asked == [1, 4, 9]  # 2 rounds without it, then 4, then 8
+    patience = 1.0 if leg in ("round-shares", "single") else 0.25
+    assert driver.now == pytest.approx(3 * patience * driver.spec.deadline_s)
+    with_it = asked if leg == "round-survivors" else []
+    assert [report.nodes for report in driver.reports] == [4 if number in with_it else 3 for number in range(1, 13)]
+    assert all("without node-3" in report.text for report in driver.reports if report.nodes == 3)
+
+
+@pytest.mark.parametrize("life", ["a new channel", "its offer", "a late answer"])
+def test_a_node_that_was_set_aside_is_back_as_soon_as_it_shows_life(life: str) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=6)
+    held = silent(driver, nodes[3], "round-shares")
+    driver.until(lambda what: what == "kept report")
+    driver.until(lambda what: what == "kept report")
+    assert [number for tag, number, _ in nodes[3].asked if tag == "begin-round"] == [1]
+    del driver._answer  # from now on it is heard
+    if life == "a late answer":
+        held[0]()
+    elif life == "its offer":
+        driver.perform(driver.machine.answered(nodes[3].id, OFFER, Ok(), driver.now))
+    else:
+        driver.lose(nodes[3].id)
+        driver.back(nodes[3].id)
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 3, 3, 4, 4, 4, 4]
+    assert driver.now == driver.spec.deadline_s
+
+
+def test_a_node_that_is_late_time_and_again_waits_out_its_pauses_though_it_shows_life() -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=20)
+    held = silent(driver, nodes[3], "round-shares")
+    while not driver.machine.settled:
+        driver.step()
+        if driver.now and not driver.now % driver.spec.deadline_s:
+            while held and driver.machine.progress.number > held_round(nodes[3]):
+                held.pop()()
+    asked = sorted({number for _, number, _ in nodes[3].asked if number})
+    assert asked[:4] == [1, 3, 5, 7] and asked[4:] == []  # then 16 rounds without it
+
+
+def held_round(node: ScriptedNode) -> int:
+    return max(number for tag, number, _ in node.asked if tag == "begin-round")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_node_without_which_there_is_no_quorum_is_drawn_though_it_was_late(secure: bool) -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2, secure=secure)
+    held = silent(driver, nodes[2], "round-shares" if secure else "begin-round")
+    driver.until(lambda what: what == "kept lost")
+    held.clear()
+    del driver._answer
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 3, 3]
+    assert driver.reports[0].text == "after 1 round that came to nothing"
 
 
 @pytest.mark.parametrize("secure", [True, False])
