@@ -415,7 +415,8 @@ class Coordination:
         round_, self._round = self._round, None
         if isinstance(result, GridError):
             return self._end(FAILED, result.message, now, error=result)
-        self._attendance.ended(round_.plan.number, round_.late, done.nodes)
+        liars = [blame[0] for blame in done.summed.blamed if len(blame) == 1]
+        self._attendance.ended(round_.plan.number, round_.late, done.nodes, liars)
         at, stop = self.progress, self.spec.stop
         self.rounds += 1
         evaluated = evaluating or self.spec.evaluates(round_.plan.number)
@@ -473,6 +474,9 @@ class Coordination:
         missing = [peer for peer in self._attendance.nodes if peer in done.lost or peer in self._absent]
         if missing:
             said.append(f"without {self._names(missing)}")
+        if done.summed.blamed:
+            blamed = " and ".join(" or ".join(map(self._name, blame)) for blame in done.summed.blamed[:NAMED])
+            said.append(f"with wrong shares of {blamed}, which were left out")
         returned = {peer: seconds for peer, seconds in round.returned.items() if peer in done.nodes}
         if returned:
             said.append(f"waited {max(returned.values()):.1f} s for {self._names(list(returned))}")

@@ -18,6 +18,7 @@ from grid.errors import GridError, WireError
 from grid.federated.effects import Ask, Effect, Key, Story
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.statements import Terms
+from grid.federated.secagg.unmasking import Blame
 from grid.ids import JobId, PeerId
 from grid.wire.messages import Message, TensorFrame
 
@@ -33,13 +34,17 @@ GRACE_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Summed:
-    """The sum of a round. `mean`: (size,) weighted mean of updates; `sums`: those of metrics; `next_range`: the quantiser's."""
+    """The sum of a round. `mean`: (size,) weighted mean of updates; `sums`: those of metrics; `next_range`: the quantiser's.
+
+    `blamed`: who sent wrong shares that were done without; where it is not sure, it was one of several.
+    """
 
     mean: npt.NDArray[Any]
     weight: int
     clipped: int
     sums: npt.NDArray[Any]
     next_range: Range | None = None
+    blamed: tuple[Blame, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -13,11 +13,12 @@ import pytest
 from grid.errors import DeadlineExceeded, InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
+from grid.federated.secagg import shamir
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
 from grid.federated.spec import Stop
 from grid.ids import PeerId
-from grid.wire.jobs import BeginRound, RoundShares, SingleUpdate
+from grid.wire.jobs import BeginRound, RoundReveal, RoundShares, SingleUpdate
 from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
 from tests.federated.scripted_nodes import ScriptedNode, constant, frame_of, mean_step, some_nodes
@@ -134,6 +135,58 @@ def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(monk
     assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4, 4]
     assert all("without node-4" in report.text for report in driver.reports)
     assert np.allclose(driver.weights, 2 * moves(nodes[:4]), rtol=1e-5)
+
+
+def lying(driver: Driver, node: ScriptedNode) -> None:
+    """The node reveals random shares in leg 4."""
+    deliver = driver._answer
+
+    def answer(ask: Any, session: Any, message: Any) -> None:
+        if isinstance(message, RoundReveal) and ask.peer == node.id:
+            noise = [dataclasses.replace(one, data=one.data[:1] + shamir.random_secret()) for one in message.shares]
+            message = RoundReveal(shares=tuple(noise))
+        deliver(ask, session, message)
+
+    driver._answer = answer  # type: ignore[method-assign]
+
+
+def test_a_node_that_reveals_garbage_is_named_and_set_aside_and_the_sum_opens_without_it() -> None:
+    nodes = some_nodes(5)
+    driver = Driver(nodes, rounds=3)
+    lying(driver, nodes[0])
+    driver.until_over()
+    assert driver.machine.card().state == "done"
+    assert [report.nodes for report in driver.reports] == [5, 4, 4, 4]
+    assert driver.reports[0].text == "with wrong shares of node-0, which were left out"
+    assert all("without node-0" in report.text for report in driver.reports[1:])
+    assert np.allclose(driver.weights, moves(nodes) + 2 * moves(nodes[1:]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_where_the_shares_that_came_do_not_suffice_beside_wrong_ones_others_are_waited_for(killed: bool) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1)
+    lying(driver, nodes[1])
+    driver.until(lambda what: what == "ask round-unmask")
+    driver.lose(nodes[3].id)
+    driver.until(lambda what: what == "worked open")
+    assert driver.machine.text == "round 1 takes the masks off of node-3"
+    if killed:
+        driver.kill()
+        driver.until(lambda what: what == "time")
+    driver.back(nodes[3].id)
+    driver.until_over()
+    assert driver.machine.card().state == "done" and driver.reports[0].nodes == 4
+    assert driver.reports[0].text.startswith("with wrong shares of node-1, which were left out")
+    assert np.allclose(driver.weights, moves(nodes), rtol=1e-5)
+
+
+def test_three_nodes_of_which_one_reveals_garbage_end_the_job_and_say_why() -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    lying(driver, nodes[1])
+    card = driver.until_over().machine.card()
+    assert card.state == "failed" and "sent wrong ones, and without 3 right ones this sum can't be opened" in card.text
 
 
 def test_a_sum_that_nobody_could_have_put_in_ends_the_job_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
