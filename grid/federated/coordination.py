@@ -281,7 +281,9 @@ class Coordination:
             effects += self._apply(outcome, now)
         elif isinstance(outcome, Lost):
             effects += self._lost(outcome, now)
-        if not self.over and self._round is None and self._applying is None and len(self._keeping) <= 1:
+        # Nodes count an update without masks when it is asked for, so that its model must be kept by then.
+        behind = 1 if self.spec.secure else 0
+        if not self.over and self._round is None and self._applying is None and len(self._keeping) <= behind:
             effects += self._next(now)
         return effects
 
@@ -321,7 +323,7 @@ class Coordination:
         self._evaluating = at.done >= spec.rounds or at.is_stale(spec.stop)
         drawable = self._attendance.drawable(at.number, self._quorum)
         self._absent = set(self._attendance.nodes) - set(drawable)
-        cohort = draw(spec, drawable, self._quorum, at.number)
+        cohort = draw(spec, drawable, self._quorum, self._index, self._lost_in_row)
         plan = self._plan(cohort, at.number, now)
         began = at.state != RUNNING
         self._has_begun = True
@@ -348,6 +350,7 @@ class Coordination:
         return Plan(
             job=spec.job,
             number=number,
+            index=self._index,
             cohort=cohort,
             quorum=self._quorum,
             weights=self._model.frame,
@@ -355,14 +358,19 @@ class Coordination:
             deadline_s=spec.deadline_s,
             sums=len(spec.sums),
             first_attempt=1 + self.progress.runs * ATTEMPTS_OF_A_RUN,
-            evaluate_only=self._evaluating,
             terms=self._terms(number) if spec.secure else None,
             name=self._name,
         )
 
     def _terms(self, number: int) -> Callable[[int, int], Terms]:
         size = 0 if self._evaluating else self._model.weights.size
-        return terms_of(self.spec, self._model, number, size=size, largest=self._largest(), known=self.progress.range)
+        largest, known = self._largest(), self.progress.range
+        return terms_of(self.spec, self._model, number, self._index, size=size, largest=largest, known=known)
+
+    @property
+    def _index(self) -> int:
+        """Of the round under way, as nodes know it."""
+        return 0 if self._evaluating else self.progress.done + 1
 
     def _make_round(self, plan: Plan) -> AnyRound:
         if self.spec.secure:
@@ -419,7 +427,7 @@ class Coordination:
         self._attendance.ended(round_.plan.number, round_.late, done.nodes, liars)
         at, stop = self.progress, self.spec.stop
         self.rounds += 1
-        evaluated = evaluating or self.spec.evaluates(round_.plan.number)
+        evaluated = evaluating or self.spec.evaluates(round_.plan.index)
         metrics, rows, trained = metrics_of(self.spec, done.summed.weight, done.summed.sums, evaluated=evaluated)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
         before, best_before = at.done, at.best

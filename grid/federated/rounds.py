@@ -70,13 +70,15 @@ Outcome = Done | Lost
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """What a round is to be. `terms` makes those of an attempt of so many nodes; None without secure aggregation.
+    """What a round is to be. `number` is its own, `index` which of the job's rounds it is, from 1, or 0 for an evaluation.
 
-    `quorum`: how many must take part at least. `deadline`: monotonic seconds. `sums`: how many metric sums each node gives.
+    `terms` makes those of an attempt of so many nodes; None without secure aggregation. `quorum`: how many must take part at
+    least. `deadline`: monotonic seconds. `sums`: how many metric sums each node gives.
     """
 
     job: JobId
     number: int
+    index: int
     cohort: tuple[PeerId, ...]
     quorum: int
     weights: TensorFrame
@@ -84,9 +86,13 @@ class Plan:
     deadline_s: float
     sums: int
     first_attempt: int = 1
-    evaluate_only: bool = False
     terms: Callable[[int, int], Terms] | None = None
     name: Callable[[PeerId], str] = str
+
+    @property
+    def evaluate_only(self) -> bool:
+        """Whether nothing is trained."""
+        return not self.index
 
 
 class AnyRound(abc.ABC):

@@ -253,10 +253,10 @@ class SecureRound(AnyRound):
             job=plan.job,
             round=plan.number,
             attempt=self._attempt,
+            index=plan.index,
             terms=terms,
             deadline_s=max(0.0, plan.deadline - now),
             weights=weights,
-            evaluate_only=plan.evaluate_only,
         )
         return self._ask(peer, BEGIN, message, now)
 

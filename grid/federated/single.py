@@ -87,10 +87,10 @@ class SingleRound(AnyRound):
             job=plan.job,
             round=plan.number,
             attempt=self._attempt,
+            index=plan.index,
             terms=b"",
             deadline_s=max(0.0, plan.deadline - now),
             weights=plan.weights,
-            evaluate_only=plan.evaluate_only,
         )
         return self._ask(peer, 0, message, now)
 
