@@ -87,7 +87,7 @@ def simulate(count: int, size: int, lost: int) -> dict[str, Any]:
     """One round; the facts of its line."""
     known = Range(0.5, 1e-4)
     quantiser = choose(size, count, WEIGHT, known, metrics=2)
-    terms = Terms.of(quantiser, count, job="simulated", round=1, attempt=0, model=hashlib.sha256(b"").digest())
+    terms = Terms.of(quantiser, count, job="simulated", round=1, attempt=0, index=1, model=hashlib.sha256(b"").digest())
     verify = functools.lru_cache(maxsize=count)(read_card)
     clock = SystemClock()
     members = [LocalIdentity.create(name=f"node{number}", role=NODE, clock=clock) for number in range(count)]

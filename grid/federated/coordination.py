@@ -18,7 +18,9 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from grid.errors import GridError, InvalidRequest, QuorumLost
+from grid.display import counted
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, QuorumLost
+from grid.federated.attendance import Attendance
 from grid.federated.effects import OFFER, Ask, Call, Dismiss, Effect, Keep, Key, Story, Tell, Work
 from grid.federated.orders import Model, Order, draw, metrics_of, terms_of, widened
 from grid.federated.progress import (
@@ -90,12 +92,9 @@ class Coordination:
         self._strategy = strategy
         self._model = model
         self._largest, self._name, self._wall = largest, name, wall
-        self._nodes = self.spec.nodes
+        self._attendance = Attendance(self.spec.nodes)
         self._quorum = max(self.spec.min_nodes, 2) if self.spec.secure else self.spec.min_nodes
-        self._here: set[PeerId] = set()
-        self._ready: set[PeerId] = set()
         self._absent: set[PeerId] = set()
-        self._refused: dict[PeerId, GridError] = {}
         self._round: AnyRound | None = None
         self._evaluating = False
         self._applying: tuple[Done, bool, float] | None = None
@@ -156,21 +155,20 @@ class Coordination:
 
     def came(self, peer: PeerId, now: float) -> list[Effect]:
         """A node has opened a job channel, perhaps in place of one that we have not seen end."""
-        if self.over or peer not in self._nodes:
+        if self.over or peer not in self._attendance.nodes:
             return []
-        self.story.heard(now, f"node {self._name(peer)} came")
-        self._here.add(peer)
+        self._hears(peer, now, "came")
+        self._attendance.came(peer)
         order = self.order
         offer = OfferJob(job=self.spec.job, envelope=order.envelope, card=order.card, train=order.train, evaluate=order.evaluate)
         return [Ask(self.story.cause, peer, OFFER, offer, self.spec.deadline_s)]
 
     def left(self, peer: PeerId, now: float) -> list[Effect]:
         """The channel of a node is gone."""
-        if self.over or peer not in self._here:
+        if self.over or not self._attendance.is_here(peer):
             return []
         self.story.heard(now, f"node {self._name(peer)} left")
-        self._here.discard(peer)
-        self._ready.discard(peer)
+        self._attendance.left(peer)
         self._called_at = min(self._called_at, now - CALL_EVERY_S + 0.5)
         effects = self._of_round(lambda round: round.left(peer, now))
         return effects + self._advance(now)
@@ -179,16 +177,15 @@ class Coordination:
         """A node's answer to an `Ask`."""
         if self.over:
             return []
-        self.story.heard(now, f"node {self._name(peer)} answered {key} with {message.tag!r}")
+        self._hears(peer, now, f"answered {key} with {message.tag!r}")
         if key != OFFER:
             effects = self._of_round(lambda round: round.answered(peer, key, message, now))
             return effects + self._advance(now)
         if not isinstance(message, Ok):
             return self.refused(peer, key, InvalidRequest(f"node {self._name(peer)} gave no answer to the offer of a job"), now)
-        if peer not in self._here:
+        if not self._attendance.is_here(peer):
             return []
-        self._refused.pop(peer, None)
-        self._ready.add(peer)
+        self._attendance.agreed(peer)
         self._not_before = 0.0
         effects = self._of_round(lambda round: round.joined(peer, now))
         return effects + self._advance(now)
@@ -197,16 +194,18 @@ class Coordination:
         """A node's error in place of an answer. Errors of channels that are gone do not count: `left` tells."""
         if self.over:
             return []
-        self.story.heard(now, f"node {self._name(peer)} refused {key}: {error.message}")
+        if isinstance(error, DeadlineExceeded):
+            self.story.heard(now, f"node {self._name(peer)} did not answer {key}: {error.message}")
+        else:
+            self._hears(peer, now, f"refused {key}: {error.message}")
         if key != OFFER:
             effects = self._of_round(lambda round: round.refused(peer, key, error, now))
             return effects + self._advance(now)
-        self._ready.discard(peer)
-        self._refused[peer] = error
-        left = len(self._nodes) - len(self._refused)
+        self._attendance.refuses(peer, error)
+        left = self._attendance.willing
         if left < self._quorum:
             why = f"node {self._name(peer)} refused: {error.message[:MAX_REASON]}"
-            told = f"{left} nodes could take part and {self._quorum} are needed; {why}"
+            told = f"{counted(left, 'node')} could take part and {self._quorum} are needed; {why}"
             failed = type(error)(told, **error.details)
             return self._end(FAILED, told, now, error=failed)
         return self._advance(now)
@@ -257,13 +256,18 @@ class Coordination:
     def cancel(self, now: float) -> list[Effect]:
         """The client does not want it any more."""
         self.story.heard(now, "cancelled")
-        return [] if self.over else self._end(CANCELLED, f"cancelled after {self.progress.done} rounds", now)
+        return [] if self.over else self._end(CANCELLED, f"cancelled after {counted(self.progress.done, 'round')}", now)
+
+    def _hears(self, peer: PeerId, now: float, what: str) -> None:
+        """A node has done or said something."""
+        self.story.heard(now, f"node {self._name(peer)} {what}")
+        self._attendance.heard(peer, self.story.cause)
 
     # ------------------------------------------------------------ rounds
 
     def _call(self, now: float) -> list[Effect]:
         """Ask nodes that are away to open a channel, every few seconds."""
-        away = [peer for peer in self._nodes if peer not in self._here]
+        away = self._attendance.away
         if self.over or not away or now < self._called_at + CALL_EVERY_S:
             return []
         self._called_at = now
@@ -277,7 +281,9 @@ class Coordination:
             effects += self._apply(outcome, now)
         elif isinstance(outcome, Lost):
             effects += self._lost(outcome, now)
-        if not self.over and self._round is None and self._applying is None and len(self._keeping) <= 1:
+        # Nodes count an update without masks when it is asked for, so that its model must be kept by then.
+        behind = 1 if self.spec.secure else 0
+        if not self.over and self._round is None and self._applying is None and len(self._keeping) <= behind:
             effects += self._next(now)
         return effects
 
@@ -290,33 +296,34 @@ class Coordination:
 
     def _next(self, now: float) -> list[Effect]:
         """Begin a round, if enough nodes are there."""
-        ready = [peer for peer in self._nodes if peer in self._ready]
+        ready = self._attendance.ready
         if now - self._stuck_since >= DEADLINES * self.spec.deadline_s:
             return self._give_up(now)
         gathering = not self._has_begun and self._gathers(now)
         if len(ready) < self._quorum or gathering:
-            away = self._names([peer for peer in self._nodes if peer not in self._ready])
-            needed = f"{len(ready)} nodes are there and {self._quorum} are needed"
+            away = self._names(self._attendance.unready)
+            needed = f"{len(ready)} of the {counted(self._quorum, 'node')} that are needed are there"
             self._idle = f"waits for nodes ({away}): {needed}" if not gathering else f"waits a moment for nodes ({away})"
             return []
         if now < self._not_before:
             return []
-        return self._begin(ready, now)
+        return self._begin(now)
 
     def _gathers(self, now: float) -> bool:
         """Whether the first round waits for nodes beyond those that it needs: some for an answer, some to come at all."""
-        unheard = [peer for peer in self._nodes if peer not in self._ready and peer not in self._refused]
+        unheard = self._attendance.unheard()
         patience = self.spec.deadline_s * SHORT
-        if not any(peer in self._here for peer in unheard):
+        if not any(map(self._attendance.is_here, unheard)):
             patience = min(GATHER_S, patience)
         return bool(unheard) and now < self._stuck_since + patience
 
-    def _begin(self, ready: list[PeerId], now: float) -> list[Effect]:
+    def _begin(self, now: float) -> list[Effect]:
         spec, at = self.spec, self.progress
         at.number += 1
         self._evaluating = at.done >= spec.rounds or at.is_stale(spec.stop)
-        self._absent = {peer for peer in self._nodes if peer not in self._ready}
-        cohort = draw(self.spec, ready, self._quorum, at.number)
+        drawable = self._attendance.drawable(at.number, self._quorum)
+        self._absent = set(self._attendance.nodes) - set(drawable)
+        cohort = draw(spec, drawable, self._quorum, self._index, self._lost_in_row)
         plan = self._plan(cohort, at.number, now)
         began = at.state != RUNNING
         self._has_begun = True
@@ -343,6 +350,7 @@ class Coordination:
         return Plan(
             job=spec.job,
             number=number,
+            index=self._index,
             cohort=cohort,
             quorum=self._quorum,
             weights=self._model.frame,
@@ -350,22 +358,27 @@ class Coordination:
             deadline_s=spec.deadline_s,
             sums=len(spec.sums),
             first_attempt=1 + self.progress.runs * ATTEMPTS_OF_A_RUN,
-            evaluate_only=self._evaluating,
             terms=self._terms(number) if spec.secure else None,
             name=self._name,
         )
 
     def _terms(self, number: int) -> Callable[[int, int], Terms]:
         size = 0 if self._evaluating else self._model.weights.size
-        return terms_of(self.spec, self._model, number, size=size, largest=self._largest(), known=self.progress.range)
+        largest, known = self._largest(), self.progress.range
+        return terms_of(self.spec, self._model, number, self._index, size=size, largest=largest, known=known)
+
+    @property
+    def _index(self) -> int:
+        """Of the round under way, as nodes know it."""
+        return 0 if self._evaluating else self.progress.done + 1
 
     def _make_round(self, plan: Plan) -> AnyRound:
         if self.spec.secure:
-            return SecureRound(plan, self.story, self._ready)
+            return SecureRound(plan, self.story, self._attendance.ready)
         combine: Combine | None = getattr(self._strategy, "combine", None) if self._strategy.needs_single else None
         size = 0 if plan.evaluate_only else self._model.weights.size
         total = Sum(size, plan.sums, equal=self.spec.weighting == EQUAL, most=self._largest(), combine=combine)
-        return SingleRound(plan, self.story, self._ready, total)
+        return SingleRound(plan, self.story, self._attendance.ready, total)
 
     def _resume_round(self, now: float, kept: Mapping[str, bytes]) -> list[Effect]:
         about = msgpack.unpackb(kept[ROUND])
@@ -410,9 +423,11 @@ class Coordination:
         round_, self._round = self._round, None
         if isinstance(result, GridError):
             return self._end(FAILED, result.message, now, error=result)
+        liars = [blame[0] for blame in done.summed.blamed if len(blame) == 1]
+        self._attendance.ended(round_.plan.number, round_.late, done.nodes, liars)
         at, stop = self.progress, self.spec.stop
         self.rounds += 1
-        evaluated = evaluating or self.spec.evaluates(round_.plan.number)
+        evaluated = evaluating or self.spec.evaluates(round_.plan.index)
         metrics, rows, trained = metrics_of(self.spec, done.summed.weight, done.summed.sums, evaluated=evaluated)
         value = metrics[self.spec.metrics.index(stop.metric)] if metrics else None
         before, best_before = at.done, at.best
@@ -464,22 +479,27 @@ class Coordination:
             said.append("evaluation of the last model" + (f"; {self.spec.stop.metric} did not become better" if early else ""))
         if unchanged:
             said.append("the model does not change any more")
-        missing = [peer for peer in self._nodes if peer in done.lost or peer in self._absent]
+        missing = [peer for peer in self._attendance.nodes if peer in done.lost or peer in self._absent]
         if missing:
             said.append(f"without {self._names(missing)}")
+        if done.summed.blamed:
+            blamed = " and ".join(" or ".join(map(self._name, blame)) for blame in done.summed.blamed[:NAMED])
+            said.append(f"with wrong shares of {blamed}, which were left out")
         returned = {peer: seconds for peer, seconds in round.returned.items() if peer in done.nodes}
         if returned:
             said.append(f"waited {max(returned.values()):.1f} s for {self._names(list(returned))}")
         if self._lost_in_row:
-            said.append(f"after {self._lost_in_row} round{'' if self._lost_in_row == 1 else 's'} that came to nothing")
+            said.append(f"after {counted(self._lost_in_row, 'round')} that came to nothing")
         return "; ".join(said)
 
     def _names(self, peers: Sequence[PeerId]) -> str:
         named = ", ".join(map(self._name, peers[:NAMED]))
-        return f"{named} and {len(peers) - NAMED} others" if len(peers) > NAMED else named
+        return f"{named} and {counted(len(peers) - NAMED, 'other')}" if len(peers) > NAMED else named
 
     def _lost(self, lost: Lost, now: float) -> list[Effect]:
         """Another one follows on the same model, at once where that may help."""
+        assert self._round is not None
+        self._attendance.ended(self._round.plan.number, self._round.late)
         self._round = None
         self.rounds_lost += 1
         if not (lost.error is not None and lost.error.details.get("rule") == MISFIT and self._widens()):
@@ -511,7 +531,7 @@ class Coordination:
         return self._evaluating and self.spec.rounds > 0 and self.progress.done > 0
 
     def _give_up(self, now: float) -> list[Effect]:
-        away = [peer for peer in self._nodes if peer not in self._ready]
+        away = self._attendance.unready
         names = self._names(away)
         text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
         text += f"; missing: {names}" if away else f"; {self._idle}"
@@ -534,4 +554,4 @@ class Coordination:
         return [Keep(self.story.cause, "end", parts), *self._dismiss(text)]
 
     def _dismiss(self, text: str) -> list[Effect]:
-        return [Dismiss(self.story.cause, peer, text) for peer in self._nodes]
+        return [Dismiss(self.story.cause, peer, text) for peer in self._attendance.nodes]

@@ -7,6 +7,7 @@ import hashlib
 import math
 import random
 import secrets
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,11 +60,11 @@ class Model:
         return cls(plain, frame, model_digest(envelope, data), state)
 
 
-def terms_of(spec: JobSpec, model: Model, number: int, *, size: int, largest: int, known: Range | None) -> MakeTerms:
+def terms_of(spec: JobSpec, model: Model, number: int, index: int, *, size: int, largest: int, known: Range | None) -> MakeTerms:
     """Makes the terms of an attempt of a round, of its number and how many nodes it has.
 
-    `size`: coordinates of an update, 0 for an evaluation. `largest`: the most examples of any node. `known`: what is known of the
-    quantiser's range.
+    `number` and `index` as `Terms` has them. `size`: coordinates of an update, 0 for an evaluation. `largest`: the most examples
+    of any node. `known`: what is known of the quantiser's range.
     """
     heaviest = 1 if spec.weighting == EQUAL else largest
 
@@ -74,6 +75,7 @@ def terms_of(spec: JobSpec, model: Model, number: int, *, size: int, largest: in
             job=spec.job,
             round=number,
             attempt=attempt,
+            index=index,
             model=model.digest,
             size=quantiser.length,
             bits=quantiser.bits,
@@ -99,15 +101,19 @@ def widened(known: Range | None) -> Range | None:
     return Range(known.clip * WIDER, 0.0)
 
 
-def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, number: int) -> tuple[PeerId, ...]:
-    """The nodes of a round: a share of all that the job names, drawn from those who are there. A seed fixes the draw."""
+def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, index: int, losses: int) -> tuple[PeerId, ...]:
+    """The nodes of a round: a share of all that the job names, drawn from those who are there. A seed fixes the draw.
+
+    One that was lost is done again with the same nodes, so that it ends as if nothing had been; one that was lost more often, of
+    which `losses` is the number, with others.
+    """
     wanted = max(quorum, math.ceil(spec.fraction * len(spec.nodes)))
     if spec.secure:
         wanted = min(wanted, MAX_COHORT)
     if len(ready) <= wanted:
         return tuple(ready)
     seed = spec.seed or secrets.token_bytes(32)
-    drawing = random.Random(hashlib.sha256(b"grid cohort 1\0" + seed + number.to_bytes(8, "little")).digest())
+    drawing = random.Random(hashlib.sha256(b"grid cohort 1\0" + seed + struct.pack("<QQ", index, max(losses - 1, 0))).digest())
     drawn = set(drawing.sample(list(ready), wanted))
     return tuple(peer for peer in ready if peer in drawn)
 

@@ -18,6 +18,7 @@ from grid.errors import GridError, WireError
 from grid.federated.effects import Ask, Effect, Key, Story
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.statements import Terms
+from grid.federated.secagg.unmasking import Blame
 from grid.ids import JobId, PeerId
 from grid.wire.messages import Message, TensorFrame
 
@@ -33,13 +34,17 @@ GRACE_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Summed:
-    """The sum of a round. `mean`: (size,) weighted mean of updates; `sums`: those of metrics; `next_range`: the quantiser's."""
+    """The sum of a round. `mean`: (size,) weighted mean of updates; `sums`: those of metrics; `next_range`: the quantiser's.
+
+    `blamed`: who sent wrong shares that were done without; where it is not sure, it was one of several.
+    """
 
     mean: npt.NDArray[Any]
     weight: int
     clipped: int
     sums: npt.NDArray[Any]
     next_range: Range | None = None
+    blamed: tuple[Blame, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -65,13 +70,15 @@ Outcome = Done | Lost
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Plan:
-    """What a round is to be. `terms` makes those of an attempt of so many nodes; None without secure aggregation.
+    """What a round is to be. `number` is its own, `index` which of the job's rounds it is, from 1, or 0 for an evaluation.
 
-    `quorum`: how many must take part at least. `deadline`: monotonic seconds. `sums`: how many metric sums each node gives.
+    `terms` makes those of an attempt of so many nodes; None without secure aggregation. `quorum`: how many must take part at
+    least. `deadline`: monotonic seconds. `sums`: how many metric sums each node gives.
     """
 
     job: JobId
     number: int
+    index: int
     cohort: tuple[PeerId, ...]
     quorum: int
     weights: TensorFrame
@@ -79,9 +86,13 @@ class Plan:
     deadline_s: float
     sums: int
     first_attempt: int = 1
-    evaluate_only: bool = False
     terms: Callable[[int, int], Terms] | None = None
     name: Callable[[PeerId], str] = str
+
+    @property
+    def evaluate_only(self) -> bool:
+        """Whether nothing is trained."""
+        return not self.index
 
 
 class AnyRound(abc.ABC):
@@ -95,6 +106,8 @@ class AnyRound(abc.ABC):
         self._story = story
         self.returned: dict[PeerId, float] = {}
         """Who was gone and came back, and for how many seconds."""
+        self.late: dict[PeerId, int] = {}
+        """Who was there and answered too late, or never, and at what moment (`Story.cause`) it was no longer waited for."""
         self._present = set(present)
         self._gone: dict[PeerId, float] = {}
         self._out: dict[PeerId, str] = {}
@@ -112,6 +125,12 @@ class AnyRound(abc.ABC):
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
         self._out[peer] = why[:MAX_REASON]
         self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
+
+    def _are_late(self, missing: Iterable[PeerId]) -> None:
+        """Patience with these is over. Who is not there at all is lost, not late."""
+        for peer in missing:
+            if peer in self._present:
+                self.late.setdefault(peer, self._story.cause)
 
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
         absent = tuple(missing)

@@ -84,6 +84,9 @@ class SecureRound(AnyRound):
         self._waits: set[str] = set()
         self._summed: Summed | None = None
         self._opening = False
+        self._wrong: AuthenticationFailed | None = None
+        """Why the shares that came did not open the sum."""
+        self._tried: dict[PeerId, dict[PeerId, bytes]] = {}
         self._accusers: dict[PeerId, set[PeerId]] = {}
 
     # ------------------------------------------------------------ inputs
@@ -184,6 +187,10 @@ class SecureRound(AnyRound):
                 return self.refused(node, (self.plan.number, self._attempt, COLLECT), result, now)
             self._answered.add(node)
             return self._settle(now)
+        if isinstance(result, AuthenticationFailed):  # a wrong share among those that came: others may make up for it
+            self._story.note(now, result.message)
+            self._opening, self._wrong = False, result
+            return self._settle(now)
         if isinstance(result, GridError):
             self._error = result
             return self._lose(result.message, (), now)
@@ -199,6 +206,7 @@ class SecureRound(AnyRound):
     def tick(self, now: float) -> list[Effect]:
         if not self.outcome and self.leg in (BEGIN, SHARE) and self._leg_until <= now < self._until:
             late = [peer for peer in self._members if peer not in self._answered]
+            self._are_late(self._missing())
             if late and len(self._members) - len(late) >= self.plan.quorum:
                 for peer in late:
                     self._put_out(peer, "it has not answered in time", now)
@@ -245,10 +253,10 @@ class SecureRound(AnyRound):
             job=plan.job,
             round=plan.number,
             attempt=self._attempt,
+            index=plan.index,
             terms=terms,
             deadline_s=max(0.0, plan.deadline - now),
             weights=weights,
-            evaluate_only=plan.evaluate_only,
         )
         return self._ask(peer, BEGIN, message, now)
 
@@ -322,6 +330,8 @@ class SecureRound(AnyRound):
     def _settle(self, now: float) -> list[Effect]:
         if self.outcome:
             return []
+        if self.leg != WAIT and now >= (self._until if self.leg == COLLECT else self._leg_until):
+            self._are_late(peer for peer in self._missing() if peer not in self._adding)
         if self.leg == WAIT:
             possible = sum(peer not in self._out for peer in self.plan.cohort)
             if now < self._until and possible >= self.plan.quorum:
@@ -390,8 +400,12 @@ class SecureRound(AnyRound):
         missing = self._missing()
         waits = now < self._leg_until and any(peer in self._present for peer in missing)
         # In a sparse graph it takes a look at all shares to see whether they suffice: not after each answer.
-        if self.leg == OPEN and not (waits and len(self._members) > COMPLETE) and server.can_open():
+        more = self.leg == OPEN and self._reveals != self._tried
+        if more and not (waits and len(self._members) > COMPLETE) and server.can_open():
             return self._open()
+        if self._wrong is not None and not missing:
+            self._error = self._wrong
+            return self._lose(self._wrong.message, (), now)
         left = [peer for peer in self._members if peer not in self._out]
         # Once signatures have gone out, nodes may have revealed their part: no other sum over this model is to be had from them.
         if (self.leg != OPEN and now >= self._until) or len(left) < server.terms.threshold:
@@ -408,7 +422,7 @@ class SecureRound(AnyRound):
     def _open(self) -> list[Effect]:
         server, quantiser = self._server, self._server.terms.quantiser if self._server else None
         assert server is not None and quantiser is not None
-        self._opening = True
+        self._opening, self._tried = True, dict(self._reveals)
         reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
         packed: bytes = msgpack.packb(reveals)
 
@@ -424,6 +438,7 @@ class SecureRound(AnyRound):
                 aggregate.clipped,
                 aggregate.metric_sums,
                 aggregate.next_range() if quantiser.size else None,
+                server.blamed,
             )
 
         return [self._keep(REVEALS, packed), Work(self._story.cause, f"open {self._attempt}", opened)]

@@ -87,10 +87,10 @@ class SingleRound(AnyRound):
             job=plan.job,
             round=plan.number,
             attempt=self._attempt,
+            index=plan.index,
             terms=b"",
             deadline_s=max(0.0, plan.deadline - now),
             weights=plan.weights,
-            evaluate_only=plan.evaluate_only,
         )
         return self._ask(peer, 0, message, now)
 
@@ -151,6 +151,8 @@ class SingleRound(AnyRound):
     def _settle(self, now: float) -> list[Effect]:
         missing = self._missing()
         over = now >= self.plan.deadline
+        if over and not self._closed:
+            self._are_late(peer for peer in missing if peer not in self._adding)
         if self.outcome or self._closed or self._adding or (any(peer in self._present for peer in missing) and not over):
             return []
         if len(self._answered) >= self.plan.quorum:

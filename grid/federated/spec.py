@@ -106,7 +106,7 @@ class JobSpec:
         return (*self.metrics, EXAMPLES)
 
     def evaluates(self, round: int) -> bool:
-        """Whether the weights that a round, counted from 1, begins with are evaluated in it. The last model always is."""
+        """Whether the weights that a round, by its index from 1 on, begins with are evaluated in it. The last model always is."""
         return self.evaluate_every > 0 and (round - 1) % self.evaluate_every == 0
 
     def seed_of(self, node: PeerId) -> bytes:

@@ -62,6 +62,7 @@ from grid.wire.messages import Message
 
 log = logging.getLogger(__name__)
 
+
 class Leg(Protocol):
     """A message of a leg after the first."""
 
@@ -101,7 +102,7 @@ class Assignment:
         self._proximal = proximal
         self._me, self._trust, self._clock = me, trust, clock
         self._memory = Claims(store, clock, spec.expires)
-        self._models = {kind: Models(self._memory, spec, evaluating=kind) for kind in (False, True)}
+        self._models = Models(self._memory, spec)
         self._openings = Openings(store, spec)
         self._misfits: set[bytes] = set()
         self._datasets = datasets
@@ -155,15 +156,15 @@ class Assignment:
         return RoundKeys(envelope=keys)
 
     def _first_keys(self, party: Party, now: Round) -> bytes:
-        self._models[now.evaluate_only].check(now.model)
+        self._models.check(now.index, now.model)
         return party.keys()
 
     def _check_terms(self, terms: Terms, message: BeginRound, now: Round) -> None:
         """The terms are those of this message and this model, and this node's vector fits them."""
         quantiser = terms.quantiser
         size = self._training.layout.size
-        asked = (self.spec.job, message.round, message.attempt)
-        if (terms.job, terms.round, terms.attempt) != asked or terms.model != now.model:
+        asked = (self.spec.job, message.round, message.attempt, message.index)
+        if (terms.job, terms.round, terms.attempt, terms.index) != asked or terms.model != now.model:
             raise InvalidRequest("the terms of the round are of another job, round, attempt or model than the message")
         if quantiser.metrics != len(self.spec.sums) or quantiser.size not in ((0, size) if now.evaluate_only else (size,)):
             raise InvalidRequest("the terms of the round are for a vector of another size than the job's")
@@ -176,7 +177,7 @@ class Assignment:
     async def _begin_single(self, message: BeginRound) -> SingleUpdate:
         now = self._round if self._is_present(message) and message.weights is None else await self._entered(message)
         assert now is not None
-        await self._lane.submit(partial(self._models[now.evaluate_only].count, now.model))
+        await self._lane.submit(partial(self._models.count, now.index, now.model))
         self._start(now)
         learned = await self._learned(now)
         return SingleUpdate(
@@ -187,7 +188,7 @@ class Assignment:
 
     def _is_present(self, message: BeginRound) -> bool:
         now = self._round
-        return now is not None and (now.number, now.evaluate_only) == (message.round, message.evaluate_only)
+        return now is not None and (now.number, now.index) == (message.round, message.index)
 
     async def _entered(self, message: BeginRound) -> Round:
         """The round of a message: the present one if it is of the same model, else a new one in its place."""
@@ -199,7 +200,7 @@ class Assignment:
         digest, weights = await self._lane.submit(partial(read_model, self.envelope, message.weights, size))
         if self._is_present(message) and self._round is not None and self._round.model == digest:
             return self._round
-        return Round(message.round, digest, weights, message.evaluate_only)
+        return Round(message.round, message.index, digest, weights)
 
     def _start(self, now: Round) -> None:
         """Make it the present round. Its training starts, and that of another ends."""
@@ -233,9 +234,9 @@ class Assignment:
         if now.evaluate_only:
             found = await self._training.evaluate(now.weights)
             return Learned(None, self._training.rows, found.metrics, found.examples)
-        wanted = spec.evaluates(now.number)
+        wanted = spec.evaluates(now.index)
         trained = await self._training.train(
-            now.weights, round=now.number, seed=spec.seed_of(self._me.id), proximal=self._proximal, metrics=wanted
+            now.weights, round=now.index, seed=spec.seed_of(self._me.id), proximal=self._proximal, metrics=wanted
         )
         return Learned(trained.update, trained.examples, trained.metrics, trained.examples if wanted else 0)
 
@@ -301,7 +302,7 @@ class Assignment:
         signed = self._openings.find(message.round, message.attempt)
         if signed is None:
             return self._present(message).party.reveal(consents)  # leg 3 has not been: it says so
-        self._models[signed.evaluating].count(signed.model)
+        self._models.count(signed.index, signed.model)
         return signed.opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:
@@ -337,5 +338,3 @@ class Assignment:
             await self._lane.submit(self._openings.forget)
         await self._training.close()
         await self._lane.close()
-
-

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from grid.clock import Clock
 from grid.crypto.cards import TOLERANCE_S
+from grid.display import counted
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, ReleaseDenied
 from grid.federated.secagg.opening import Opening
 from grid.federated.secagg.party import Party
@@ -51,47 +52,48 @@ class Claims:
 class Models:
     """The models of a job that this node has given a sum or an update for: as many as its client has signed, and no more.
 
-    One for each round of training, and one for the evaluation of the last model (`evaluating`): a gateway that goes on by itself
-    gets nothing, and none for an evaluation in place of training or the other way round. Counted across restarts.
+    One for each round of training, by its index from 1 on, and one for the evaluation of the last model, index 0: a gateway that
+    goes on by itself gets nothing, and none for an evaluation in place of training or the other way round. Counted across
+    restarts.
     """
 
-    def __init__(self, claims: Claims, spec: JobSpec, *, evaluating: bool) -> None:
+    def __init__(self, claims: Claims, spec: JobSpec) -> None:
         self._claims = claims
-        self._kind = f"job {spec.job} {'evaluated' if evaluating else 'trained'} model"
-        self._most = 1 if evaluating else spec.rounds
-        self._used = 0
+        self._job = spec.job
+        self._rounds = spec.rounds
 
-    def check(self, model: bytes) -> None:
-        """Raise `ReleaseDenied` for a model that would be one too many."""
-        while self._used < self._most and self._claims.claimed(self._place(self._used)):
-            self._used += 1
-        if self._used == self._most and not self._claims.claimed(self._name(model)):
-            raise ReleaseDenied(
-                f"this node has answered for as many models as the client has signed rounds, {self._most} ({self._kind}), and the"
-                " gateway asks for more (rule rounds). Do instead: start another job",
-                rule="rounds",
-                instead="another job",
-            )
+    def check(self, index: int, model: bytes) -> None:
+        """Raise `ReleaseDenied` for a round that the client has not signed, and for a second model in one."""
+        if not 0 <= index <= self._rounds:
+            self._deny(f"the client has signed {counted(self._rounds, 'round')}, and the gateway asks for number {index}")
+        if self._claims.claimed(self._place(index)) and not self._claims.claimed(self._name(index, model)):
+            which = f"round {index}" if index else "the evaluation"
+            self._deny(f"this node has answered for another model in {which}, and one is what the client has signed")
 
-    def count(self, model: bytes) -> None:
+    def count(self, index: int, model: bytes) -> None:
         """Count a model, once. It is on disk when this returns. Raises as `check`."""
-        self.check(model)
-        if not self._claims.claimed(self._name(model)):
-            self._claims.claim(self._place(self._used), self._name(model))
+        self.check(index, model)
+        if not self._claims.claimed(self._name(index, model)):
+            self._claims.claim(self._place(index), self._name(index, model))
 
-    def _place(self, number: int) -> str:
-        return f"{self._kind} {number}"
+    def _deny(self, what: str) -> NoReturn:
+        raise ReleaseDenied(
+            f"job {self._job}: {what} (rule rounds). Do instead: start another job", rule="rounds", instead="another job"
+        )
 
-    def _name(self, model: bytes) -> str:
-        return f"{self._kind} {model.hex()}"
+    def _place(self, index: int) -> str:
+        return f"job {self._job} round {index}"
+
+    def _name(self, index: int, model: bytes) -> str:
+        return f"{self._place(index)} model {model.hex()}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Signed:
-    """The sum that a node has signed for: the model, whether it was only evaluated, its signature, and what it will reveal."""
+    """The sum that a node has signed for: the round's index and model, its signature, and what it will reveal."""
 
+    index: int
     model: bytes
-    evaluating: bool
     consent: bytes
     opening: Opening
 
@@ -117,7 +119,7 @@ class Openings:
 
     def keep(self, terms: Terms, consent: bytes, opening: Opening) -> None:
         """In place of the one before. It is on disk when this returns."""
-        facts = [self._spec.expires, terms.round, terms.attempt, terms.model, not terms.quantiser.size, consent]
+        facts = [self._spec.expires, terms.round, terms.attempt, terms.index, terms.model, consent]
         packed: bytes = msgpack.packb([*facts, opening.to_bytes()])
         self._store.keep_job(self._spec.job, {OPENING: packed})
 
@@ -126,8 +128,8 @@ class Openings:
         kept = self._store.job_parts(self._spec.job, OPENING).get(OPENING)
         if kept is None:
             return None
-        _, *found, model, evaluating, consent, opening = msgpack.unpackb(kept)
-        return Signed(model, evaluating, consent, Opening.from_bytes(opening)) if found == [round, attempt] else None
+        _, *found, index, model, consent, opening = msgpack.unpackb(kept)
+        return Signed(index, model, consent, Opening.from_bytes(opening)) if found == [round, attempt] else None
 
     def forget(self) -> None:
         """The job is over."""
@@ -154,14 +156,19 @@ class Learned:
 class Round:
     """The model of one round, and what this node learns from it: a future, so that those who wait may stop waiting."""
 
-    def __init__(self, number: int, model: bytes, weights: Vector, evaluate_only: bool) -> None:
+    def __init__(self, number: int, index: int, model: bytes, weights: Vector) -> None:
         self.number = number
+        self.index = index
         self.model = model
         self.weights = weights
-        self.evaluate_only = evaluate_only
         self.learned: asyncio.Future[Learned] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Any] | None = None
         self.over = False
+
+    @property
+    def evaluate_only(self) -> bool:
+        """Whether nothing is trained."""
+        return not self.index
 
     def end(self) -> None:
         """Nobody wants to know any more."""

@@ -179,17 +179,23 @@ class OfferJob(Message):
 class BeginRound(Message):
     """Gateway -> node, leg 0: `terms` of the round (`federated.secagg`; b"" without secure aggregation) and the model.
 
-    `evaluate_only`: nothing is trained, metrics alone are summed. Reply: RoundKeys, or SingleUpdate without secure aggregation.
-    A further attempt of a round comes without `weights` to those who have them; what they train goes on.
+    `round` is a number for this round alone. `index` says which of the rounds that the client has signed it is, from 1: lost ones
+    do not count, and what is drawn, scheduled and evaluated follows from it. 0: nothing is trained, metrics alone are summed.
+    Reply: RoundKeys, or SingleUpdate without secure aggregation. A further attempt of a round comes without `weights` to those
+    who have them; what they train goes on.
     """
 
     job: JobId
     round: int
     attempt: int
+    index: int
     terms: bytes
     deadline_s: float
     weights: TensorFrame | None = None
-    evaluate_only: bool = False
+
+    @property
+    def evaluate_only(self) -> bool:
+        return not self.index
 
 
 @message("round-keys")

@@ -61,6 +61,7 @@ def terms_for(cohort: int, *, size: int = 8, bits: int = 32, degree: int | None 
         job="job",
         round=1,
         attempt=0,
+        index=1,
         model=MODEL,
         size=quantiser.length,
         bits=bits,

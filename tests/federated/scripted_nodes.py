@@ -113,7 +113,7 @@ class ScriptedNode:
         weights = self.weights[key[:2]]
         self.begun[key] = message
         if not message.terms:
-            update = None if message.evaluate_only else self._update(weights, message.round)
+            update = None if message.evaluate_only else self._update(weights, message.index)
             sums = tuple(self._sums(weights).tolist())
             return SingleUpdate(examples=self.examples, metrics=sums, update=None if update is None else frame_of(update))
         if key not in self.parties:
@@ -129,8 +129,8 @@ class ScriptedNode:
             )
         return RoundKeys(envelope=self.parties[key].keys())
 
-    def _update(self, weights: Any, number: int) -> Any:
-        return self.update(weights, number).astype(weights.dtype)
+    def _update(self, weights: Any, index: int) -> Any:
+        return self.update(weights, index).astype(weights.dtype)
 
     def _sums(self, weights: Any) -> Any:
         """The loss is the mean square of the weights."""
@@ -152,7 +152,7 @@ class ScriptedNode:
         party = self.party(message)
         begun, weights = self.begun[message.job, message.round, message.attempt], self.weights[message.job, message.round]
         quantiser = party.terms.quantiser
-        update = np.zeros(0, "f4") if begun.evaluate_only else self._update(weights, message.round)
+        update = np.zeros(0, "f4") if begun.evaluate_only else self._update(weights, begun.index)
         weight = 1 if self.jobs[message.job][0].weighting == "equal" else self.examples
         vector = quantiser.encode(update, weight, self._sums(weights))
         quantiser.check_fit(update, weight, vector)

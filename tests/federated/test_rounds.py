@@ -13,11 +13,12 @@ import pytest
 from grid.errors import DeadlineExceeded, InvalidRequest, QuorumLost, ReleaseDenied
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
+from grid.federated.secagg import shamir
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
 from grid.federated.spec import Stop
 from grid.ids import PeerId
-from grid.wire.jobs import BeginRound, RoundShares, SingleUpdate
+from grid.wire.jobs import BeginRound, RoundReveal, RoundShares, SingleUpdate
 from grid.wire.messages import Message, Ok
 from tests.federated.job_driver import Driver
 from tests.federated.scripted_nodes import ScriptedNode, constant, frame_of, mean_step, some_nodes
@@ -134,6 +135,60 @@ def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(monk
     assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4, 4]
     assert all("without node-4" in report.text for report in driver.reports)
     assert np.allclose(driver.weights, 2 * moves(nodes[:4]), rtol=1e-5)
+
+
+def lying(driver: Driver, node: ScriptedNode) -> None:
+    """The node reveals random shares in leg 4."""
+    deliver = driver._answer
+
+    def answer(ask: Any, session: Any, message: Any) -> None:
+        if isinstance(message, RoundReveal) and ask.peer == node.id:
+            noise = [dataclasses.replace(one, data=one.data[:1] + shamir.random_secret()) for one in message.shares]
+            message = RoundReveal(shares=tuple(noise))
+        deliver(ask, session, message)
+
+    driver._answer = answer  # type: ignore[method-assign]
+
+
+def test_a_node_that_reveals_garbage_is_named_and_set_aside_and_the_sum_opens_without_it() -> None:
+    nodes = some_nodes(5)
+    liar = min(nodes, key=lambda node: node.id)  # the first who answers: its shares are among those that are looked at
+    others = [node for node in nodes if node is not liar]
+    driver = Driver(nodes, rounds=3)
+    lying(driver, liar)
+    driver.until_over()
+    assert driver.machine.card().state == "done"
+    assert [report.nodes for report in driver.reports] == [5, 4, 4, 4]
+    assert driver.reports[0].text == f"with wrong shares of {liar.me.name}, which were left out"
+    assert all(f"without {liar.me.name}" in report.text for report in driver.reports[1:])
+    assert np.allclose(driver.weights, moves(nodes) + 2 * moves(others), rtol=1e-5)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_where_the_shares_that_came_do_not_suffice_beside_wrong_ones_others_are_waited_for(killed: bool) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=1)
+    lying(driver, nodes[1])
+    driver.until(lambda what: what == "ask round-unmask")
+    driver.lose(nodes[3].id)
+    driver.until(lambda what: what == "worked open")
+    assert driver.machine.text == "round 1 takes the masks off of node-3"
+    if killed:
+        driver.kill()
+        driver.until(lambda what: what == "time")
+    driver.back(nodes[3].id)
+    driver.until_over()
+    assert driver.machine.card().state == "done" and driver.reports[0].nodes == 4
+    assert driver.reports[0].text.startswith("with wrong shares of node-1, which were left out")
+    assert np.allclose(driver.weights, moves(nodes), rtol=1e-5)
+
+
+def test_three_nodes_of_which_one_reveals_garbage_end_the_job_and_say_why() -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2)
+    lying(driver, nodes[1])
+    card = driver.until_over().machine.card()
+    assert card.state == "failed" and "sent wrong ones, and without 3 right ones this sum can't be opened" in card.text
 
 
 def test_a_sum_that_nobody_could_have_put_in_ends_the_job_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,10 +341,92 @@ def test_a_straggler_is_cut_off_at_the_deadline_and_its_late_answer_counts_for_n
     driver._answer = late  # type: ignore[method-assign]
     driver.until(lambda what: what == "kept report")
     assert driver.now >= driver.spec.deadline_s and driver.reports[0].nodes == 3
-    held[0]()
+    held[0]()  # the second round has begun without it
     driver.until_over()
-    assert [report.nodes for report in driver.reports] == [3, 4, 4]
-    assert np.allclose(driver.weights, moves(nodes[:3]) + moves(nodes), rtol=1e-5)
+    assert [report.nodes for report in driver.reports] == [3, 3, 4]
+    assert [report.text for report in driver.reports[:2]] == ["without node-3", "without node-3"]
+    assert np.allclose(driver.weights, 2 * moves(nodes[:3]), rtol=1e-5)
+
+
+def silent(driver: Driver, node: ScriptedNode, leg: str) -> list[Callable[[], None]]:
+    """From now on the node's answers in this leg do not arrive; what is returned delivers them."""
+    held: list[Callable[[], None]] = []
+    deliver = driver._answer
+
+    def answer(ask: Any, session: Any, message: Any) -> None:
+        if ask.message.tag == leg and ask.peer == node.id:
+            held.append(lambda: deliver(ask, session, message))
+        else:
+            deliver(ask, session, message)
+
+    driver._answer = answer  # type: ignore[method-assign]
+    return held
+
+
+@pytest.mark.parametrize("leg", [*LEGS[:4], "single"])  # the last leg does not wait for one that is not needed
+def test_a_node_that_is_silent_in_a_leg_is_asked_now_and_then(leg: str) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=11, secure=leg != "single")
+    silent(driver, nodes[3], "begin-round" if leg == "single" else leg)
+    driver.until_over()
+    asked = sorted({number for _, number, _ in nodes[3].asked if number})
+    assert asked == [1, 4, 9]  # 2 rounds without it, then 4, then 8
+    patience = 1.0 if leg in ("round-shares", "single") else 0.25
+    assert driver.now == pytest.approx(3 * patience * driver.spec.deadline_s)
+    with_it = asked if leg == "round-survivors" else []
+    assert [report.nodes for report in driver.reports] == [4 if number in with_it else 3 for number in range(1, 13)]
+    assert all("without node-3" in report.text for report in driver.reports if report.nodes == 3)
+
+
+@pytest.mark.parametrize("life", ["a new channel", "its offer", "a late answer"])
+def test_a_node_that_was_set_aside_is_back_as_soon_as_it_shows_life(life: str) -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=6)
+    held = silent(driver, nodes[3], "round-shares")
+    driver.until(lambda what: what == "kept report")
+    driver.until(lambda what: what == "kept report")
+    assert [number for tag, number, _ in nodes[3].asked if tag == "begin-round"] == [1]
+    del driver._answer  # from now on it is heard
+    if life == "a late answer":
+        held[0]()
+    elif life == "its offer":
+        driver.perform(driver.machine.answered(nodes[3].id, OFFER, Ok(), driver.now))
+    else:
+        driver.lose(nodes[3].id)
+        driver.back(nodes[3].id)
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 3, 3, 4, 4, 4, 4]
+    assert driver.now == driver.spec.deadline_s
+
+
+def test_a_node_that_is_late_time_and_again_waits_out_its_pauses_though_it_shows_life() -> None:
+    nodes = some_nodes(4)
+    driver = Driver(nodes, rounds=20)
+    held = silent(driver, nodes[3], "round-shares")
+    while not driver.machine.settled:
+        driver.step()
+        if driver.now and not driver.now % driver.spec.deadline_s:
+            while held and driver.machine.progress.number > held_round(nodes[3]):
+                held.pop()()
+    asked = sorted({number for _, number, _ in nodes[3].asked if number})
+    assert asked[:4] == [1, 3, 5, 7] and asked[4:] == []  # then 16 rounds without it
+
+
+def held_round(node: ScriptedNode) -> int:
+    return max(number for tag, number, _ in node.asked if tag == "begin-round")
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_node_without_which_there_is_no_quorum_is_drawn_though_it_was_late(secure: bool) -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes, rounds=2, secure=secure)
+    held = silent(driver, nodes[2], "round-shares" if secure else "begin-round")
+    driver.until(lambda what: what == "kept lost")
+    held.clear()
+    del driver._answer
+    driver.until_over()
+    assert [report.nodes for report in driver.reports] == [3, 3, 3]
+    assert driver.reports[0].text == "after 1 round that came to nothing"
 
 
 @pytest.mark.parametrize("secure", [True, False])
@@ -328,6 +465,33 @@ def test_twenty_percent_lost_at_random_moments_over_fifty_rounds() -> None:
         lost = set(report.text.split(";")[0].removeprefix("without ").split(", ")) if report.text else set()
         expected += moves([node for node in nodes if node.me.name not in lost])
     assert np.allclose(driver.weights, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(3, 1.0), (6, 0.5)])
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_job_in_which_rounds_were_lost_ends_as_one_in_which_none_was(secure: bool, count: int, fraction: float) -> None:
+    """What is drawn, scheduled and evaluated goes by the index of a round: lost ones do not count."""
+    spared: set[int] = set()
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        """The rounds 2 and 5 fail once at the first node that is asked in leg 2, or without masks for its update."""
+        if isinstance(message, RoundShares if secure else BeginRound):
+            index = node.begun[message.job, message.round, message.attempt].index if secure else message.index
+            if index in {2, 5} - spared:
+                spared.add(index)
+                raise InvalidRequest("something went wrong here")
+
+    def run(before: Callable[[ScriptedNode, Message], None] | None) -> Driver:
+        nodes = [ScriptedNode(f"n{place}", lambda w, index, k=place: np.full_like(w, k * index), 1) for place in range(count)]
+        for node in nodes:
+            node.before = before or node.before
+        return Driver(nodes, rounds=5, evaluate_every=2, secure=secure, fraction=fraction, seed=bytes(32)).until_over()
+
+    whole, lossy = run(None), run(before)
+    assert (lossy.machine.rounds_lost, lossy.machine.progress.number) == (2, whole.machine.progress.number + 2)
+    assert np.array_equal(lossy.weights, whole.weights)
+    assert [report.metrics for report in lossy.reports] == [report.metrics for report in whole.reports]
+    assert [len(report.metrics) for report in whole.reports] == [1, 0, 1, 0, 1, 1]
 
 
 # ---------------------------------------------------------------- restarts

@@ -127,8 +127,11 @@ class Round:
     names: tuple[str, ...] = NAMES
     weights: npt.NDArray[Any] | None = None
     evaluate_only: bool = False
+    index: int = 0
+    """As `number` unless it is said."""
 
     def __post_init__(self) -> None:
+        self.index = 0 if self.evaluate_only else self.index or self.number
         frame = self.made.message.weights
         if self.weights is not None:
             frame = TensorFrame(dtype=frame.dtype, shape=frame.shape, data=self.weights.tobytes())
@@ -141,6 +144,7 @@ class Round:
             job=self.made.spec.job,
             round=self.number,
             attempt=self.attempt,
+            index=self.index,
             model=model_digest(self.made.message.envelope, frame.data),
             size=quantiser.length,
             bits=quantiser.bits,
@@ -158,10 +162,10 @@ class Round:
     def beginning(self, *, with_weights: bool = True, **changes: Any) -> BeginRound:
         message = BeginRound(
             **self._at,
+            index=self.index,
             terms=self.terms.encode(),
             deadline_s=30.0,
             weights=self.frame if with_weights else None,
-            evaluate_only=self.evaluate_only,
         )
         return dataclasses.replace(message, **changes)
 

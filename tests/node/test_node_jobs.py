@@ -54,20 +54,20 @@ async def grid_of(**changes: dict[str, Any]) -> AsyncIterator[tuple[LocalGrid, H
         yield local, host
 
 
-async def offered(host: Host, local: LocalGrid, **options: Any) -> Any:
+async def offered(host: Host, local: LocalGrid, /, **options: Any) -> Any:
     made = await made_order(local, **options)
     for name in NAMES:
         await host.ask(name, offer(made))
     return made
 
 
-def by_hand(made: Any, name: str, number: int = 1) -> Any:
+def by_hand(made: Any, name: str, number: int = 1, local: Local | None = None) -> Any:
     """What the node's trainer gives for the same rows and seed, worked out here."""
     rows = NODES[name]["rows"]
     trainer = Trainer(
         train=ir.decode(made.message.train),
         evaluate=ir.decode(made.message.evaluate),
-        local=Local(),
+        local=local or Local(),
         features=rows["features"],
         targets=rows["targets"],
     )
@@ -86,6 +86,16 @@ async def test_a_round_gives_the_mean_of_what_the_nodes_learned() -> None:
     assert np.abs(found.mean_update - expected).max() < 1e-6
     sums = sum(one.metrics for one in learned)
     assert np.allclose(found.metric_sums, [*sums, found.weight], atol=1e-4)
+
+
+async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_number() -> None:
+    async with grid_of() as (local, host):
+        batches = Local(batch_size=20)
+        made = await offered(host, local, seed=7, local=batches, rounds=2)
+        found = await Round(host, made, number=5, index=2).all()
+        learned = [by_hand(made, name, number=2, local=batches) for name in NAMES]
+    expected = sum(one.update.astype(np.float64) * one.examples for one in learned) / found.weight
+    assert np.abs(found.mean_update - expected).max() < 1e-6
 
 
 async def test_an_evaluation_gives_sums_of_metrics_alone() -> None:
@@ -277,12 +287,17 @@ async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> No
         await first.all()
         weights = np.frombuffer(made.message.weights.data, "<f4")
         await Round(host, made, number=2, weights=weights + 1, evaluate_only=True).all()
-        with pytest.raises(ReleaseDenied, match="rule rounds"):
-            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
-        await restart(local, host, "alice")
-        await host.ask("alice", offer(made))
-        with pytest.raises(ReleaseDenied, match="rule rounds"):
-            await host.ask("alice", Round(host, made, number=3, weights=weights + 2).beginning())
+        more = [
+            Round(host, made, number=3, index=2, weights=weights + 2),
+            Round(host, made, number=3, index=1, weights=weights + 2),
+            Round(host, made, number=3, weights=weights + 2, evaluate_only=True),
+        ]
+        for _ in range(2):
+            for one in more:
+                with pytest.raises(ReleaseDenied, match="rule rounds"):
+                    await host.ask("alice", one.beginning())
+            await restart(local, host, "alice")
+            await host.ask("alice", offer(made))
 
 
 # ---------------------------------------------------------------- refusals
@@ -402,6 +417,8 @@ async def test_terms_of_another_job_round_or_model_are_refused() -> None:
         for changes in (
             {"round": 2},
             {"attempt": 2},
+            {"index": 2},
+            {"index": 0},
             {"weights": elsewhere.frame},
             {"terms": elsewhere.terms.encode()},
             {"terms": Round(host, made, evaluate_only=True).terms.encode()},

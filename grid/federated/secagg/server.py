@@ -20,11 +20,12 @@ from grid.crypto.cards import read_card
 from grid.crypto.envelope import unpack
 from grid.crypto.keys import AgreementKey, check_signature
 from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, WireError
-from grid.federated.secagg import masks, shamir
+from grid.federated.secagg import masks
 from grid.federated.secagg.graph import MAX_COHORT, Graph, majority
 from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
 from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed, revealed
 from grid.federated.secagg.statements import Member, Roster, Terms, Verify, commitment_to, consent_statement, read_keys
+from grid.federated.secagg.unmasking import Blame, Unmasking
 from grid.ids import PeerId
 
 VERSION = 1
@@ -47,6 +48,8 @@ class Server:
         self._survivors: tuple[PeerId, ...] = ()
         self._consents: dict[PeerId, bytes] = {}
         self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
+        self.blamed: tuple[Blame, ...] = ()
+        """Whose shares were wrong and done without, once there is a result."""
 
     # ------------------------------------------------------------ legs 0 and 1
 
@@ -162,48 +165,53 @@ class Server:
         self._reveals[peer] = {owner: read_revealed(share, self._kind(owner)) for owner, share in shares.items()}
 
     def can_open(self) -> bool:
-        """Whether enough shares of every secret were revealed: `result` gives the sum, unless a share is wrong."""
+        """Whether enough shares of every secret were revealed: `result` gives the sum, unless too many are wrong."""
         return bool(self._survivors) and self._enough(self._reveals)
 
     def result(self) -> Vector:
         """The sum of the survivors' vectors, (size,) in the ring.
 
-        `QuorumLost` while too few shares were revealed; `AuthenticationFailed`, naming the owner, for a secret whose shares do
-        not give what it signed: then the sum can't be had.
+        Wrong shares are found and left out where there are right ones instead; `blamed` says whose they were. `QuorumLost` while
+        too few shares were revealed; `AuthenticationFailed`, naming the owner, for a secret whose shares do not give what it
+        signed: further shares may.
         """
         roster, graph = self._fixed()
         if not self.can_open():
             silent = next((peer for peer in self._survivors if peer not in self._reveals), "")
             raise QuorumLost(f"{self.terms}: too few shares were revealed to take the masks off", node=silent)
+        unmasking = Unmasking(roster, graph, self.terms.threshold, dict(self._reveals))
         plus, minus = list[bytes](), list[bytes]()
         for owner, member in roster.items():
-            secret = self._secret(owner)
             if owner in self._inputs:
-                self._check_secret(member, commitment_to(secret) == member.commitment)
-                minus.append(own_seed(secret, owner, roster.digest))
+                minus.append(own_seed(self._seed_of(member, unmasking), owner, roster.digest))
                 continue
-            key = AgreementKey(secret)
-            self._check_secret(member, key.public == member.mask)
+            key = self._key_of(member, unmasking)
             for peer in graph.neighbours(owner):
                 if peer in self._inputs:  # that one added or took off the mask of the pair, and nobody did the opposite
                     seed = pair_seed(key, owner, roster[peer].mask, peer, roster.digest)
                     (minus if sign_of(peer, owner) > 0 else plus).append(seed)
+        self.blamed = unmasking.blame()
         total = self._sum.copy()
         for start in range(0, max(len(plus), len(minus)), SEEDS_AT_ONCE):
             masks.apply(total, plus[start : start + SEEDS_AT_ONCE], minus[start : start + SEEDS_AT_ONCE])
         return total
 
-    def _secret(self, owner: PeerId) -> bytes:
-        roster, graph = self._fixed()
-        holders = [holder for holder in graph.holders(owner) if holder in self._reveals][: self.terms.threshold]
-        return shamir.combine({roster.point(holder): self._reveals[holder][owner] for holder in holders})
+    def _seed_of(self, member: Member, unmasking: Unmasking) -> bytes:
+        seed = unmasking.secret(member.id, lambda secret: commitment_to(secret) == member.commitment)
+        return self._there(seed, member)
 
-    def _check_secret(self, member: Member, fits: bool) -> None:
-        if not fits:
+    def _key_of(self, member: Member, unmasking: Unmasking) -> AgreementKey:
+        secret = unmasking.secret(member.id, lambda secret: AgreementKey(secret).public == member.mask)
+        return AgreementKey(self._there(secret, member))
+
+    def _there(self, secret: bytes | None, member: Member) -> bytes:
+        if secret is None:
             raise AuthenticationFailed(
-                f"{self.terms}: the shares of {member.card} do not give the secret that it signed: it, or one of its"
-                " neighbours, sent a wrong one, and this sum can't be opened"
+                f"{self.terms}: the shares of {member.card} do not give the secret that it signed: it, or some of those who"
+                f" revealed them, sent wrong ones, and without {self.terms.threshold} right ones this sum can't be opened",
+                peer=member.id,
             )
+        return secret
 
     def _enough(self, present: set[PeerId] | Mapping[PeerId, object]) -> bool:
         """Whether those present hold enough shares of every member's secrets."""

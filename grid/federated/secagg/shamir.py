@@ -20,7 +20,7 @@ SHARE_BYTES = 32
 
 def random_secret() -> bytes:
     """A fresh secret, uniform in the field."""
-    return _to_bytes(secrets.randbelow(PRIME))
+    return to_bytes(secrets.randbelow(PRIME))
 
 
 def split(secret: bytes, points: Sequence[int], threshold: int) -> dict[int, bytes]:
@@ -36,18 +36,21 @@ def split(secret: bytes, points: Sequence[int], threshold: int) -> dict[int, byt
         value = 0
         for coefficient in coefficients:
             value = (value + coefficient) * point % PRIME
-        shares[point] = _to_bytes((value + constant) % PRIME)
+        shares[point] = to_bytes((value + constant) % PRIME)
     return shares
 
 
-def combine(shares: Mapping[int, bytes]) -> bytes:
+def combine(shares: Mapping[int, bytes], at: int = 0) -> bytes:
     """The secret behind shares by point, if there are as many as its threshold; with fewer, or with a wrong one, another value.
 
-    The caller checks what comes out against something public. `WireError` for bytes that are no share.
+    The caller checks what comes out against something public. With `at` it is the share for that point. `WireError` for bytes
+    that are no share.
     """
+    if at in shares:
+        return shares[at]
     points = tuple(sorted(shares))
-    total = sum(weight * element(shares[point]) for weight, point in zip(_weights(points), points, strict=True))
-    return _to_bytes(total % PRIME)
+    total = sum(weight * element(shares[point]) for weight, point in zip(_weights(points, at), points, strict=True))
+    return to_bytes(total % PRIME)
 
 
 def element(share: bytes) -> int:
@@ -58,23 +61,25 @@ def element(share: bytes) -> int:
     return value
 
 
-def _to_bytes(value: int) -> bytes:
+def to_bytes(value: int) -> bytes:
+    """A field element as it travels."""
     return value.to_bytes(SHARE_BYTES, "little")
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(points: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange's weights at zero: the secret is the sum of weight times share. One set of holders shares many secrets.
+def _weights(points: tuple[int, ...], at: int) -> tuple[int, ...]:
+    """Lagrange's weights at a place, 0 for the secret: the value there is the sum of weight times share. One set of holders
+    shares many secrets.
 
-    The weight of a point is the product of other / (other - point). Points are small, so products are taken as integers.
+    The weight of a point is the product of (other - at) / (other - point). Points are small, so products are taken as integers.
     """
     below = [math.prod(other - point for other in points if other != point) for point in points]
-    product = math.prod(points)
-    return tuple(product // point * inverse % PRIME for point, inverse in zip(points, _inverses(below), strict=True))
+    product = math.prod(point - at for point in points)
+    return tuple(product // (point - at) * inverse % PRIME for point, inverse in zip(points, inverses(below), strict=True))
 
 
-def _inverses(values: Sequence[int]) -> list[int]:
-    """Of all values at the price of one inversion (Montgomery)."""
+def inverses(values: Sequence[int]) -> list[int]:
+    """Of all values, none of them zero, at the price of one inversion (Montgomery)."""
     products = list(itertools.accumulate(values, lambda product, value: product * value % PRIME, initial=1))
     inverse = pow(products[-1], -1, PRIME)
     found = []

@@ -23,7 +23,7 @@ from grid.federated.secagg.quantiser import Quantiser
 from grid.ids import PeerId
 
 KEYS_KIND = "grid round keys 1"
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 32
 MAX_TERMS_BYTES = 4096
 MAX_KEYS_BYTES = MAX_CARD_BYTES + 1024
@@ -38,13 +38,16 @@ Verify = Callable[[bytes], Card]
 class Terms:
     """One attempt of one round of a job.
 
-    `model`: SHA-256 of the weights' bytes and of the job's envelope. `size`: elements of the ring vector, of `bits` (32 or 64)
-    each. `degree`: neighbours of each node, n - 1 in a complete graph. `threshold`: holders that open one secret.
+    `index`: which of the rounds that the client has signed this is, from 1, and 0 for an evaluation alone; `round` is a number
+    for this one, and lost ones count. `model`: SHA-256 of the weights' bytes and of the job's envelope. `size`: elements of the
+    ring vector, of `bits` (32 or 64) each. `degree`: neighbours of each node, n - 1 in a complete graph. `threshold`: holders
+    that open one secret.
     """
 
     job: str
     round: int
     attempt: int
+    index: int
     model: bytes
     size: int
     bits: int
@@ -53,13 +56,14 @@ class Terms:
     quantiser: Quantiser
 
     @classmethod
-    def of(cls, quantiser: Quantiser, cohort: int, *, job: str, round: int, attempt: int, model: bytes) -> Terms:
+    def of(cls, quantiser: Quantiser, cohort: int, *, job: str, round: int, attempt: int, index: int, model: bytes) -> Terms:
         """The terms for so many nodes, with the graph that the table has for them. `InvalidRequest` for too many or too few."""
         degree, threshold = degree_and_threshold(cohort)
         return cls(
             job=job,
             round=round,
             attempt=attempt,
+            index=index,
             model=model,
             size=quantiser.length,
             bits=quantiser.bits,
@@ -70,7 +74,7 @@ class Terms:
 
     def encode(self) -> bytes:
         """What travels; the digest covers it."""
-        named = [self.job, self.round, self.attempt, self.model, self.size, self.bits, self.degree, self.threshold]
+        named = [self.job, self.round, self.attempt, self.index, self.model, self.size, self.bits, self.degree, self.threshold]
         packed: bytes = msgpack.packb([VERSION, *named, self.quantiser.fields()])
         return packed
 
@@ -80,11 +84,14 @@ class Terms:
         if len(data) > MAX_TERMS_BYTES:
             raise WireError(f"the terms of a round have at most {MAX_TERMS_BYTES} bytes")
         fields = unpack(data, "the terms of a round", error=WireError)
-        if not isinstance(fields, list) or len(fields) != 10 or fields[0] != VERSION:
+        if not isinstance(fields, list) or len(fields) != 11 or fields[0] != VERSION:
             raise WireError("the terms of a round have a wrong form, or are of another version")
-        job, number, attempt, model, size, bits, degree, threshold = fields[1:9]
-        quantiser = Quantiser.from_fields(fields[9])
-        counts = ((number, 0, MAX_ROUND), (attempt, 0, MAX_ROUND), (degree, 1, MAX_COHORT), (threshold, 1, MAX_COHORT))
+        job, number, attempt, index, model, size, bits, degree, threshold = fields[1:10]
+        quantiser = Quantiser.from_fields(fields[10])
+        counts = (
+            *((count, 0, MAX_ROUND) for count in (number, attempt, index)),
+            *((count, 1, MAX_COHORT) for count in (degree, threshold)),
+        )
         if not all(type(value) is int and least <= value <= most for value, least, most in counts):
             raise WireError("a number in the terms of a round is out of bounds")
         if not isinstance(job, str) or len(job) > MAX_JOB_LETTERS or not isinstance(model, bytes) or len(model) != DIGEST_BYTES:
@@ -95,6 +102,7 @@ class Terms:
             job=job,
             round=number,
             attempt=attempt,
+            index=index,
             model=model,
             size=size,
             bits=bits,

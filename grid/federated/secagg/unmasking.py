@@ -1,0 +1,75 @@
+"""Putting secrets together from what was revealed in leg 4, though some of it is wrong, and telling who is to blame.
+
+A share that does not belong to its secret was dealt wrong by the owner or revealed wrong by the holder; which of them, one such
+share does not say. A node that stands in two of them, with different others, is named. Nothing of this changes a sum: it has
+all its secrets as their owners signed them, or there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from grid.federated.secagg import decoding
+from grid.federated.secagg.graph import Graph
+from grid.federated.secagg.statements import Roster
+from grid.ids import PeerId
+
+Pair = tuple[PeerId, PeerId]
+"""An owner of a secret and a holder of a share of it that is wrong."""
+
+Blame = tuple[PeerId, ...]
+"""One of these sent something wrong."""
+
+
+class Unmasking:
+    """`reveals`: by holder, its shares by owner."""
+
+    def __init__(self, roster: Roster, graph: Graph, threshold: int, reveals: Mapping[PeerId, Mapping[PeerId, bytes]]) -> None:
+        self._roster, self._graph, self._threshold = roster, graph, threshold
+        self._reveals = reveals
+        self._suspects: set[PeerId] = set()
+        self._right: dict[PeerId, dict[int, bytes]] = {}
+
+    def secret(self, owner: PeerId, fits: Callable[[bytes], bool]) -> bytes | None:
+        """The owner's secret, which `fits`; None if the shares that came do not give it.
+
+        Holders that a share was wrong of before come last, so that one who lies costs a search but once.
+        """
+        holders = [holder for holder in self._graph.holders(owner) if holder in self._reveals]
+        holders.sort(key=self._suspects.__contains__)
+        shares = {self._roster.point(holder): self._reveals[holder][owner] for holder in holders}
+        found = decoding.recover(shares, self._threshold, fits)
+        if found is None:
+            return None
+        secret, wrong = found
+        self._suspects |= {holder for holder in holders if self._roster.point(holder) in wrong}
+        right = [point for point in shares if point not in wrong][: self._threshold]
+        self._right[owner] = {point: shares[point] for point in right}
+        return secret
+
+    def blame(self) -> tuple[Blame, ...]:
+        """Who sent wrong shares, as far as that was noticed: one node where it is sure, two where it was one of them."""
+        return blame(
+            (owner, holder)
+            for holder in self._suspects
+            for owner in self._graph.holders(holder)
+            if owner in self._right and self._is_wrong(owner, holder)
+        )
+
+    def _is_wrong(self, owner: PeerId, holder: PeerId) -> bool:
+        return decoding.differs(self._right[owner], self._roster.point(holder), self._reveals[holder][owner])
+
+
+def blame(pairs: Iterable[Pair]) -> tuple[Blame, ...]:
+    """As few nodes as explain all wrong shares: those in most of them first, and for one that explains itself alone, both."""
+    left = {frozenset(pair) for pair in pairs}
+    named: list[Blame] = []
+    while left:
+        counts = Counter(node for pair in left for node in pair)
+        worst = max(counts, key=lambda node: (frozenset((node,)) in left, counts[node], node))
+        if counts[worst] == 1 and frozenset((worst,)) not in left:
+            return (*named, *sorted(tuple(sorted(pair)) for pair in left))
+        named.append((worst,))
+        left = {pair for pair in left if worst not in pair}
+    return tuple(named)
