@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
+from grid.settings import ClientSettings
 from grid.testing import LocalGrid
 from grid.wire.jobs import JobProgress, StartJob
 from grid.wire.messages import Message
@@ -272,6 +276,119 @@ def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> N
     assert job.state == "done" and left[-1].round == 6
     assert all(one.nodes == 3 for one in left)
     assert left[-1].metrics["accuracy"] > 0.9
+
+
+# ---------------------------------------------------------------- a gateway that is away
+
+
+class Away:
+    """Takes a client's way to the coordinator, and gives it back."""
+
+    def __init__(self, g: Any) -> None:
+        self._line, self._loop = g._inner._jobs, g._thread.loop
+        self._dial = self._line._dial
+
+    def begin(self) -> None:
+        async def dial() -> Any:
+            raise grid.NodeUnavailable("cannot connect: connection refused")
+
+        self._line._dial = dial
+        self._loop.call_soon_threadsafe(lambda: self._line._peer.close_soon())
+
+    def end(self) -> None:
+        self._line._dial = self._dial
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What to do when a word is said of the gateway's absence, which is at once; the words are kept."""
+
+    class Heard(logging.Handler):
+        said: ClassVar[list[str]] = []
+
+        def then(self) -> None: ...
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.said.append(record.getMessage())
+            self.then()
+
+    Heard.said = []
+    monkeypatch.setattr("grid.client.absence.WORD_S", 0.0)
+    heard, log = Heard(logging.WARNING), logging.getLogger("grid.client.absence")
+    log.addHandler(heard)
+    yield heard
+    log.removeHandler(heard)
+
+
+def started(g: Any, rounds: int = 8) -> Job:
+    job: Job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=rounds, local=LOCAL)
+    next(iter(job))
+    return job
+
+
+def test_a_gateway_that_is_away_is_told_once_and_the_job_is_followed_when_it_is_back(local: LocalGrid, words: Any) -> None:
+    g = local.client()
+    job, away, texts = started(g), Away(g), []
+
+    def back() -> None:
+        texts.append((job.text, job._beside()))
+        away.end()
+
+    words.then = back
+    away.begin()
+    assert isinstance(job.result(), nn.Module)
+    assert [one.round for one in job.reports] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert words.said == ["the gateway has not been reachable for 0 s; the job goes on when it is back"]
+    assert texts[0][0] == words.said[0] and texts[0][1].startswith("loss ") and texts[0][1].endswith(words.said[0])
+    assert "reachable" not in job.text
+
+
+def test_a_gateway_that_stays_away_ends_the_wait_with_an_error_that_may_be_tried_again(words: Any) -> None:
+    with LocalGrid(nodes=datasets(), client=ClientSettings(job_patience_s=0.3)) as local:
+        g = local.client()
+        job, away = started(g), Away(g)
+        away.begin()
+        for wait in (lambda: list(job), job.result, lambda: g._thread.run(job._end())):
+            with pytest.raises(grid.NodeUnavailable, match=r"not been reachable for .*refused.*go on when it is back") as raised:
+                wait()
+            assert raised.value.retryable
+        assert len(words.said) == 1 and not job.ended
+        away.end()
+        assert len(list(job)) == 9
+        away.begin()
+        with pytest.raises(grid.NodeUnavailable, match="has not been reachable"):
+            job.result()  # all has been told, and the model is still to be fetched
+        away.end()
+        job.result()
+
+
+def test_result_waits_no_longer_than_it_is_told(local: LocalGrid) -> None:
+    g = local.client()
+    job = started(g, rounds=100_000)
+    with pytest.raises(grid.DeadlineExceeded, match="it goes on"):
+        job.result(timeout=0.1)
+    away = Away(g)
+    away.begin()
+    with pytest.raises(grid.DeadlineExceeded, match="it goes on"):
+        job.result(timeout=0.1)
+    away.end()
+    job.cancel()
+    job.result(timeout=60)
+
+
+def test_ctrl_c_ends_the_wait_for_a_gateway_that_is_away(local: LocalGrid, words: Any) -> None:
+    g = local.client()
+    job, away, program = started(g), Away(g), threading.get_ident()
+    words.then = lambda: signal.pthread_kill(program, signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without it
+    try:
+        away.begin()
+        with pytest.raises(KeyboardInterrupt):
+            job.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    away.end()
+    assert len(list(job)) == 9
 
 
 # ---------------------------------------------------------------- refusals
