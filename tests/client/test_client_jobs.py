@@ -417,8 +417,21 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("rounds", rounds=-1)
     refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
     refused("fails on features of f4 and targets of i8", model=model().double())
+    refused(r"parameter '0\.weight' is torch\.float16, and jobs train float32 .*model\.float\(\)", model=model().half())
+    refused(r"parameter '0\.weight' is torch\.bfloat16.*model\.float\(\)", model=model().bfloat16())
+    refused(r"parameter 'one' is torch\.complex64.*real and imaginary parts", model=model_with(torch.ones(2) * 1j))
+    refused(r"parameter 'one' is torch\.uint16.*convert it to one of float64", model=model_with(torch.ones(2).to(torch.uint16)))
+    refused(r"buffer 'two' is torch\.float16.*model\.float\(\)", model=model_with(torch.ones(2), torch.ones(2).half()))
+    refused("whole numbers cannot be trained", model=model_with(torch.ones(2).int()).requires_grad_(False))
     refused("local is a grid.Local", local={"epochs": 1})
     assert local.gateway.coordinator.cards() == []
+
+
+def model_with(parameter: torch.Tensor, buffer: torch.Tensor | None = None) -> nn.Module:
+    made = model()
+    made.register_parameter("one", nn.Parameter(parameter, requires_grad=parameter.is_complex()))
+    made.register_buffer("two", buffer)
+    return made
 
 
 class Branching(nn.Module):
