@@ -27,7 +27,7 @@ Vector = npt.NDArray[Any]
 """`(size,)`, float32 or float64."""
 
 FLOATS = ("f8", "f4")
-"""Of what is trained or averaged: in half precision an update would be lost in the rounding of the weights that it is added to."""
+"""Of what is trained or averaged: half precision would lose an update in the rounding of the weights that it is added to."""
 
 
 @dataclass(frozen=True, slots=True)

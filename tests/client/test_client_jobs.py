@@ -411,10 +411,22 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("a part that split gave", datasets=found[0].split([0.5, 0.5]))
     refused("min_nodes is a whole number from 1 to 3", min_nodes=4)
     refused("min_nodes is 1, and secure aggregation needs 2", min_nodes=1)
-    refused("seed is a whole number", seed=-1)
+    for argument, value, bound in (
+        ("rounds", -1, "be a whole number from 0 to 100000, not -1"),
+        ("rounds", "5", "be a whole number from 0 to 100000, not '5'"),
+        ("secure", 1, "be true or false, not 1"),
+        ("fraction", 0, "be at least 1e-06 and at most 1, not 0"),
+        ("deadline", "soon", "be a finite number, not 'soon'"),
+        ("deadline", 0, "be at least 0.01 and at most 604800, not 0"),
+        ("seed", -1, r"be a whole number from 0 to 2\*\*256 - 1"),
+        ("weighting", "mine", "be one of examples, equal, not 'mine'"),
+        ("evaluate_every", -1, "be a whole number from 0 to 100000, not -1"),
+        ("name", "x" * 201, "have from 0 to 200 characters, not 201"),
+    ):
+        refused(f"^{argument} must {bound}", **{argument: value})
+    refused("stop.patience must be a whole number from 0 to 100000, not -2", stop=Stop(patience=-2))
     refused("one of the job's metrics", stop=Stop(metric="f1"))
     refused("torch.nn.Module", model=lambda x: x)
-    refused("rounds", rounds=-1)
     refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
     refused("fails on features of f4 and targets of i8", model=model().double())
     refused(r"parameter '0\.weight' is torch\.float16, and jobs train float32 .*model\.float\(\)", model=model().half())
