@@ -24,9 +24,8 @@ from grid.federated.ledger import Ended, Ledger
 from grid.federated.naming import Name, names_of
 from grid.federated.orders import Model, Order
 from grid.federated.planning import Planner, about_round
-from grid.federated.progress import CANCELLED, DONE, FAILED, OVER, PROGRESS, ROUND, RUNNING, START, Progress
+from grid.federated.progress import CANCELLED, DONE, FAILED, OVER, PROGRESS, ROUND, RUNNING, START, SUM, Progress
 from grid.federated.rounds import MAX_REASON, SHORT, AnyRound, Done, Lost
-from grid.federated.secure_round import SUM
 from grid.federated.setbacks import Setbacks
 from grid.federated.strategy import Strategy
 from grid.ids import PeerId

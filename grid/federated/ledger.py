@@ -14,8 +14,10 @@ from grid.federated.naming import NAMED, Name, names_of
 from grid.federated.orders import Model, Order, metrics_of
 from grid.federated.progress import (
     PROGRESS,
+    REVEALS,
     ROUND,
     STATE,
+    SUM,
     Progress,
     pack_arrays,
     pack_report,
@@ -23,7 +25,6 @@ from grid.federated.progress import (
     weights_part,
 )
 from grid.federated.rounds import AnyRound, Done
-from grid.federated.secure_round import REVEALS, SUM
 from grid.federated.strategy import Strategy
 from grid.ids import PeerId
 from grid.wire.jobs import RoundReport

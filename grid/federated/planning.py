@@ -10,9 +10,9 @@ from grid.federated.attendance import Attendance
 from grid.federated.effects import Story
 from grid.federated.naming import Name
 from grid.federated.orders import Model, draw, terms_of
-from grid.federated.progress import ROUND, Progress
+from grid.federated.progress import ROUND, SUM, Progress
 from grid.federated.rounds import AnyRound, Plan
-from grid.federated.secure_round import SUM, SecureRound
+from grid.federated.secure_round import SecureRound
 from grid.federated.single import Combine, SingleRound, Sum
 from grid.federated.spec import EQUAL, JobSpec
 from grid.federated.strategy import Strategy
