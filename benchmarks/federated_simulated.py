@@ -49,9 +49,10 @@ class Names:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def claim(self, name: str) -> bool:
-        new = name not in self._taken
-        self._taken.add(name)
+    def claim(self, *names: str) -> bool:
+        new = self._taken.isdisjoint(names)
+        if new:
+            self._taken.update(names)
         return new
 
     def claimed(self, name: str) -> bool:

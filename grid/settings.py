@@ -146,6 +146,9 @@ class ClientSettings:
     timeout_s: float = setting(60.0, "default deadline of a blocking call")
     direct: bool = setting(True, "dial nodes directly where they listen")
     reconnect_s: float = setting(10.0, "time for which a call waits for a lost gateway, and for its nodes to come back")
+    job_patience_s: float = setting(
+        600.0, "time for which a federated job is waited for while the gateway cannot be reached"
+    )
     session: SessionLimits = dataclasses.field(default_factory=SessionLimits)
 
 

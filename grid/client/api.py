@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
+from urllib.parse import urlsplit
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ class Client:
 
     `dial` opens a transport to the gateway, `dial_jobs` one to its coordinator, `dial_direct` one to a node that listens. `me`
     and `trust` say who this is and whom to believe. `wait` makes of a coroutine what users get from calls that wait: the
-    coroutine here, its result in a blocking client.
+    coroutine here, its result in a blocking client. `gateway` is what to call the gateway where it cannot be reached.
     """
 
     def __init__(
@@ -86,11 +87,12 @@ class Client:
         dial_direct: DialDirect | None = None,
         dial_jobs: Dial | None = None,
         wait: Callable[[Any], Any] = as_it_is,
+        gateway: str = "the gateway",
     ) -> None:
         self.settings = settings or ClientSettings()
         self._clock = clock or SystemClock()
         self._dial, self._dial_direct, self._wait = dial, dial_direct, wait
-        self._dial_jobs = dial_jobs
+        self._dial_jobs, self._gateway = dial_jobs, gateway
         self.me = me
         self._trust = trust
         self._shapes = Shapes()
@@ -157,6 +159,7 @@ class Client:
                     settings=self.settings,
                     clock=self._clock,
                     tasks=tasks,
+                    gateway=self._gateway,
                 )
                 try:
                     await self.refresh()
@@ -476,6 +479,7 @@ async def open_client(
                 clock=clock,
                 dial_direct=_dial_address,
                 wait=wait,
+                gateway=f"the gateway {urlsplit(credentials.url).netloc.rpartition('@')[2]}",
             )
             return await client.__aenter__()
     except TimeoutError:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from grid.client.absence import Absence
 from grid.clock import Clock
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import DeadlineExceeded, GridError, InvalidRequest, LocalProtocolError, NodeUnavailable, NotFound, WireError
@@ -59,7 +61,10 @@ class Watcher(Protocol):
 
 
 class JobLine:
-    """See the module. `hop` gives the client's connection to the gateway, which says who the coordinator is."""
+    """See the module. `hop` gives the client's connection to the gateway, which says who the coordinator is.
+
+    `gateway` is how the gateway is called. `absence` is not None while there is no channel and somebody wants one.
+    """
 
     def __init__(
         self,
@@ -71,16 +76,18 @@ class JobLine:
         settings: ClientSettings,
         clock: Clock,
         tasks: asyncio.TaskGroup,
+        gateway: str = "the gateway",
     ) -> None:
-        self._dial, self._hop = dial, hop
+        self._dial, self._hop, self._gateway = dial, hop, gateway
         self._me, self._trust, self._settings, self._clock, self._tasks = me, trust, settings, clock, tasks
+        self.absence: Absence | None = None
+        self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watched: weakref.WeakValueDictionary[JobId, Watcher] = weakref.WeakValueDictionary()
         self._peer: Peer | None = None
         self._ready: asyncio.Future[Peer] | None = None
         self._keeping = False
         self._asking = 0
         self._used_at = 0.0
-        self._why: GridError | None = None
 
     async def ask(self, message: Message, kind: type[Reply], *, again: bool = True) -> Reply:
         """The coordinator's answer; asked `again` where the channel is lost in between.
@@ -135,20 +142,75 @@ class JobLine:
             self._watched.pop(job, None)
             raise
 
+    # ------------------------------------------------------------ patience
+
+    def moment(self, timeout_s: float | None) -> float:
+        """When a wait of so many seconds from now ends, for `wait` and `reached`; None: never."""
+        return math.inf if timeout_s is None else self._clock.monotonic() + timeout_s
+
+    async def wait(self, news: asyncio.Future[Any], until: float = math.inf) -> None:
+        """Return once `news` is there. While the gateway is away says so, once.
+
+        Raises `DeadlineExceeded` at the moment `until`, `NodeUnavailable` after `job_patience_s` without the gateway.
+        """
+        began = self._clock.monotonic()
+        while not news.done():
+            now, moment = self._clock.monotonic(), until
+            if now >= until:
+                raise DeadlineExceeded("the job has not ended in time; it goes on, and may be waited for again")
+            if self.absence is not None:
+                patience = max(began, self.absence.since) + self._settings.job_patience_s
+                moment = min(until, self.absence.watch(patience))
+            awaited: set[asyncio.Future[Any]] = {news, self._turn}
+            timer = asyncio.ensure_future(self._clock.sleep(moment - now)) if moment < math.inf else None
+            try:
+                await asyncio.wait(awaited if timer is None else awaited | {timer}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def reached(self, until: float) -> None:
+        """Return once there is a channel; raises as `wait`."""
+        if self._peer is not None and not self._peer.closed:
+            return
+        ready = self._wish()
+        self._asking += 1
+        try:
+            await self.wait(ready, until)
+            ready.result()
+        finally:
+            self._asking -= 1
+            self._used_at = self._clock.monotonic()
+
+    def _missed(self) -> None:
+        if self.absence is None:
+            self._turned(Absence(self._gateway, self._clock.monotonic(), self._clock))
+
+    def _turned(self, absence: Absence | None) -> None:
+        """The gateway has gone, or is back."""
+        self.absence = absence
+        self._turn.set_result(None)
+        self._turn = asyncio.get_running_loop().create_future()
+
     # ------------------------------------------------------------ the channel
+
+    def _wish(self) -> asyncio.Future[Peer]:
+        """The channel, as soon as there is one."""
+        if self._ready is None:
+            self._ready = asyncio.get_running_loop().create_future()
+        self._keep()
+        return self._ready
 
     async def _open(self) -> Peer:
         if self._peer is not None and not self._peer.closed:
             return self._peer
-        if self._ready is None:
-            self._ready = asyncio.get_running_loop().create_future()
-        self._keep()
+        ready = self._wish()
         limit = self._settings.reconnect_s
         try:
             async with time_limit(self._clock, limit, "waiting for the gateway"):
-                return await asyncio.shield(self._ready)
+                return await asyncio.shield(ready)
         except DeadlineExceeded:
-            why = f": {self._why.message}" if self._why is not None else ""
+            why = f": {self.absence.why.message}" if self.absence is not None and self.absence.why is not None else ""
             raise NodeUnavailable(f"the gateway's coordinator of jobs was not reached within {limit:g} s{why}") from None
 
     def _keep(self) -> None:
@@ -161,16 +223,19 @@ class JobLine:
 
     async def _kept(self) -> None:
         backoff = Backoff(self._clock, random.Random())
+        self._missed()
         try:
             while True:
                 since = self._clock.monotonic()
                 try:
                     await self._connected()
                 except (NodeUnavailable, DeadlineExceeded) as error:
-                    self._why = error
+                    if self.absence is not None:
+                        self.absence.why = error
                     log.info("the gateway's coordinator of jobs is not reachable: %s", error)
                 if not self._wanted():
                     break
+                self._missed()
                 if self._clock.monotonic() - since >= SETTLED_S:
                     backoff.settled()
                 await backoff.wait()
@@ -184,6 +249,7 @@ class JobLine:
             raise
         finally:
             self._keeping = False
+            self._turned(None)
 
     def _wanted(self) -> bool:
         return self._asking > 0 or any(not one.ended for one in list(self._watched.values()))
@@ -204,7 +270,8 @@ class JobLine:
             limits=self._settings.session,
             clock=self._clock,
         ) as peer:
-            self._peer, self._why = peer, None
+            self._peer = peer
+            self._turned(None)
             self._used_at = self._clock.monotonic()
             if self._ready is not None:
                 self._ready.set_result(peer)

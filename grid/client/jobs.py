@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Self
@@ -65,7 +66,7 @@ class Job:
         self._layout = layout
         self._reports: list[Report] = []
         self._error: GridError | None = None
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._followed = False
         self._complete = False
 
@@ -102,8 +103,9 @@ class Job:
 
     @property
     def text(self) -> str:
-        """What it waits for, or why it ended."""
-        return self._card.text
+        """What it waits for, the gateway included, or why it ended."""
+        absence = self._line.absence
+        return (absence.text if absence is not None and not self.ended else "") or self._card.text
 
     @property
     def round(self) -> int:
@@ -163,20 +165,24 @@ class Job:
         self._tell()
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._news.set_result(None)
+        self._news = asyncio.get_running_loop().create_future()
 
     # ------------------------------------------------------------ following
 
     def __iter__(self) -> Iterator[Report]:
-        """Every report, from the first, as it comes; raises at the end why the job failed."""
+        """Every report, from the first, as it comes; raises at the end why the job failed.
+
+        While the gateway cannot be reached this waits, and says so; after `job_patience_s` it raises `NodeUnavailable`, and the
+        job may be iterated again.
+        """
         if not self._blocking:
             raise InvalidRequest("a job of grid.aio is followed by `async for report in job`")
         return self._blocking_reports()
 
-    def _blocking_reports(self) -> Iterator[Report]:
+    def _blocking_reports(self, until: float = math.inf) -> Iterator[Report]:
         at = 0
-        while (report := self._report(at) or self._wait(self._next(at))) is not None:
+        while (report := self._report(at) or self._wait(self._next(at, until))) is not None:
             yield report
             at += 1
 
@@ -190,8 +196,8 @@ class Job:
     def _report(self, at: int) -> Report | None:
         return self._reports[at] if at < len(self._reports) else None
 
-    async def _next(self, at: int) -> Report | None:
-        """The report of this number, or None at the end. Raises why the job failed."""
+    async def _next(self, at: int, until: float = math.inf) -> Report | None:
+        """The report of this number, or None at the end. Raises why the job failed, and as `JobLine.wait`."""
         self.follow()
         while True:
             news = self._news
@@ -201,34 +207,39 @@ class Job:
                 if self._error is not None or self.state == FAILED:
                     raise self._failure()
                 return None
-            await news.wait()
+            await self._line.wait(news, until)
 
     def _failure(self) -> GridError:
         error = self.error or GridError(f"job {self.id} failed: {self.text}")
         return type(error)(error.message, **error.details)
 
-    async def _end(self) -> None:
+    async def _end(self, until: float = math.inf) -> None:
         at = len(self._reports)
-        while await self._next(at) is not None:
+        while await self._next(at, until) is not None:
             at += 1
 
     # ------------------------------------------------------------ result
 
-    def result(self, *, best: bool = False, into: nn.Module | None = None) -> Any:
+    def result(self, *, best: bool = False, into: nn.Module | None = None, timeout: float | None = None) -> Any:
         """Wait for the end: a copy of the module with the final weights; with `best`, those of the best evaluation so far.
 
         For a job of another process, `into=` names a module of the same architecture, which is filled and returned. Of a
-        cancelled job the model after the last finished round. Raises why the job failed, and `InvalidRequest` where there is no
-        module to put the weights into.
+        cancelled job the model after the last finished round. `timeout` in seconds. While the gateway cannot be reached this says
+        so and waits; the job goes on when it is back.
+
+        Raises why the job failed; `InvalidRequest` where there is no module to put the weights into; `DeadlineExceeded` after
+        `timeout`, and `NodeUnavailable` after `job_patience_s` without the gateway: both may be tried again.
         """
         if into is None and self._model is None:
             raise InvalidRequest(f"job {self.id} was started elsewhere: say which module to fill, job.result(into=model)")
+        until = self._line.moment(timeout)
         if self._blocking:
-            self._follow()
-        return self._wait(self._result(BEST if best else LAST, into))
+            self._follow(until)
+        return self._wait(self._result(BEST if best else LAST, into, until))
 
-    async def _result(self, which: str, into: nn.Module | None) -> nn.Module:
-        await self._end()
+    async def _result(self, which: str, into: nn.Module | None, until: float) -> nn.Module:
+        await self._end(until)
+        await self._line.reached(until)
         weights = await self._fetch(which)
         model = into if into is not None else copy.deepcopy(self._model)
         assert model is not None
@@ -255,23 +266,26 @@ class Job:
 
     # ------------------------------------------------------------ shown
 
-    def _follow(self) -> None:
+    def _follow(self, until: float) -> None:
         """Wait for the end with a bar on the terminal, or a card in a notebook, where there is one."""
         handle = _notebook_handle(self)
         if handle is not None:
-            for _ in self:
+            for _ in self._blocking_reports(until):
                 handle.update(self)
             handle.update(self)
         elif is_shown() and not self.ended:
-            with reports.bar_of(self.rounds) as bar, quietly():
-                task = bar.add_task(printable(self.name or "training"), total=self.rounds, told="")
-                for report in self:
-                    bar.update(task, completed=min(report.round, self.rounds), told=reports.line(report.metrics))
+            with reports.bar_of(self._beside) as bar, quietly():
+                task = bar.add_task(printable(self.name or "training"), total=self.rounds)
+                for report in self._blocking_reports(until):
+                    bar.update(task, completed=min(report.round, self.rounds))
+
+    def _beside(self) -> str:
+        """Beside the bar: the last metrics, and what it waits for."""
+        return "; ".join(filter(None, (reports.last_line(self._reports), printable(self.text))))
 
     def __repr__(self) -> str:
         name = f" {printable(self.name)}" if self.name else ""
-        last = next((one for one in reversed(self._reports) if one.metrics), None)
-        told = "" if last is None else f", {reports.line(last.metrics)}"
+        told = f", {line}" if (line := reports.last_line(self._reports)) else ""
         return f"<Job {self.id[:8]}{name}: {self.state}, round {self.round} of {self.rounds}{told}>"
 
     def _repr_html_(self) -> str:
@@ -279,7 +293,7 @@ class Job:
         return html(
             self.name or f"job {self.id[:8]}",
             "federated training",
-            facts=reports.facts_of(self._card, self._reports),
+            facts=reports.facts_of(self._card, self._reports, self.text),
             picture=reports.curve(self._reports, done),
         )
 
@@ -323,6 +337,5 @@ class JobList(list[Job]):
 
 
 def _row(job: Job) -> Sequence[str]:
-    card, last = job._card, next((one for one in reversed(job.reports) if one.metrics), None)
-    told = "" if last is None else reports.line(last.metrics)
+    card, told = job._card, reports.last_line(job.reports)
     return card.id, card.name, card.state, f"{card.round} of {card.rounds}", str(len(card.nodes)), card.strategy, told

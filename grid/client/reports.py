@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -59,9 +59,13 @@ def line(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{printable(name, 40)} {value:.4f}" for name, value in metrics.items())
 
 
-def facts_of(card: JobCard, reports: Sequence[Report]) -> list[tuple[str, object]]:
-    """What a card for a notebook says of a job."""
-    last = next((one for one in reversed(reports) if one.metrics), None)
+def last_line(reports: Sequence[Report]) -> str:
+    """The metrics of the last evaluation, "" where there was none."""
+    return next((line(one.metrics) for one in reversed(reports) if one.metrics), "")
+
+
+def facts_of(card: JobCard, reports: Sequence[Report], text: str) -> list[tuple[str, object]]:
+    """What a card for a notebook says of a job; `text` is what it waits for, or why it ended."""
     return [
         ("id", card.id),
         ("state", card.state),
@@ -69,8 +73,8 @@ def facts_of(card: JobCard, reports: Sequence[Report]) -> list[tuple[str, object
         ("nodes", len(card.nodes)),
         ("strategy", card.strategy),
         ("updates", "summed under masks" if card.secure else "each seen by the gateway"),
-        ("metrics", "" if last is None else line(last.metrics)),
-        ("", card.text),
+        ("metrics", last_line(reports)),
+        ("", text),
     ]
 
 
@@ -95,11 +99,16 @@ def _points(reports: Sequence[Report]) -> list[str]:
     return [f"{across * at:.1f},{CURVE_HEIGHT - 4 - up * (value - low):.1f}" for at, value in enumerate(values)]
 
 
-def bar_of(rounds: int) -> Any:
-    """A progress bar for a terminal."""
+def bar_of(told: Callable[[], str]) -> Any:
+    """A progress bar for a terminal, with what `told` says beside it, asked for several times a second."""
     from rich.console import Console  # takes a while to load, and scripts never come here
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
-    name, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
-    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), told)
+    class Told(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(told())
+
+    name = TextColumn("{task.description}", markup=False)
+    columns = (name, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Told())
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -23,7 +23,7 @@ from grid.federated.custom import CustomStrategy
 from grid.federated.layouts import Layout, Piece
 from grid.federated.local import Local
 from grid.federated.losses import LossPlans, RowSpec, trace_losses
-from grid.federated.spec import BY_EXAMPLES, MAX_AGE_S, MAX_METRICS, WEIGHTINGS, JobSpec, Stop
+from grid.federated.spec import BY_EXAMPLES, CHECKS, MAX_AGE_S, MAX_METRICS, JobSpec, Stop
 from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
 from grid.federated.with_buffers import with_buffers
@@ -41,6 +41,13 @@ DEADLINE_S = 600.0
 LEAST_LIFE_S = 86400.0
 
 HIGHER_IS_BETTER = ("accuracy",)
+
+
+BOUNDED = {
+    **{name: name for name in ("rounds", "secure", "fraction", "weighting", "evaluate_every", "name")},
+    "deadline": "deadline_s",
+}
+"""Argument of `g.train` -> the field of the job whose bounds it has; the others have checks of their own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +105,8 @@ class Wish:
 def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
     """The signed job. Raises `InvalidRequest`, which names the argument or dataset, `PlanRejected` for what does not trace."""
     _check_privacy(wish.privacy)
+    for argument, field in BOUNDED.items():
+        CHECKS[field](argument, getattr(wish, argument))
     found = chosen(wish.datasets)
     local, strategy = wish.local or Local(), wish.strategy or FedAvg()
     if not isinstance(local, Local) or not isinstance(strategy, Strategy):
@@ -131,11 +140,11 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         local=local.to_plain(),
         strategy=with_buffers(strategy, plans.layout.size - plans.layout.trained).to_plain(),
         strategy_plan=hashlib.sha256(own).hexdigest() if own else "",
-        secure=bool(wish.secure),
+        secure=wish.secure,
         min_nodes=_least_nodes(wish, len(nodes), least),
         fraction=wish.fraction,
         deadline_s=wish.deadline,
-        weighting=_one_of("weighting", wish.weighting, WEIGHTINGS),
+        weighting=wish.weighting,
         seed=b"" if wish.seed is None else _seed(wish.seed),
         metrics=plans.metrics,
         stop=_stop(wish.stop, plans.metrics),
@@ -304,7 +313,7 @@ def _least_nodes(wish: Wish, count: int, least: int) -> int:
 
 def _seed(seed: int) -> bytes:
     if type(seed) is not int or not 0 <= seed < 1 << 256:
-        raise InvalidRequest("seed is a whole number of at least 0")
+        raise InvalidRequest("seed must be a whole number from 0 to 2**256 - 1")
     return seed.to_bytes(32, "little")
 
 
@@ -314,13 +323,8 @@ def _stop(stop: Stop | None, metrics: Sequence[str]) -> Stop:
         return Stop(metric=metric, higher=metric in HIGHER_IS_BETTER)
     if not isinstance(stop, Stop) or stop.metric not in metrics:
         raise InvalidRequest(f"stop is a grid.Stop(metric=...) of one of the job's metrics: {', '.join(metrics)}")
+    CHECKS["stop"]("stop", dataclasses.asdict(stop))
     return stop
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise InvalidRequest(f"{name} is one of {', '.join(choices)}, not {str(value)[:40]!r}")
-    return str(value)
 
 
 def _tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -26,7 +26,8 @@ from grid.tensors.buffers import torch_dtype
 Vector = npt.NDArray[Any]
 """`(size,)`, float32 or float64."""
 
-FLOATS = ("f8", "f4", "f2", "bf2")
+FLOATS = ("f8", "f4")
+"""Of what is trained or averaged: half precision would lose an update in the rounding of the weights that it is added to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Layout:
         for name, spec in zip(names, plan.inputs, strict=False):
             shape = tuple([size for size in spec.sizes if isinstance(size, int)])
             if spec.dtype not in FLOATS or len(shape) != len(spec.sizes):
-                raise InvalidRequest(f"{name[:100]!r} of the plan {plan.name} is not floating-point with a fixed shape")
+                raise InvalidRequest(f"{name[:100]!r} of the plan {plan.name} is not float32 or float64 with a fixed shape")
             pieces.append(Piece(name, torch_dtype(spec.dtype), shape, start))
             start += pieces[-1].size
         count = len(takes[0].keys)

@@ -27,7 +27,7 @@ from grid.federated.loss_plans import LossPlans as LossPlans
 from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
 from grid.plans.trace import trace, trace_differentiable
-from grid.tensors.buffers import torch_dtype
+from grid.tensors.buffers import SHORT_DTYPES, torch_dtype
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -52,9 +52,13 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
     """
     if not isinstance(model, nn.Module):
         raise InvalidRequest(f"the model is a torch.nn.Module, not {type(model).__name__}")
+    _check_dtypes(model)
     params = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     if not params:
-        raise InvalidRequest("the model has no parameter that requires a gradient: there is nothing to train")
+        raise InvalidRequest(
+            "the model has no parameter that requires a gradient, so there is nothing to train: call model.requires_grad_(True);"
+            " whole numbers cannot be trained"
+        )
     buffers = {name: value.detach() for name, value in model.named_buffers() if value.is_floating_point()}
     wanted = None if metrics is None else names_from(metrics)
     examples = (params, buffers, _example(features), _example(targets))
@@ -66,6 +70,22 @@ def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metr
         model.eval()
         evaluate = trace(calls.evaluating(wanted), *examples)
     return LossPlans.of(train, evaluate)
+
+
+def _check_dtypes(model: nn.Module) -> None:
+    """Raise `InvalidRequest` where a parameter or buffer has a dtype that jobs do not train, or plans do not hold."""
+    parameters = (("parameter", name, value, value.requires_grad) for name, value in model.named_parameters())
+    buffers = (("buffer", name, value, value.is_floating_point()) for name, value in model.named_buffers())
+    for what, name, value, changes in (*parameters, *buffers):
+        if value.is_complex():
+            instead = "hold real and imaginary parts as two of float32, and put them together inside forward"
+        elif changes and value.dtype not in (torch.float32, torch.float64):
+            instead = "call model.float(), and convert inside forward where less precision is wanted"
+        elif value.dtype not in SHORT_DTYPES:
+            instead = f"convert it to one of {', '.join(str(one).removeprefix('torch.') for one in SHORT_DTYPES)}"
+        else:
+            continue
+        raise InvalidRequest(f"the model's {what} {name!r} is {value.dtype}, and jobs train float32 and float64: {instead}")
 
 
 class _Calls:

@@ -23,7 +23,8 @@ def number(least: float, most: float, *, above: bool = False) -> Check:
         if type(value) not in (int, float) or (type(value) is float and not math.isfinite(value)):
             raise InvalidRequest(f"{name} must be a finite number, not {_shown(value)}")
         if not least <= value <= most or (above and value == least):
-            raise InvalidRequest(f"{name} must be {'above' if above else 'at least'} {least:g} and at most {most:g}")
+            bound = "above" if above else "at least"
+            raise InvalidRequest(f"{name} must be {bound} {least:g} and at most {most:g}, not {_shown(value)}")
         return float(value)
 
     return check
@@ -40,12 +41,25 @@ def whole(least: int, most: int) -> Check:
     return check
 
 
+def text(least: int, most: int) -> Check:
+    """A text of so many characters."""
+
+    def check(name: str, value: Any) -> str:
+        if type(value) is not str:
+            raise InvalidRequest(f"{name} must be a text, not {_shown(value)}")
+        if not least <= len(value) <= most:
+            raise InvalidRequest(f"{name} must have from {least} to {most} characters, not {len(value)}")
+        return value
+
+    return check
+
+
 def choice(*values: str) -> Check:
     """One of these texts."""
 
     def check(name: str, value: Any) -> str:
         if type(value) is not str or value not in values:
-            raise InvalidRequest(f"{name} is one of {', '.join(values)}, not {_shown(value)}")
+            raise InvalidRequest(f"{name} must be one of {', '.join(values)}, not {_shown(value)}")
         return value
 
     return check

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -18,6 +18,7 @@ from grid.crypto.envelope import read, seal, unpack
 from grid.crypto.identity import LocalIdentity
 from grid.crypto.keys import is_id
 from grid.errors import AuthenticationFailed, InvalidRequest
+from grid.federated.plain import Check, choice, flag, number, text, whole
 from grid.ids import JobId, PeerId, PlanId
 from grid.wire.messages import Buffer
 
@@ -152,9 +153,11 @@ def _decoded(payload: bytes, error: type[AuthenticationFailed] | type[InvalidReq
     names = {field.name for field in dataclasses.fields(JobSpec)}
     if not isinstance(found, dict) or set(found) != names:
         raise error("job: its fields are not those of a job")
-    faults = [name for name, fits in _CHECKS.items() if not fits(found[name])]
-    if faults:
-        raise error(f"job: {faults[0]!r} is not what it must be")
+    try:
+        for name, check in CHECKS.items():
+            check(name, found[name])
+    except InvalidRequest as fault:
+        raise error(f"job: {fault.message}") from None
     datasets = tuple((PeerId(node), str(name)) for node, name in found["datasets"])
     spec = JobSpec(**{**found, "datasets": datasets, "metrics": tuple(found["metrics"]), "stop": Stop(**found["stop"])})
     if len(set(datasets)) != len(datasets):
@@ -164,33 +167,44 @@ def _decoded(payload: bytes, error: type[AuthenticationFailed] | type[InvalidReq
     if spec.stop.metric not in spec.metrics:
         raise error(f"job: the metric {spec.stop.metric[:40]!r} is not among those that are computed")
     if not spec.created < spec.expires <= spec.created + MAX_AGE_S:
-        raise error("job: 'expires' is not what it must be")
+        raise error(f"job: expires must be after created, by {MAX_AGE_S:.0f} s at most")
     return spec
 
 
-def _text(longest: int) -> Any:
-    return lambda value: isinstance(value, str) and len(value) <= longest
+def _must_be(what: str, fits: Callable[[Any], bool]) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not fits(value):
+            raise InvalidRequest(f"{name} must be {what}")
+        return value
+
+    return check
 
 
-def _count(least: int, most: int) -> Any:
-    return lambda value: type(value) is int and least <= value <= most
+def _hexadecimal(digits: int) -> Check:
+    return _must_be(f"a text of {digits} hexadecimal digits", lambda value: _is_hexadecimal(value, digits))
 
 
-def _number(least: float, most: float) -> Any:
-    return lambda value: type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+def _is_hexadecimal(value: object, digits: int) -> bool:
+    return isinstance(value, str) and len(value) == digits and all(letter in "0123456789abcdef" for letter in value)
 
 
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and all(letter in "0123456789abcdef" for letter in value)
+def _list(most: int, each: Check) -> Check:
+    """From 1 to `most` values, each of which passes `each`."""
 
+    def check(name: str, value: Any) -> Any:
+        if type(value) not in (list, tuple) or not 0 < len(value) <= most:
+            given = f"{len(value)} were given" if type(value) in (list, tuple) else f"not {type(value).__name__}"
+            raise InvalidRequest(f"{name} must be a list of 1 to {most}; {given}")
+        for one in value:
+            each(f"each of {name}", one)
+        return value
 
-def _is_job(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 32 and all(letter in "0123456789abcdef" for letter in value)
+    return check
 
 
 def _is_dataset(value: object) -> bool:
     return (
-        isinstance(value, list)
+        isinstance(value, list | tuple)
         and len(value) == 2
         and all(isinstance(part, str) for part in value)
         and is_id(value[0])
@@ -202,37 +216,45 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value) and len(msgpack.packb(value)) <= MAX_PLAIN_BYTES
 
 
-def _is_stop(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == {"metric", "patience", "min_delta", "higher"}
-        and _text(MAX_NAME)(value["metric"])
-        and _count(0, MAX_ROUNDS)(value["patience"])
-        and _number(0, 1e9)(value["min_delta"])
-        and isinstance(value["higher"], bool)
-    )
+def _stop(name: str, value: Any) -> Any:
+    if not isinstance(value, dict) or set(value) != set(STOP_CHECKS):
+        raise InvalidRequest(f"{name} must have {', '.join(STOP_CHECKS)}, and nothing else")
+    for field, check in STOP_CHECKS.items():
+        check(f"{name}.{field}", value[field])
+    return value
 
 
-_CHECKS: dict[str, Any] = {
-    "job": _is_job,
-    "name": _text(MAX_NAME),
-    "client": lambda value: isinstance(value, str) and is_id(value),
-    "train": _is_hash,
-    "evaluate": _is_hash,
-    "datasets": lambda value: isinstance(value, list) and 0 < len(value) <= MAX_NODES and all(map(_is_dataset, value)),
-    "rounds": _count(0, MAX_ROUNDS),
-    "local": _is_plain,
-    "strategy": _is_plain,
-    "strategy_plan": lambda value: value == "" or _is_hash(value),
-    "secure": lambda value: isinstance(value, bool),
-    "min_nodes": _count(1, MAX_NODES),
-    "fraction": _number(1e-6, 1.0),
-    "deadline_s": _number(0.01, MAX_DEADLINE_S),
-    "weighting": lambda value: isinstance(value, str) and value in WEIGHTINGS,
-    "seed": lambda value: isinstance(value, bytes) and len(value) in (0, 32),
-    "metrics": lambda value: isinstance(value, list) and 0 < len(value) <= MAX_METRICS and all(map(_text(40), value)),
-    "stop": _is_stop,
-    "evaluate_every": _count(0, MAX_ROUNDS),
-    "created": _number(0, 1e12),
-    "expires": _number(0, 1e12),
+STOP_CHECKS: Mapping[str, Check] = {
+    "metric": text(1, MAX_NAME),
+    "patience": whole(0, MAX_ROUNDS),
+    "min_delta": number(0, 1e9),
+    "higher": flag,
 }
+
+_plain = _must_be(f"named values, {MAX_PLAIN_BYTES} bytes at most as they are encoded", _is_plain)
+_id = _must_be("the id of a peer", lambda value: isinstance(value, str) and is_id(value))
+
+CHECKS: Mapping[str, Check] = {
+    "job": _hexadecimal(32),
+    "name": text(0, MAX_NAME),
+    "client": _id,
+    "train": _hexadecimal(64),
+    "evaluate": _hexadecimal(64),
+    "datasets": _list(MAX_NODES, _must_be(f"a node's id and a name of 1 to {MAX_NAME} characters", _is_dataset)),
+    "rounds": whole(0, MAX_ROUNDS),
+    "local": _plain,
+    "strategy": _plain,
+    "strategy_plan": _must_be('"" or a text of 64 hexadecimal digits', lambda value: value == "" or _is_hexadecimal(value, 64)),
+    "secure": flag,
+    "min_nodes": whole(1, MAX_NODES),
+    "fraction": number(1e-6, 1.0),
+    "deadline_s": number(0.01, MAX_DEADLINE_S),
+    "weighting": choice(*WEIGHTINGS),
+    "seed": _must_be("32 bytes or none", lambda value: isinstance(value, bytes) and len(value) in (0, 32)),
+    "metrics": _list(MAX_METRICS, text(1, 40)),
+    "stop": _stop,
+    "evaluate_every": whole(0, MAX_ROUNDS),
+    "created": number(0, 1e12),
+    "expires": number(0, 1e12),
+}
+"""Field of a job -> its bounds, with which the error that names the field names them."""

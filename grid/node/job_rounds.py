@@ -203,7 +203,7 @@ def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, b
     if attempt.vector is None:
         update = np.zeros(quantiser.size, np.float32) if learned.update is None else learned.update
         vector = quantiser.encode(update, weight, learned.sums)
-        quantiser.check_fit(update, vector)
+        quantiser.check_fit(update, weight, vector)
         attempt.vector = vector
     masked = attempt.party.masked(shares, attempt.vector)
     attempt.vector = np.empty(0, quantiser.dtype)  # from now on the party answers by itself

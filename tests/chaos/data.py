@@ -18,10 +18,11 @@ def rows_of(node: str) -> torch.Tensor:
 
 
 def write(folder: Path, node: str) -> Path:
-    """The node's data folder."""
+    """The node's data folder: its rows as `numbers`, and as `lines`, where the last column is what the others are to give."""
     folder.mkdir(parents=True)
     lines = [",".join("abc"), *(",".join(str(int(value)) for value in row) for row in rows_of(node))]
     (folder / "numbers.csv").write_text("\n".join(lines) + "\n")
-    policy = 'release = "aggregate"\nplans = "any"\nmin_rows = 10\nmax_elements = 100000000\n'
-    (folder / "numbers.toml").write_text(f'file = "numbers.csv"\ntags = ["#chaos", "#{node}"]\n[policy]\n{policy}')
+    policy = '[policy]\nrelease = "aggregate"\nplans = "any"\nmin_rows = 10\nmax_elements = 100000000\n'
+    (folder / "numbers.toml").write_text(f'file = "numbers.csv"\ntags = ["#chaos", "#{node}"]\n{policy}')
+    (folder / "lines.toml").write_text(f'file = "numbers.csv"\ntarget = "c"\ntags = ["#lines"]\n{policy}')
     return folder

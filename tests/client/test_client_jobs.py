@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -274,6 +278,120 @@ def test_a_node_that_goes_and_comes_back_takes_part_again(local: LocalGrid) -> N
     assert left[-1].metrics["accuracy"] > 0.9
 
 
+# ---------------------------------------------------------------- a gateway that is away
+
+
+class Away:
+    """Takes a client's way to the coordinator, and gives it back."""
+
+    def __init__(self, g: Any) -> None:
+        self._line, self._loop = g._inner._jobs, g._thread.loop
+        self._dial, self._settings = self._line._dial, self._line._settings
+
+    def begin(self, patience_s: float = 600.0) -> None:
+        async def dial() -> Any:
+            raise grid.NodeUnavailable("cannot connect: connection refused")
+
+        self._line._dial = dial
+        self._line._settings = dataclasses.replace(self._settings, job_patience_s=patience_s)
+        self._loop.call_soon_threadsafe(lambda: self._line._peer.close_soon())
+
+    def end(self) -> None:
+        self._line._dial, self._line._settings = self._dial, self._settings
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What to do when a word is said of the gateway's absence, which is at once; the words are kept."""
+
+    class Heard(logging.Handler):
+        said: ClassVar[list[str]] = []
+
+        def then(self) -> None: ...
+
+        def emit(self, record: logging.LogRecord) -> None:
+            self.said.append(record.getMessage())
+            self.then()
+
+    Heard.said = []
+    monkeypatch.setattr("grid.client.absence.WORD_S", 0.0)
+    heard, log = Heard(logging.WARNING), logging.getLogger("grid.client.absence")
+    log.addHandler(heard)
+    yield heard
+    log.removeHandler(heard)
+
+
+def started(g: Any, rounds: int = 8) -> Job:
+    job: Job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=rounds, local=LOCAL)
+    next(iter(job))
+    return job
+
+
+def test_a_gateway_that_is_away_is_told_once_and_the_job_is_followed_when_it_is_back(local: LocalGrid, words: Any) -> None:
+    g = local.client()
+    job, away, texts = started(g), Away(g), []
+
+    def back() -> None:
+        texts.append((job.text, job._beside()))
+        away.end()
+
+    words.then = back
+    away.begin()
+    assert isinstance(job.result(), nn.Module)
+    assert [one.round for one in job.reports] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert words.said == ["the gateway has not been reachable for 0 s; the job goes on when it is back"]
+    assert texts[0][0] == words.said[0] and texts[0][1].startswith("loss ") and texts[0][1].endswith(words.said[0])
+    assert "reachable" not in job.text
+
+
+def test_a_gateway_that_stays_away_ends_the_wait_with_an_error_that_may_be_tried_again(local: LocalGrid, words: Any) -> None:
+    g = local.client()
+    job, away = started(g, rounds=100_000), Away(g)
+    away.begin(patience_s=0.3)
+    for wait in (lambda: list(job), job.result):
+        with pytest.raises(grid.NodeUnavailable, match=r"not been reachable for .*refused.*go on when it is back") as raised:
+            wait()
+        assert raised.value.retryable
+    assert len(words.said) == 1 and not job.ended
+    away.end()
+    job.cancel()
+    list(job)
+    away.begin(patience_s=0.3)
+    with pytest.raises(grid.NodeUnavailable, match="has not been reachable"):
+        job.result()  # all has been told, and the model is still to be fetched
+    away.end()
+    job.result()
+
+
+def test_result_waits_no_longer_than_it_is_told(local: LocalGrid) -> None:
+    g = local.client()
+    job = started(g, rounds=100_000)
+    with pytest.raises(grid.DeadlineExceeded, match="it goes on"):
+        job.result(timeout=0.1)
+    away = Away(g)
+    away.begin()
+    with pytest.raises(grid.DeadlineExceeded, match="it goes on"):
+        job.result(timeout=0.1)
+    away.end()
+    job.cancel()
+    job.result(timeout=60)
+
+
+def test_ctrl_c_ends_the_wait_for_a_gateway_that_is_away(local: LocalGrid, words: Any) -> None:
+    g = local.client()
+    job, away, program = started(g), Away(g), threading.get_ident()
+    words.then = lambda: signal.pthread_kill(program, signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without it
+    try:
+        away.begin()
+        with pytest.raises(KeyboardInterrupt):
+            job.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    away.end()
+    assert len(list(job)) == 9
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -293,14 +411,39 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("a part that split gave", datasets=found[0].split([0.5, 0.5]))
     refused("min_nodes is a whole number from 1 to 3", min_nodes=4)
     refused("min_nodes is 1, and secure aggregation needs 2", min_nodes=1)
-    refused("seed is a whole number", seed=-1)
+    for argument, value, bound in (
+        ("rounds", -1, "be a whole number from 0 to 100000, not -1"),
+        ("rounds", "5", "be a whole number from 0 to 100000, not '5'"),
+        ("secure", 1, "be true or false, not 1"),
+        ("fraction", 0, "be at least 1e-06 and at most 1, not 0"),
+        ("deadline", "soon", "be a finite number, not 'soon'"),
+        ("deadline", 0, "be at least 0.01 and at most 604800, not 0"),
+        ("seed", -1, r"be a whole number from 0 to 2\*\*256 - 1"),
+        ("weighting", "mine", "be one of examples, equal, not 'mine'"),
+        ("evaluate_every", -1, "be a whole number from 0 to 100000, not -1"),
+        ("name", "x" * 201, "have from 0 to 200 characters, not 201"),
+    ):
+        refused(f"^{argument} must {bound}", **{argument: value})
+    refused("stop.patience must be a whole number from 0 to 100000, not -2", stop=Stop(patience=-2))
     refused("one of the job's metrics", stop=Stop(metric="f1"))
     refused("torch.nn.Module", model=lambda x: x)
-    refused("rounds", rounds=-1)
     refused(r"Branching|data-dependent|value", error=grid.GridError, model=Branching())
     refused("fails on features of f4 and targets of i8", model=model().double())
+    refused(r"parameter '0\.weight' is torch\.float16, and jobs train float32 .*model\.float\(\)", model=model().half())
+    refused(r"parameter '0\.weight' is torch\.bfloat16.*model\.float\(\)", model=model().bfloat16())
+    refused(r"parameter 'one' is torch\.complex64.*real and imaginary parts", model=model_with(torch.ones(2) * 1j))
+    refused(r"parameter 'one' is torch\.uint16.*convert it to one of float64", model=model_with(torch.ones(2).to(torch.uint16)))
+    refused(r"buffer 'two' is torch\.float16.*model\.float\(\)", model=model_with(torch.ones(2), torch.ones(2).half()))
+    refused("whole numbers cannot be trained", model=model_with(torch.ones(2).int()).requires_grad_(False))
     refused("local is a grid.Local", local={"epochs": 1})
     assert local.gateway.coordinator.cards() == []
+
+
+def model_with(parameter: torch.Tensor, buffer: torch.Tensor | None = None) -> nn.Module:
+    made = model()
+    made.register_parameter("one", nn.Parameter(parameter, requires_grad=parameter.is_complex()))
+    made.register_buffer("two", buffer)
+    return made
 
 
 class Branching(nn.Module):
@@ -416,9 +559,9 @@ def test_a_range_that_nodes_refuse_costs_a_round_and_no_more(local: LocalGrid, m
     refused: list[str] = []
     judge = Quantiser.check_fit
 
-    def judged(quantiser: Quantiser, update: Any, vector: Any) -> None:
+    def judged(quantiser: Quantiser, update: Any, weight: int, vector: Any) -> None:
         try:
-            judge(quantiser, update, vector)
+            judge(quantiser, update, weight, vector)
         except grid.ReleaseDenied as denied:
             refused.append(denied.message)
             raise

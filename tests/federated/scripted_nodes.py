@@ -155,7 +155,7 @@ class ScriptedNode:
         update = np.zeros(0, "f4") if begun.evaluate_only else self._update(weights, begun.index)
         weight = 1 if self.jobs[message.job][0].weighting == "equal" else self.examples
         vector = quantiser.encode(update, weight, self._sums(weights))
-        quantiser.check_fit(update, vector)
+        quantiser.check_fit(update, weight, vector)
         return MaskedInput(vector=frame_of(party.masked({one.peer: one.data for one in message.shares}, vector)))
 
     def consent(self, message: RoundSurvivors) -> RoundConsent:

@@ -72,13 +72,13 @@ def test_what_makes_no_sense_is_refused_where_it_is_written() -> None:
         Local(optimizer=grid.SGD(lr=1e9))
     with pytest.raises(InvalidRequest, match="epochs must be a whole number from 1"):
         Local(epochs=0)
-    with pytest.raises(InvalidRequest, match="buffers is one of average, local"):
+    with pytest.raises(InvalidRequest, match="buffers must be one of average, local"):
         Local(buffers="none")
     with pytest.raises(InvalidRequest, match="max_grad_norm must be above 0"):
         Local(max_grad_norm=0)
     with pytest.raises(InvalidRequest, match=r"schedule is grid\.ConstantSchedule"):
         Local(schedule="cosine")  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest, match="over is one of rounds, steps"):
+    with pytest.raises(InvalidRequest, match="over must be one of rounds, steps"):
         StepSchedule(every=2, over="epochs")
 
 

@@ -232,8 +232,9 @@ def test_a_plan_that_is_right_for_some_batches_alone_gets_those() -> None:
 def test_a_plan_that_is_no_loss_plan_has_no_layout() -> None:
     with pytest.raises(InvalidRequest, match="no loss plan"):
         Layout.of(trace(lambda x: x + 1, torch.zeros(3)))
-    with pytest.raises(InvalidRequest, match="not floating-point"):
-        Layout.of(trace(lambda p, b, x, y: x, {"w": torch.zeros(2, dtype=torch.int64)}, {}, torch.zeros(3), torch.zeros(3)))
+    for dtype in (torch.int64, torch.float16, torch.bfloat16):
+        with pytest.raises(InvalidRequest, match="not float32 or float64"):
+            Layout.of(trace(lambda p, b, x, y: x, {"w": torch.zeros(2, dtype=dtype)}, {}, torch.zeros(3), torch.zeros(3)))
 
 
 def test_weights_of_another_size_or_dtype_are_refused() -> None:

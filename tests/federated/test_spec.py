@@ -101,9 +101,61 @@ def test_a_signed_job_is_read_as_it_was() -> None:
     ],
 )
 def test_what_is_no_job_is_refused_though_its_client_signed_it(field: str, value: Any) -> None:
-    packed = msgpack.packb(dataclasses.asdict(spec()) | {field: value})
     with pytest.raises(AuthenticationFailed):
-        read_job(seal(KIND, packed, ME.key), card_of(ME), NOW)
+        read_job(sealed(**{field: value}), card_of(ME), NOW)
+
+
+def sealed(**changes: Any) -> bytes:
+    """A job with these fields, whatever they are, as its client could sign it."""
+    return seal(KIND, msgpack.packb(dataclasses.asdict(spec()) | changes), ME.key)
+
+
+BOUNDS: dict[str, tuple[list[Any], str]] = {
+    "job": (["0" * 31, 7], "a text of 32 hexadecimal digits"),
+    "name": (["x" * 201], "have from 0 to 200 characters, not 201"),
+    "client": (["carla"], "the id of a peer"),
+    "train": (["a" * 63], "a text of 64 hexadecimal digits"),
+    "evaluate": (["A" * 64], "a text of 64 hexadecimal digits"),
+    "datasets": ([[], [["x", "y"]] * 10_001], "a list of 1 to 10000"),
+    "rounds": ([-1, 100_001, 2.0, True], "a whole number from 0 to 100000, not "),
+    "local": ([{"x": "y" * 5000}], "named values, 4096 bytes at most"),
+    "strategy": ([[]], "named values, 4096 bytes at most"),
+    "strategy_plan": (["0"], '"" or a text of 64 hexadecimal digits'),
+    "secure": ([1], "true or false, not 1"),
+    "min_nodes": ([0, 10_001], "a whole number from 1 to 10000, not "),
+    "fraction": ([0.0, 1.5], "at least 1e-06 and at most 1, not "),
+    "deadline_s": ([0, 1e9], "at least 0.01 and at most 604800, not "),
+    "weighting": (["mine"], "one of examples, equal, not 'mine'"),
+    "seed": ([b"short"], "32 bytes or none"),
+    "metrics": ([[], ["loss"] * 17], "a list of 1 to 16; "),
+    "stop": ([{}, {"metric": "loss"}], "have metric, patience, min_delta, higher"),
+    "evaluate_every": ([-1, 100_001], "a whole number from 0 to 100000, not "),
+    "created": ([-1.0, 1e13], r"at least 0 and at most 1e\+12, not "),
+    "expires": ([-1.0, 1e13], r"at least 0 and at most 1e\+12, not "),
+}
+
+
+def test_every_bound_is_named_by_who_breaks_it() -> None:
+    assert set(BOUNDS) == {field.name for field in dataclasses.fields(JobSpec)}
+    for field, (values, bound) in BOUNDS.items():
+        for value in values:
+            with pytest.raises(InvalidRequest, match=f"^job: {field} must (be )?{bound}"):
+                spec(**{field: value}).sign(ME)
+            with pytest.raises(AuthenticationFailed, match=f"^job: {field} must (be )?{bound}"):
+                read_job(sealed(**{field: value}), card_of(ME), NOW)
+    for changes, bound in (
+        ({"patience": -1}, "stop.patience must be a whole number from 0 to 100000, not -1"),
+        ({"min_delta": 1e10}, "stop.min_delta must be at least 0 and at most 1e"),
+        ({"higher": 1}, "stop.higher must be true or false, not 1"),
+        ({"metric": "x" * 201}, "stop.metric must have from 1 to 200 characters, not 201"),
+    ):
+        with pytest.raises(InvalidRequest, match=bound):
+            spec(stop=Stop(**changes)).sign(ME)  # type: ignore[arg-type]
+    for name in ("", "x" * 201):
+        with pytest.raises(AuthenticationFailed, match="each of datasets must be a node's id and a name of 1 to 200 characters"):
+            read_job(sealed(datasets=[[NODES[0], name]]), card_of(ME), NOW)
+    with pytest.raises(AuthenticationFailed, match="expires must be after created, by 2592000 s"):
+        read_job(sealed(expires=NOW + MAX_AGE_S + 1), card_of(ME), NOW)
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "list", "kind"])

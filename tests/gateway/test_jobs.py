@@ -16,6 +16,7 @@ import pytest
 from grid.crypto.identity import LocalIdentity
 from grid.errors import GridError, InvalidRequest, NotFound, QuotaExceeded
 from grid.federated.custom import CustomStrategy
+from grid.gateway.coordinator import ANSWER_ROOM
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.store.memory import MemoryStore
@@ -236,6 +237,96 @@ async def test_jobs_that_are_over_for_long_are_forgotten() -> None:
             await site.run(site.spec(rounds=1), ZEROS)
         await site.coordinator._sweep()
         assert len(site.coordinator.cards()) == len(site.store.jobs()) == 1
+
+
+async def test_of_the_client_that_has_most_the_oldest_jobs_are_forgotten_first() -> None:
+    async with JobSite(some_nodes(3), max_kept_jobs=3) as site:
+        clients = [LocalIdentity.create(name=name, role="client", clock=CLOCK) for name in ("ben", "ann", "ann")]
+        clients[2] = clients[1]
+        specs = []
+        for site.client in (*clients, clients[1]):
+            specs.append(site.spec(rounds=1))
+            await site.run(specs[-1], ZEROS)
+        await site.coordinator._sweep()
+        assert {card.id for card in site.coordinator.cards()} == {specs[0].job, specs[2].job, specs[3].job}
+
+
+# ---------------------------------------------------------------- hostile nodes
+
+
+def rows_become(site: JobSite, number: int, rows: int) -> None:
+    """From the round of this number on, the last node announces so many."""
+    *_, node = site.nodes.values()
+    announced = site.coordinator._rows
+    begun: list[int] = []
+
+    def before(who: ScriptedNode, message: Message) -> None:
+        if message.tag == "begin-round" and getattr(message, "round", 0) == number:
+            begun.append(number)
+
+    node.before = before
+    site.coordinator._rows = lambda peer, name: rows if begun and peer == node.id else announced(peer, name)
+
+
+async def test_a_node_that_announces_more_and_more_rows_spoils_no_sum() -> None:
+    nodes = some_nodes(4)
+    async with JobSite(nodes) as site:
+        rows_become(site, 1, 1 << 50)
+        watcher, card = await site.run(site.spec(rounds=3), ZEROS)
+        assert card.state == "done", card.text
+        assert [report.nodes for report in watcher.reports] == [4] * 4
+        assert watcher.reports[-1].metrics[0] == pytest.approx((3 * mean_step(nodes)) ** 2, rel=1e-6)
+
+
+async def test_a_node_whose_dataset_has_grown_takes_part_with_all_its_rows() -> None:
+    nodes = some_nodes(4)
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        if message.tag == "begin-round" and getattr(message, "round", 0) == 2:
+            node.examples = 7
+
+    nodes[3].before = before
+    async with JobSite(nodes) as site:
+        watcher, card = await site.run(site.spec(rounds=4, deadline_s=5.0), ZEROS)
+        assert card.state == "done" and watcher.reports[-1].examples == 13, card.text
+
+
+async def test_a_node_whose_answer_is_longer_than_its_largest_job_needs_is_cut_off() -> None:
+    nodes = some_nodes(4)
+
+    def before(node: ScriptedNode, message: Message) -> None:
+        if message.tag == "round-shares":
+            (party,) = node.parties.values()
+            party.masked = lambda shares, vector: np.zeros(ANSWER_ROOM // 8 + 100, "u8")  # type: ignore[method-assign]
+
+    nodes[3].before = before
+    async with JobSite(nodes) as site:
+        spec = site.spec(rounds=1, deadline_s=60.0)
+        async with site.channel(site.client, NO_HANDLERS, None) as peer:
+            await peer.request(start_message(site.client, spec, ZEROS))
+            while nodes[3].peer is None:
+                await site.coordinator.change_of(spec.job).wait()
+            error = await nodes[3].peer.wait_closed()
+            assert error is not None and "message" in error.message
+            await peer.request(CancelJob(job=spec.job))
+
+
+async def test_the_longest_answer_is_that_of_the_largest_job_as_long_as_the_session_lasts() -> None:
+    nodes = some_nodes(3)
+
+    def longest() -> set[int]:
+        return {peer._session.max_message_bytes for peer in site.coordinator._nodes.values()}
+
+    async with JobSite(nodes) as site:
+        for size, largest in ((10, 10), (5000, 5000), (10, 5000)):  # the larger one's last answer may still be under way
+            await site.run(site.spec(rounds=1), np.zeros(size, "f4"))
+            assert longest() == {8 * largest + ANSWER_ROOM}
+        for node in nodes:
+            assert node.peer is not None
+            node.lose()
+            await node.peer.wait_closed()
+        await site.run(site.spec(rounds=1), ZEROS)
+        assert longest() == {8 * 10 + ANSWER_ROOM}
 
 
 async def test_a_store_that_cannot_be_written_ends_the_job_and_nothing_else() -> None:

@@ -2,11 +2,13 @@
 
 A vector in the ring holds, in this order:
 
-    size            update coordinates: nearest level of [-clip, clip], times the weight
+    size            update coordinates times the weight, in levels, rounded to whole ones
     1               the weight (number of examples)
     1               how many coordinates lay beyond the range and were clipped
     5 for each      metric sums, in fixed point, split into digits of base 2**16; and how many of them were no number
 
+The weight comes before the rounding. After it, each node's part of a sum would be a multiple of its weight, which all know: with
+weights of 10,000, 400 and 10 and few levels the sum could be taken apart as a number is into its digits.
 levels x largest weight x cohort < 2**(bits - 1), so no sum of updates overflows; a node refuses a larger weight, and a larger
 cohort. The range adapts: where nothing is known of it (the first round, or after something was clipped) it is huge and
 the ring has 64 bits; then it follows from the last aggregate, and 32 bits are taken where they are fine enough.
@@ -38,14 +40,14 @@ MISFIT = "secagg.range"
 CLIPPED_PART = 1000
 """At most one coordinate of so many may lie beyond the range."""
 
-LEAST_LEVELS = 4.0
-"""Of a node's median coordinate."""
+LEAST_LEVELS = 32.0
+"""That a node's median coordinate has, times its weight."""
 
 FINE_STEP = 2.0**-22
 """Levels as close as this are fine for any update."""
 
 MOST_LEVELS = 1 << 46
-"""So that a coordinate in levels is exact in a float64, with bits to spare for rounding to the nearest."""
+"""More would be beyond what a float64 tells apart."""
 
 MAX_SIZE = 1 << 30
 MAX_METRICS = 64
@@ -94,7 +96,10 @@ class Aggregate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Quantiser:
-    """`size` and `metrics` are counts. `clip` is the range, `levels` the number of levels from 0 to it."""
+    """`size` and `metrics` are counts. `clip` is the range for the largest weight, `levels` the number of levels from 0 to it.
+
+    A node of a smaller weight has a range that is as much larger: where the range ends says nothing of whose coordinate it is.
+    """
 
     size: int
     metrics: int
@@ -115,7 +120,7 @@ class Quantiser:
 
     @property
     def step(self) -> float:
-        """The distance of two levels; the mean update is exact to half of it."""
+        """The distance of two levels. The mean update is exact to half of it times cohort / sum of weights."""
         return self.clip / self.levels
 
     def encode(self, update: npt.NDArray[Any], weight: int, metrics: npt.NDArray[Any] | None = None) -> Vector:
@@ -142,12 +147,12 @@ class Quantiser:
         """Whether this is the range of a round in which nothing is known of updates."""
         return self.bits == 64 and self.clip >= FIRST_CLIP
 
-    def check_fit(self, update: npt.NDArray[Any], vector: Vector) -> None:
+    def check_fit(self, update: npt.NDArray[Any], weight: int, vector: Vector) -> None:
         """Whether a range that somebody else chose fits this node's own update; `vector` is what `encode` made of it.
 
-        In a sum of few levels with known weights each node's part can be told: 11 is 2 * 3 + 1 * 5, and no other sum of threes
-        and fives that small. So a range beyond which much lies, or whose levels are coarse for this update, is refused with
-        `ReleaseDenied`; one so fine that levels never matter is not.
+        Sums of few different numbers say more than sums of many: 3 of three parts that are 1, 0 or -1 says that each is 1. So a
+        range beyond which much lies, or whose levels are coarse for this update, is refused with `ReleaseDenied`; one so fine
+        that levels never matter is not.
         """
         if not self.size:
             return
@@ -157,22 +162,27 @@ class Quantiser:
             return
         sample = np.abs(update[:: max(1, self.size // SAMPLES)])
         sample = sample[sample > 0]
-        if sample.size and float(np.median(sample)) < LEAST_LEVELS * self.step:
+        if sample.size and float(np.median(sample)) * weight < LEAST_LEVELS * self.step:
             raise misfit("its levels are too coarse for this node's update")
 
+    @property
+    def _end(self) -> float:
+        """The largest number of levels that a coordinate may count, the weight included."""
+        end = self.levels * self.largest_weight
+        nearest = float(end)
+        return nearest if int(nearest) <= end else math.nextafter(nearest, 0.0)
+
     def _encode_block(self, update: npt.NDArray[Any], weight: int, out: Vector) -> int:
-        values = update * np.float64(self.levels / self.clip)
+        values = update * np.float64(weight * (self.levels / self.clip))
         largest = float(np.abs(values).max())
         if not math.isfinite(largest):
             raise InvalidRequest("the update holds a NaN or an infinity: training diverged here; lower the learning rate")
         np.rint(values, out=values)
-        beyond = 0
-        if largest > self.levels:
-            beyond = int(np.count_nonzero(np.abs(values) > self.levels))
-            np.clip(values, -self.levels, self.levels, out=values)
-        levels = values.astype(np.int64)
-        levels *= weight
-        out[...] = levels.view(np.uint64)  # a cast to fewer bits keeps the lower ones, which is the ring
+        beyond, end = 0, self._end
+        if largest > end:
+            beyond = int(np.count_nonzero(np.abs(values) > end))
+            np.clip(values, -end, end, out=values)
+        out[...] = values.astype(np.int64).view(np.uint64)  # a cast to fewer bits keeps the lower ones, which is the ring
         return beyond
 
     def _digits(self, metrics: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
