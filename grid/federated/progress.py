@@ -24,6 +24,9 @@ START, PROGRESS, STATE, ROUND, REPORT = "start", "progress", "state", "round", "
 """Parts of a job in the store: what its client sent (without the weights), where it stands, the strategy's state, and which
 round a kept sum is of. Weights and reports have a part for each round."""
 
+SUM, REVEALS = "sum", "reveals"
+"""Parts that are kept of a round under masks: the masked sum with its survivors, and the shares that open it."""
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 

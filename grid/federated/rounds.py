@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from grid.errors import GridError, WireError
 from grid.federated.effects import Ask, Effect, Key, Story
+from grid.federated.naming import Name, names_of
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.statements import Terms
 from grid.federated.secagg.unmasking import Blame
@@ -24,6 +25,9 @@ from grid.wire.messages import Message, TensorFrame
 
 SHORT = 0.25
 """The part of a round's deadline after which one that has not answered a short leg is left out, if enough are left."""
+
+FEW = 5
+"""Nodes that the text of a round names."""
 
 MAX_REASON = 300
 """Letters of what a node says that are told on."""
@@ -87,7 +91,7 @@ class Plan:
     sums: int
     first_attempt: int = 1
     terms: Callable[[int, int], Terms] | None = None
-    name: Callable[[PeerId], str] = str
+    name: Name = str
 
     @property
     def evaluate_only(self) -> bool:
@@ -119,8 +123,8 @@ class AnyRound(abc.ABC):
         timeout_s = max(self.plan.deadline - now, self.plan.deadline_s * SHORT) + GRACE_S
         return Ask(self._story.cause, peer, (self.plan.number, self._attempt, leg), message, timeout_s)
 
-    def _names(self, peers: Iterable[PeerId]) -> str:
-        return ", ".join(self.plan.name(peer) for peer in peers)
+    def _names(self, peers: Sequence[PeerId]) -> str:
+        return names_of(peers, self.plan.name, FEW)
 
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
         self._out[peer] = why[:MAX_REASON]

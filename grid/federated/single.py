@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grid.display import counted
 from grid.errors import GridError, WireError
 from grid.federated.effects import Effect, Key, Story, Work
 from grid.federated.rounds import AnyRound, Done, Plan, Summed, size_of, vector_of
@@ -159,7 +160,7 @@ class SingleRound(AnyRound):
             self._closed = True
             return [Work(self._story.cause, f"mean {self._attempt}", self._total.result)]
         if over or len(self._answered) + len(missing) < self.plan.quorum:
-            return self._lose(f"{len(self._answered)} updates came, and {self.plan.quorum} were needed", missing, now)
+            return self._lose(f"{counted(len(self._answered), 'update')} came, and {self.plan.quorum} were needed", missing, now)
         return []
 
     def _missing(self) -> list[PeerId]:
@@ -167,4 +168,4 @@ class SingleRound(AnyRound):
 
     @property
     def text(self) -> str:
-        return f"round {self.plan.number} waits for updates of {self._names(self._missing()[:5]) or 'nobody any more'}"
+        return f"round {self.plan.number} waits for updates of {self._names(self._missing()) or 'nobody any more'}"

@@ -19,6 +19,7 @@ import numpy as np
 from grid.crypto.cards import read_card
 from grid.crypto.envelope import unpack
 from grid.crypto.keys import AgreementKey, check_signature
+from grid.display import counted
 from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, WireError
 from grid.federated.secagg import masks
 from grid.federated.secagg.graph import MAX_COHORT, Graph, majority
@@ -72,7 +73,7 @@ class Server:
         if self._roster is None:
             count, degree, threshold = len(self._members), self.terms.degree, self.terms.threshold
             if threshold > degree + 1 or count > self.terms.quantiser.cohort:
-                raise InvalidRequest(f"{self.terms}: {count} nodes do not fit these terms")
+                raise InvalidRequest(f"{self.terms}: these are not the terms for {counted(count, 'node')}")
             roster = Roster(self.terms, self._members.values())
             self._graph = Graph(roster, degree, roster.digest)
             self._roster = roster
@@ -93,7 +94,9 @@ class Server:
         neighbours = graph.neighbours(peer)
         missing = [other for other in neighbours if other not in self._sealed]
         if missing:
-            raise QuorumLost(f"{self.terms}: {len(missing)} members have sent no shares, {missing[0]} first", node=missing[0])
+            raise QuorumLost(
+                f"{self.terms}: {counted(len(missing), 'member')} sent no shares, {missing[0]} first", node=missing[0]
+            )
         return {other: self._sealed[other][peer] for other in neighbours}
 
     # ------------------------------------------------------------ legs 2 and 3
@@ -146,7 +149,9 @@ class Server:
         """As many as it takes, for leg 4. `QuorumLost` where too few came."""
         if not self.has_consent():
             silent = sorted(set(self._survivors) - set(self._consents))
-            raise QuorumLost(f"{self.terms}: {len(self._consents)} survivors have signed, {silent[0]} has not", node=silent[0])
+            raise QuorumLost(
+                f"{self.terms}: {counted(len(self._consents), 'survivor')} signed, and {silent[0]} did not", node=silent[0]
+            )
         return dict(itertools.islice(self._consents.items(), majority(len(self._members))))
 
     def has_consent(self) -> bool:
