@@ -147,7 +147,7 @@ class Assignment:
             least=self.spec.min_nodes,
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),
             memory=self._memory,
-            allow_same_organisation=False,
+            allow_same_organisation=all(self._datasets[name].policy.same_organisation for name in self._names),
             public=all(self._datasets[name].policy.release == OPEN for name in self._names),
         )
         keys = await self._lane.submit(partial(self._first_keys, party, now))
