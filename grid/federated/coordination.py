@@ -320,10 +320,10 @@ class Coordination:
         """Tell the round under way something. What it keeps of a sum is kept with what the sum is of."""
         if self._round is None:
             return []
-        about = about_round(self._round.plan, self.progress.done)
+        plan = self._round.plan
         effects = tell(self._round)
         return [
-            dataclasses.replace(effect, parts={**effect.parts, ROUND: about})
+            dataclasses.replace(effect, parts={**effect.parts, ROUND: about_round(plan, self.progress.done)})
             if isinstance(effect, Keep) and SUM in effect.parts
             else effect
             for effect in effects
@@ -383,7 +383,7 @@ class Coordination:
     def _give_up(self, now: float) -> list[Effect]:
         away = self._attendance.unready
         text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
-        text += f"; missing: {names_of(away, self._name)}" if away else f"; {self._idle}"
+        text += f"; missing: {names_of(away, self._name)}" if away else f"; {self.text}"
         return self._fail(QuorumLost(text, node=str(away[0]) if away else ""), now)
 
     def _fail(self, error: GridError, now: float) -> list[Effect]:

@@ -139,7 +139,8 @@ class AnyRound(abc.ABC):
 
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
         absent = tuple(missing)
-        reasons = [f"{self.plan.name(peer)}: {why}" for peer, why in list(self.out.items())[:3]]
+        reasons = [f"without {self._names(absent)}"] if absent else []
+        reasons += [f"{self.plan.name(peer)}: {why}" for peer, why in list(self.out.items())[:3]]
         told = f"{text} ({'; '.join(reasons)})" if reasons else text
         self._story.note(now, f"round {self.plan.number} is lost: {told}")
         self.outcome = Lost(told, absent, self._error)

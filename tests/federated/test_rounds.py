@@ -445,6 +445,15 @@ def held_round(node: ScriptedNode) -> int:
     return max(number for tag, number, _ in node.asked if tag == "begin-round")
 
 
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_node_that_is_there_and_never_answers_is_named_when_the_job_fails(leg: str) -> None:
+    nodes = some_nodes(3)
+    driver = Driver(nodes)
+    silent(driver, nodes[1], leg)
+    card = driver.until_over().machine.card()
+    assert card.state == "failed" and "node-1" in card.text and "node-0" not in card.text
+
+
 @pytest.mark.parametrize("secure", [True, False])
 def test_a_node_without_which_there_is_no_quorum_is_drawn_though_it_was_late(secure: bool) -> None:
     nodes = some_nodes(3)
