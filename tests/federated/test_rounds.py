@@ -609,6 +609,25 @@ def test_a_node_that_refuses_is_done_without_where_others_suffice() -> None:
     assert [report.nodes for report in driver.reports] == [3, 3, 3]
 
 
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_node_that_finds_every_range_too_narrow_is_done_without(leg: str) -> None:
+    nodes = some_nodes(5)
+    nodes[0].before = refuse(leg, ReleaseDenied("the range does not fit", rule=MISFIT))
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    in_the_sum = leg in ("round-survivors", "round-unmask")  # its input had come before
+    assert driver.reports[0].nodes == (5 if in_the_sum else 4)
+
+
+def test_details_of_a_refusal_are_passed_on_whatever_they_are_called() -> None:
+    error = InvalidRequest("no")
+    error.details = {"message": "x", "self": 1, "peer": "x" * 5000}
+    nodes = some_nodes(3)
+    nodes[0].before = refuse("round-shares", error)
+    card = Driver(nodes).until_over().machine.card()
+    assert card.state == "failed" and card.error is not None and card.error.code == "invalid" and card.error.details["self"] == 1
+
+
 def test_a_node_where_others_train_at_present_is_asked_again() -> None:
     nodes = some_nodes(3)
     times = itertools.count()
