@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from grid.display import counted
-from grid.errors import DeadlineExceeded, GridError, InvalidRequest, QuorumLost
+from grid.errors import DeadlineExceeded, GridError, InvalidRequest, QuorumLost, QuotaExceeded
 from grid.federated.attendance import Attendance
 from grid.federated.effects import OFFER, Ask, Call, Dismiss, Effect, Keep, Key, Story, Tell, Work
 from grid.federated.ledger import Ended, Ledger
@@ -141,9 +141,12 @@ class Coordination:
             return []
         self._hears(peer, now, "came")
         self._attendance.came(peer)
+        return [self._offer(peer)]
+
+    def _offer(self, peer: PeerId) -> Effect:
         order = self.order
         offer = OfferJob(job=self.spec.job, envelope=order.envelope, card=order.card, train=order.train, evaluate=order.evaluate)
-        return [Ask(self.story.cause, peer, OFFER, offer, self.spec.deadline_s)]
+        return Ask(self.story.cause, peer, OFFER, offer, self.spec.deadline_s)
 
     def left(self, peer: PeerId, now: float) -> list[Effect]:
         """The channel of a node is gone."""
@@ -183,6 +186,9 @@ class Coordination:
         if key != OFFER:
             effects = self._of_round(lambda round: round.refused(peer, key, error, now))
             return effects + self._advance(now)
+        if isinstance(error, QuotaExceeded):  # other jobs train there at present
+            self._attendance.puts_off(peer, error.message[:MAX_REASON])
+            return self._advance(now)
         self._attendance.refuses(peer, error)
         left = self._attendance.willing
         if left < self._quorum:
@@ -245,12 +251,12 @@ class Coordination:
     # ------------------------------------------------------------ rounds
 
     def _call(self, now: float) -> list[Effect]:
-        """Ask nodes that are away to open a channel, every few seconds."""
-        away = self._attendance.away
-        if self.over or not away or now < self._called_at + CALL_EVERY_S:
+        """Ask nodes that are away to open a channel, and those that were busy once more, every few seconds."""
+        away, busy = self._attendance.away, list(self._attendance.busy)
+        if self.over or not (away or busy) or now < self._called_at + CALL_EVERY_S:
             return []
         self._called_at = now
-        return [Call(self.story.cause, peer) for peer in away]
+        return [*(Call(self.story.cause, peer) for peer in away), *map(self._offer, busy)]
 
     def _advance(self, now: float) -> list[Effect]:
         """After every input: see to a round that is over, begin the next one, tell what is waited for."""
@@ -274,7 +280,8 @@ class Coordination:
         gathering = not self._has_begun and self._gathers(now)
         if len(ready) < self._quorum or gathering:
             away = names_of(self._attendance.unready, self._name)
-            needed = f"{len(ready)} of the {counted(self._quorum, 'node')} that are needed are there"
+            busy = [f"; {self._name(peer)}: {why}" for peer, why in self._attendance.busy.items()]
+            needed = f"{len(ready)} of the {counted(self._quorum, 'node')} that are needed are there{busy[0] if busy else ''}"
             self._idle = f"waits for nodes ({away}): {needed}" if not gathering else f"waits a moment for nodes ({away})"
             return []
         return [] if self._setbacks.rests(now) else self._begin(now)
@@ -344,6 +351,7 @@ class Coordination:
             done=done,
             new=result,
             absent=self._absent,
+            reasons={**self._attendance.reasons, **round_.out},
             losses=self._setbacks.in_row,
             seconds=now - self._round_began,
         )

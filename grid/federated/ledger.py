@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,25 +24,31 @@ from grid.federated.progress import (
     report_part,
     weights_part,
 )
-from grid.federated.rounds import AnyRound, Done
+from grid.federated.rounds import MAX_REASON, AnyRound, Done
+from grid.federated.secagg.quantiser import REFUSALS
 from grid.federated.strategy import Strategy
 from grid.ids import PeerId
 from grid.wire.jobs import RoundReport
 
 Parts = dict[str, Part]
 
+TOLD = 3
+"""Nodes of which a report says why they took no part."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ended:
     """A round that ended well. `new`: the model that came of it, None of an evaluation.
 
-    `absent`: nodes that it was not drawn from. `losses`: rounds in a row that were lost before it.
+    `absent`: nodes that it was not drawn from. `reasons`: why nodes took no part, as far as that is known. `losses`: rounds in
+    a row that were lost before it.
     """
 
     round: AnyRound
     done: Done
     new: Model | None
     absent: Collection[PeerId]
+    reasons: Mapping[PeerId, str]
     losses: int
     seconds: float
 
@@ -68,6 +74,8 @@ class Ledger:
         self._spec, self._envelope = order.spec, order.envelope
         self._name = name
         self._keeping: dict[str, RoundReport | None] = {}
+        self._reasons: Mapping[PeerId, str] = {}
+        """Those that the last report knew of: they are told once."""
 
     # ------------------------------------------------------------ what is on its way to the store
 
@@ -123,7 +131,7 @@ class Ledger:
         unchanged = new is not None and new.digest == self.model.digest
         if new is not None:
             at.done += 1
-            at.range = summed.next_range
+            at.range = summed.next_range if at.misfits < REFUSALS else None
             self.model = new
         report = RoundReport(
             round=at.done,
@@ -157,7 +165,11 @@ class Ledger:
             said.append("the model does not change any more")
         missing = [peer for peer in spec.nodes if peer in done.lost or peer in ended.absent]
         if missing:
-            said.append(f"without {names_of(missing, self._name)}")
+            known = {peer: ended.reasons[peer][:MAX_REASON] for peer in missing if peer in ended.reasons}
+            new = [peer for peer in known if known[peer] != self._reasons.get(peer)][:TOLD]
+            why = {peer: f" ({known[peer]})" for peer in new}
+            said.append(f"without {names_of(missing, lambda peer: self._name(peer) + why.get(peer, ''))}")
+            self._reasons = known
         if done.summed.blamed:
             blamed = " and ".join(" or ".join(map(self._name, blame)) for blame in done.summed.blamed[:NAMED])
             said.append(f"with wrong shares of {blamed}, which were left out")

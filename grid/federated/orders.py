@@ -16,15 +16,12 @@ import numpy.typing as npt
 
 from grid.errors import InvalidRequest
 from grid.federated.secagg.graph import MAX_COHORT, degree_and_threshold
-from grid.federated.secagg.quantiser import FIRST_CLIP, Range, choose
+from grid.federated.secagg.quantiser import FIRST_CLIP, WIDE_CLIPS, Range, choose
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import EQUAL, JobSpec, model_digest
 from grid.federated.strategy import State
 from grid.ids import PeerId
 from grid.wire.messages import Buffer, TensorFrame
-
-WIDER, WIDEST = 2.0**8, 2.0**40
-"""By how much a range is widened that does not fit, and where that ends."""
 
 Vector = npt.NDArray[Any]
 MakeTerms = Callable[[int, int], Terms]
@@ -92,13 +89,13 @@ def widened(known: Range | None) -> Range | None:
 
     Raises `InvalidRequest` where none is left.
     """
-    if known is None:
-        return Range(FIRST_CLIP * WIDER, 0.0)
-    if known.coarsest > 0.0:  # it came from an aggregate
+    if known is not None and known.coarsest > 0.0:  # it came from an aggregate
         return None
-    if known.clip >= WIDEST:
+    before = FIRST_CLIP if known is None else known.clip
+    wider = next((clip for clip in WIDE_CLIPS if clip > before), None)
+    if wider is None:
         raise InvalidRequest("no range fits the updates")
-    return Range(known.clip * WIDER, 0.0)
+    return Range(wider, 0.0)
 
 
 def draw(spec: JobSpec, ready: Sequence[PeerId], quorum: int, index: int, losses: int) -> tuple[PeerId, ...]:

@@ -45,7 +45,8 @@ class Progress:
     """`done`: finished rounds. `number`: of the last round that was begun, as nodes know it, lost ones included.
 
     `runs`: how often a gateway has taken the job up. `best`: rounds of the best model, -1 before any was evaluated. `stale`:
-    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `started` and `ended` are wall seconds.
+    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `misfits`: how often a node refused the
+    quantiser's range. `started` and `ended` are wall seconds.
     """
 
     state: str = WAITING
@@ -58,6 +59,7 @@ class Progress:
     mark: float = 0.0
     last_evaluated: bool = False
     range: Range | None = None
+    misfits: int = 0
     started: float = 0.0
     ended: float = 0.0
     text: str = ""

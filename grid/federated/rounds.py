@@ -114,7 +114,8 @@ class AnyRound(abc.ABC):
         """Who was there and answered too late, or never, and at what moment (`Story.cause`) it was no longer waited for."""
         self._present = set(present)
         self._gone: dict[PeerId, float] = {}
-        self._out: dict[PeerId, str] = {}
+        self.out: dict[PeerId, str] = {}
+        """Who is out of the round, and why."""
         self._error: GridError | None = None
         self._attempt = plan.first_attempt - 1
 
@@ -127,7 +128,7 @@ class AnyRound(abc.ABC):
         return names_of(peers, self.plan.name, FEW)
 
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
-        self._out[peer] = why[:MAX_REASON]
+        self.out[peer] = why[:MAX_REASON]
         self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
 
     def _are_late(self, missing: Iterable[PeerId]) -> None:
@@ -139,7 +140,7 @@ class AnyRound(abc.ABC):
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
         absent = tuple(missing)
         reasons = [f"without {self._names(absent)}"] if absent else []
-        reasons += [f"{self.plan.name(peer)}: {why}" for peer, why in list(self._out.items())[:3]]
+        reasons += [f"{self.plan.name(peer)}: {why}" for peer, why in list(self.out.items())[:3]]
         told = f"{text} ({'; '.join(reasons)})" if reasons else text
         self._story.note(now, f"round {self.plan.number} is lost: {told}")
         self.outcome = Lost(told, absent, self._error)

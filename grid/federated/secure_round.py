@@ -28,7 +28,7 @@ from grid.ids import PeerId
 from grid.wire.messages import Message
 
 ACCUSERS = 2
-"""Nodes whose word it takes that another one does not follow the protocol."""
+"""Nodes whose word it takes at least that another one does not follow the protocol."""
 
 WAIT = -1
 LEGS = {
@@ -98,9 +98,9 @@ class SecureRound(AnyRound):
         if self.outcome or peer not in self.plan.cohort:
             return []
         if self.leg == WAIT:
-            self._out.pop(peer, None)
+            self.out.pop(peer, None)
             return self._begin(now)
-        if peer not in self._members or peer in self._out:
+        if peer not in self._members or peer in self.out:
             return []
         return self._ask_again(peer, now)
 
@@ -136,19 +136,22 @@ class SecureRound(AnyRound):
         return self._settle(now)
 
     def _accused(self, peer: PeerId, error: GridError, now: float) -> bool:
-        """Whether two nodes say that the same third one sealed no share for them: then that one leaves, and they stay.
+        """Whether enough nodes say that the same other one sealed no share for them: then that one leaves, and they stay.
 
-        The word of one of them is not enough, since it may be that one who does not follow the protocol.
+        Enough are more than a third, or who conspires could have others leave until nobody is left with one honest node. In a
+        sparse graph it takes more than conspire among the neighbours of any node.
         """
         accused = PeerId(str(error.details.get("peer", "")))
         if not isinstance(error, AuthenticationFailed) or accused not in self._members or accused == peer:
             return False
         accusers = self._accusers.setdefault(accused, set())
         accusers.add(peer)
-        if len(accusers) < ACCUSERS:
+        count = len(self._members)
+        enough = self._legs.server.terms.threshold if count > COMPLETE else max(ACCUSERS, count // 3 + 1)
+        if len(accusers) < enough:
             return False
         for one in accusers:
-            self._out.pop(one, None)
+            self.out.pop(one, None)
         self._put_out(accused, f"{len(accusers)} nodes could not open what it sealed for them", now)
         return True
 
@@ -200,15 +203,15 @@ class SecureRound(AnyRound):
 
     def _missing(self) -> list[PeerId]:
         if self.leg == WAIT:
-            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self._out]
-        return [peer for peer in self._members if peer not in self._answered and peer not in self._out]
+            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self.out]
+        return [peer for peer in self._members if peer not in self._answered and peer not in self.out]
 
     # ------------------------------------------------------------ legs
 
     def _begin(self, now: float) -> list[Effect]:
         """The first leg, with those who are there; or wait, where they are too few."""
         assert self.plan.terms is not None
-        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self._out)
+        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self.out)
         self._members = members
         if len(members) < self.plan.quorum:
             self.leg, self._attempted = WAIT, None
@@ -232,7 +235,7 @@ class SecureRound(AnyRound):
         return [self._ask(peer, BEGIN, self._legs.begin(weights, max(0.0, self.plan.deadline - now)), now)]
 
     def _ask_all(self, now: float) -> list[Effect]:
-        here = [peer for peer in self._members if peer in self._present and peer not in self._out]
+        here = [peer for peer in self._members if peer in self._present and peer not in self.out]
         return [effect for peer in here for effect in self._ask_again(peer, now)]
 
     def _take(self, peer: PeerId, leg: int, message: Message, now: float) -> list[Effect]:
@@ -260,7 +263,7 @@ class SecureRound(AnyRound):
         number, attempt, leg = key
         if self.outcome or number != self.plan.number or attempt != self._attempt or peer not in self._members:
             return False
-        return peer not in self._out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
+        return peer not in self.out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
 
     def _enter(self, leg: int, now: float) -> None:
         self.leg = leg
@@ -278,7 +281,7 @@ class SecureRound(AnyRound):
         if self.leg != WAIT and now >= (self._until if self.leg == COLLECT else self._leg_until):
             self._are_late(peer for peer in self._missing() if peer not in self._adding)
         if self.leg == WAIT:
-            possible = sum(peer not in self._out for peer in self.plan.cohort)
+            possible = sum(peer not in self.out for peer in self.plan.cohort)
             if now < self._until and possible >= self.plan.quorum:
                 return []
             there, needed = len(self._members), self.plan.quorum
@@ -293,7 +296,7 @@ class SecureRound(AnyRound):
         # Those who are there answer first, so that many who are lost at once cost one further attempt.
         if any(peer in self._present and peer not in self._strangers for peer in self._missing()):
             return []
-        if any(peer not in self._present or peer in self._out or peer in self._strangers for peer in self._members):
+        if any(peer not in self._present or peer in self.out or peer in self._strangers for peer in self._members):
             return self._begin(now)
         if self.leg == BEGIN:
             self._legs.server.roster()
@@ -344,7 +347,7 @@ class SecureRound(AnyRound):
         if self._wrong is not None and not missing:
             self._error = self._wrong
             return self._lose(self._wrong.message, (), now)
-        left = [peer for peer in self._members if peer not in self._out]
+        left = [peer for peer in self._members if peer not in self.out]
         # Once signatures have gone out, nodes may have revealed their part: no other sum over this model is to be had from them.
         if (self.leg != OPEN and now >= self._until) or len(left) < legs.server.terms.threshold:
             return self._lose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grid.errors import GridError, InvalidRequest
+from grid.errors import ExecutionFailed, GridError, InvalidRequest
 from grid.federated.orders import widened
 from grid.federated.progress import Progress
 from grid.federated.rounds import Lost
@@ -28,6 +28,8 @@ class Setbacks:
             if self._reason is None or self._reason.error is None:
                 self._reason = lost
         reason = self._reason
+        if isinstance(lost.error, ExecutionFailed):  # the same model fails again, and each time counts at the node
+            return type(lost.error)(lost.text, **lost.error.details)
         if self.in_row >= REFUSALS and lost.error is not None and reason is not None and reason.error is not None:
             return type(reason.error)(reason.text, **reason.error.details)
         self._not_before = 0.0 if self.in_row <= 1 else now + min(self._deadline_s / 4, 0.25 * 2**self.in_row)
@@ -48,6 +50,7 @@ class Setbacks:
 
 def _widens(at: Progress) -> bool:
     """Whether there is another range to try after one that did not fit."""
+    at.misfits += 1
     try:
         at.range = widened(at.range)
     except InvalidRequest:

@@ -23,6 +23,10 @@ Vector = npt.NDArray[Any]
 Combine = Callable[[Sequence[Vector], Sequence[float]], Vector]
 
 
+LARGEST = 2.0**100
+"""A coordinate of a single update, absolutely: one node does not make the sum infinite."""
+
+
 class Sum:
     """Weighted updates as they come: one vector, unless `combine` wants all of them. No node has more than `most` examples."""
 
@@ -44,8 +48,8 @@ class Sum:
             raise WireError(f"an update is said to stand for more examples than any node has announced, {self._most}")
         weight = 1.0 if self._equal else float(examples)
         if update is not None:
-            if update.shape != self._total.shape or update.dtype.kind != "f" or not np.isfinite(update).all():
-                raise WireError("an update has another size than the model, or holds a NaN or an infinity")
+            if update.shape != self._total.shape or update.dtype.kind != "f" or not float(np.abs(update).max()) <= LARGEST:
+                raise WireError("an update has another size than the model, or holds a NaN or a number beyond all measure")
             if self._combine is None:
                 self._total += update * np.float64(weight)
             else:
@@ -97,7 +101,7 @@ class SingleRound(AnyRound):
 
     def _owes(self, peer: PeerId) -> bool:
         over = self.outcome is not None or self._closed or peer not in self.plan.cohort
-        return not over and peer not in self._out and peer not in self._answered and peer not in self._adding
+        return not over and peer not in self.out and peer not in self._answered and peer not in self._adding
 
     def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
@@ -164,7 +168,7 @@ class SingleRound(AnyRound):
         return []
 
     def _missing(self) -> list[PeerId]:
-        return [peer for peer in self.plan.cohort if peer not in self._answered and peer not in self._out]
+        return [peer for peer in self.plan.cohort if peer not in self._answered and peer not in self.out]
 
     @property
     def text(self) -> str:

@@ -18,14 +18,14 @@ from typing import Any, Protocol
 from grid.clock import Clock
 from grid.crypto.cards import Card
 from grid.crypto.identity import LocalIdentity, Trust
-from grid.errors import AuthenticationFailed, ExecutionFailed, GridError, InvalidRequest, NotFound, ReleaseDenied
+from grid.errors import AuthenticationFailed, ExecutionFailed, GridError, InvalidRequest, NotFound
 from grid.federated.secagg.party import Party
-from grid.federated.secagg.quantiser import MISFIT, misfit
 from grid.federated.secagg.statements import Terms
 from grid.federated.spec import BY_EXAMPLES, JobSpec
 from grid.ids import PeerId
 from grid.node.datasets import Dataset
 from grid.node.executor import Lane
+from grid.node.job_ranges import Ranges
 from grid.node.job_rounds import (
     Attempt,
     Claims,
@@ -104,7 +104,7 @@ class Assignment:
         self._memory = Claims(store, clock, spec.expires)
         self._models = Models(self._memory, spec)
         self._openings = Openings(store, spec)
-        self._misfits: set[bytes] = set()
+        self._ranges = Ranges(self._memory, spec.job)
         self._datasets = datasets
         self._minimum = minimum
         self._gate = gate
@@ -147,7 +147,7 @@ class Assignment:
             least=self.spec.min_nodes,
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),
             memory=self._memory,
-            allow_same_organisation=False,
+            allow_same_organisation=all(self._datasets[name].policy.same_organisation for name in self._names),
             public=all(self._datasets[name].policy.release == OPEN for name in self._names),
         )
         keys = await self._lane.submit(partial(self._first_keys, party, now))
@@ -270,16 +270,10 @@ class Assignment:
         return MaskedInput(vector=frame_of(vector, "i8" if vector.itemsize == 8 else "i4"))
 
     def _mask(self, attempt: Attempt, learned: Learned, shares: Mapping[PeerId, bytes]) -> Any:
-        """One range is tried for each model, then only the widest: what ranges a node refuses says how large its update is."""
-        model = attempt.terms.model
-        if model in self._misfits and not attempt.terms.quantiser.is_wide:
-            raise misfit("another one did not fit this node's update")
-        try:
-            return mask(attempt, learned, self._weight, shares)
-        except ReleaseDenied as denied:
-            if denied.details.get("rule") == MISFIT:
-                self._misfits.add(model)
-            raise
+        """The model counts from here on: whether its update fits a range is the first that is told of it."""
+        terms = attempt.terms
+        self._models.count(terms.index, terms.model)
+        return mask(attempt, learned, self._weight, shares, partial(self._ranges.judge, terms.model, terms.quantiser))
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
         """Leg 3, also of an attempt that this node signed before it was restarted."""
@@ -306,7 +300,6 @@ class Assignment:
         signed = self._openings.find(message.round, message.attempt)
         if signed is None:
             return self._present(message).party.reveal(consents)  # leg 3 has not been: it says so
-        self._models.count(signed.index, signed.model)
         return signed.opening.reveal(consents, self._memory)
 
     def _present(self, message: Leg) -> Attempt:

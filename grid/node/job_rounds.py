@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import msgpack
@@ -203,12 +203,17 @@ class Attempt:
         self.vector: Vector | None = None
 
 
-def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, bytes]) -> Vector:
+Judge = Callable[[Callable[[], None]], None]
+"""Makes the check that it is given, or raises without it; or needs none."""
+
+
+def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, bytes], judge: Judge) -> Vector:
+    """What a node learned, under masks: at the first call quantised, in a range that `judge` lets pass."""
     quantiser = attempt.terms.quantiser
     if attempt.vector is None:
         update = np.zeros(quantiser.size, np.float32) if learned.update is None else learned.update
         vector = quantiser.encode(update, weight, learned.sums)
-        quantiser.check_fit(update, weight, vector)
+        judge(lambda: quantiser.check_fit(update, weight, vector))
         attempt.vector = vector
     masked = attempt.party.masked(shares, attempt.vector)
     attempt.vector = np.empty(0, quantiser.dtype)  # from now on the party answers by itself

@@ -31,8 +31,11 @@ TABLE = {0.1: (45, 26), 0.2: (98, 54), 0.33: (280, 147)}
 """Share of nodes that conspire, and as large a share that drops out -> neighbours and threshold in a cohort of 1000, for
 2**-40 security and 2**-20 failure. They serve smaller cohorts as well, where fewer would do."""
 
+LEAST = 0.2
+"""The tolerance that nodes insist on. A graph for fewer conspirators is refused."""
 
-def degree_and_threshold(cohort: int, tolerance: float = 0.2) -> tuple[int, int]:
+
+def degree_and_threshold(cohort: int, tolerance: float = LEAST) -> tuple[int, int]:
     """How many neighbours each node has, and how many holders it takes to open one of its secrets.
 
     `tolerance` is a key of `TABLE`. `InvalidRequest` for a cohort that is larger than 1000, or smaller than 2.
@@ -53,8 +56,9 @@ def majority(cohort: int) -> int:
 
 
 def is_sound(cohort: int, degree: int, threshold: int) -> bool:
-    """Whether the table has this graph for a cohort of this size, for any tolerance."""
-    return 2 <= cohort <= MAX_COHORT and (degree, threshold) in {degree_and_threshold(cohort, share) for share in TABLE}
+    """Whether the table has this graph for a cohort of this size, for as many conspirators as `LEAST` or more."""
+    sound = [share for share in TABLE if share >= LEAST]
+    return 2 <= cohort <= MAX_COHORT and (degree, threshold) in {degree_and_threshold(cohort, share) for share in sound}
 
 
 class Graph:

@@ -28,6 +28,9 @@ from grid.federated.secagg.graph import MAX_COHORT
 from grid.federated.secagg.masks import Vector
 
 FIRST_CLIP = 2.0**16
+WIDE_CLIPS = tuple(FIRST_CLIP * 2.0**more for more in (0, 8, 16, 24))
+"""Ranges where nothing is known of updates: the first, and others for running variances, say."""
+
 MARGIN = 16.0
 """How far beyond the largest coordinate of a mean the coordinates of one node may lie in the next round."""
 
@@ -36,6 +39,9 @@ FINENESS = 64.0
 
 MISFIT = "secagg.range"
 """The rule by which a node refuses a range that does not fit its update."""
+
+REFUSALS = 3
+"""How often in a job a node refuses a range that is none of `WIDE_CLIPS`; then it takes only those."""
 
 CLIPPED_PART = 1000
 """At most one coordinate of so many may lie beyond the range."""
@@ -145,7 +151,7 @@ class Quantiser:
     @property
     def is_wide(self) -> bool:
         """Whether this is the range of a round in which nothing is known of updates."""
-        return self.bits == 64 and self.clip >= FIRST_CLIP
+        return self.bits == 64 and self.clip in WIDE_CLIPS
 
     def check_fit(self, update: npt.NDArray[Any], weight: int, vector: Vector) -> None:
         """Whether a range that somebody else chose fits this node's own update; `vector` is what `encode` made of it.
