@@ -44,6 +44,8 @@ class Attendance:
         self._ready: set[PeerId] = set()
         self._heard: dict[PeerId, int] = {}
         self._late: dict[PeerId, _Late] = {}
+        self.busy: dict[PeerId, str] = {}
+        """Who cannot take part now, and why."""
 
     # ------------------------------------------------------------ what happens
 
@@ -55,16 +57,24 @@ class Attendance:
         """Its channel is gone."""
         self._here.discard(peer)
         self._ready.discard(peer)
+        self.busy.pop(peer, None)
 
     def agreed(self, peer: PeerId) -> None:
         """It takes part in the job."""
         self.refused.pop(peer, None)
+        self.busy.pop(peer, None)
         self._ready.add(peer)
 
     def refuses(self, peer: PeerId, error: GridError) -> None:
         """It does not take part in the job."""
         self._ready.discard(peer)
+        self.busy.pop(peer, None)
         self.refused[peer] = error
+
+    def puts_off(self, peer: PeerId, why: str) -> None:
+        """It has no room for the job now, and may have later."""
+        self._ready.discard(peer)
+        self.busy[peer] = why
 
     def heard(self, peer: PeerId, moment: int) -> None:
         """It has said something: a sign of life, whatever it was."""
@@ -103,6 +113,11 @@ class Attendance:
     def unready(self) -> list[PeerId]:
         """All others."""
         return [peer for peer in self.nodes if peer not in self._ready]
+
+    @property
+    def reasons(self) -> dict[PeerId, str]:
+        """What those said who do not take part."""
+        return {peer: error.message for peer, error in self.refused.items()} | self.busy
 
     @property
     def willing(self) -> int:

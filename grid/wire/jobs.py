@@ -10,6 +10,10 @@ comes again.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from grid.ids import JobId, PeerId
 from grid.wire.messages import Buffer, ErrorInfo, Message, TensorFrame, message, record
 
@@ -66,6 +70,10 @@ class RoundReport:
     best: bool = False
     text: str = ""
 
+    def facts(self, names: Sequence[str]) -> dict[str, Any]:
+        """All of it for programs, as JSON holds it; its metrics by the job's `names`."""
+        return {**_facts(self), "metrics": dict(zip(names, self.metrics, strict=False))}
+
 
 @record
 class JobCard:
@@ -90,6 +98,15 @@ class JobCard:
     ended: float = 0.0
     text: str = ""
     error: ErrorInfo | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it for programs, as JSON holds it."""
+        error = None if self.error is None else {"code": self.error.code, "message": self.error.message}
+        return {**_facts(self), "nodes": list(self.nodes), "metrics": list(self.metrics), "error": error}
+
+
+def _facts(card: RoundReport | JobCard) -> dict[str, Any]:
+    return {field.name: getattr(card, field.name) for field in dataclasses.fields(card)}
 
 
 @message("watch-job")

@@ -20,6 +20,8 @@ from torch import nn
 import grid
 from grid.client.job_line import JobLine
 from grid.client.jobs import Job
+from grid.clock import SystemClock
+from grid.crypto.identity import LocalIdentity
 from grid.federated.local import Local
 from grid.federated.secagg.quantiser import Aggregate, Quantiser, Range
 from grid.federated.spec import Stop
@@ -27,6 +29,7 @@ from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
+from grid.testing.local import Running
 from grid.wire.jobs import JobProgress, StartJob
 from grid.wire.messages import Message
 
@@ -473,6 +476,29 @@ def test_an_owners_refusal_is_known_before_anything_is_sent(policy: dict[str, An
         with pytest.raises(grid.InvalidRequest, match=f"'digits' at bob.*{text}"):
             g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=2)
         assert local.gateway.coordinator.cards() == []
+
+
+def test_two_nodes_of_one_organisation_take_part_where_every_owner_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(self: Running, name: str, role: str) -> LocalIdentity:
+        where = "Practice A" if name in ("alice", "bob") else ""
+        return LocalIdentity.create(name=name, role=role, clock=SystemClock(), organisation=where)
+
+    def train(nodes: dict[str, Any]) -> Job:
+        with LocalGrid(nodes=nodes) as local:
+            g = local.client()
+            job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1, local=LOCAL, min_nodes=3)
+            job.result()
+            return job
+
+    monkeypatch.setattr(Running, "_identity", identity)
+    willing = datasets(same_organisation=True)
+    assert train(willing).reports[-1].nodes == 3
+    nodes = willing | {"carol": datasets()["carol"]}
+    with pytest.raises(grid.InvalidRequest, match=r"alice and bob both belong to 'Practice A'.*'digits' at carol has not"):
+        train(nodes)
+    monkeypatch.setattr("grid.client.training._check_organisations", lambda found: None)
+    with pytest.raises(grid.ReleaseDenied, match=r"refused by carol: node .* and node .* belong to one organisation"):
+        train(nodes)  # carol's node refuses, as its own owner has not allowed it
 
 
 def test_nodes_with_open_data_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
