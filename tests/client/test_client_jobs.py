@@ -71,7 +71,8 @@ def plain_fedavg(rounds: int, seed: int) -> torch.Tensor:
 
     plans = trace_losses(model(), cross_entropy, *OF["alice"])
     train, evaluate = ir.decode(plans.train.encoding), ir.decode(plans.evaluate.encoding)
-    trainers = [Trainer(train=train, evaluate=evaluate, local=LOCAL, features=x, targets=y) for x, y in OF.values()]
+    plan = {"train": train, "evaluate": evaluate, "local": LOCAL, "least": 10}
+    trainers = [Trainer(**plan, features=x, targets=y) for x, y in OF.values()]
     weights = plans.layout.flatten(model().state_dict())
     seeds = [grid_seed(seed, place) for place in range(3)]
     for number in range(1, rounds + 1):

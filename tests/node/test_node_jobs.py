@@ -70,6 +70,7 @@ def by_hand(made: Any, name: str, number: int = 1, local: Local | None = None) -
         local=local or Local(),
         features=rows["features"],
         targets=rows["targets"],
+        least=10,  # min_rows
     )
     weights = np.frombuffer(made.message.weights.data, "<f4")
     node = made.spec.nodes[list(NAMES).index(name)]
