@@ -242,7 +242,7 @@ class Job:
         return await self._filled(which, into)
 
     def checkpoint(self, *, best: bool = False, into: nn.Module | None = None) -> Any:
-        """A copy of the module with the weights of the last finished round, or of the best one, now and whatever became of the job.
+        """A copy of the module with the weights of the last finished round, or the best one, now and whatever became of the job.
 
         `g.train` goes on from it as from any module; what a strategy remembers, such as momentum, begins anew. `into` as for
         `result`. Raises `InvalidRequest` where there is no module to put the weights into.
