@@ -332,6 +332,7 @@ async def test_a_gateway_gets_no_more_sums_than_the_client_signed_rounds() -> No
         ({"release": "deny"}, "release", 'release = "aggregate"'),
         ({"release": "approve"}, "allow", "allow = ["),
         ({"min_rows": 41}, "min_rows", "smaller min_rows"),
+        ({"min_cohort": 4}, "min_cohort", "min_nodes=4"),
     ],
 )
 async def test_the_owners_rules_are_named(policy: dict[str, Any], rule: str, advice: str) -> None:
