@@ -109,7 +109,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
     local, strategy = wish.local or Local(), wish.strategy or FedAvg()
     if not isinstance(local, Local) or not isinstance(strategy, Strategy):
         raise InvalidRequest("local is a grid.Local(...), strategy a grid.FedAvg() or another strategy")
-    _check_rules(found, wish.secure, strategy)
+    _check_rules(found, wish, local, strategy)
     nodes = list(dict.fromkeys(PeerId(one.node.id) for one in found))
     least = _least_nodes(wish, found, len(nodes), dev)
     plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
@@ -218,8 +218,9 @@ def _check_privacy(privacy: Any) -> None:
         )
 
 
-def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> None:
+def _check_rules(found: Sequence[Dataset], wish: Wish, local: Local, strategy: Strategy) -> None:
     """What the owners' published rules say; the nodes check it again, before each round."""
+    secure = wish.secure
     if secure and getattr(strategy, "needs_single", False):
         raise InvalidRequest(
             f"{type(strategy).__name__} looks at each node's update by itself, which secure aggregation hides: say secure=False,"
@@ -233,6 +234,11 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
             raise InvalidRequest(
                 f'{where} has release = "deny": nothing that is learned from it leaves. Leave it out, or ask its owner for'
                 ' release = "aggregate"'
+            )
+        if wish.rounds and local.batch_size < one.policy.min_rows:
+            raise InvalidRequest(
+                f"a batch of this job has {local.batch_size} rows, and {where} has min_rows = {one.policy.min_rows}: say"
+                f" local=grid.Local(batch_size={one.policy.min_rows}) or more"
             )
         if not secure and one.policy.updates != SINGLE:
             raise InvalidRequest(

@@ -446,6 +446,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("secure aggregation needs 2", datasets=found[:1])
     refused("updates = \"summed\"", secure=False)
     refused("a part that split gave", datasets=found[0].split([0.5, 0.5]))
+    refused(r"of this job has 9 rows, and .*'digits' at \w+ has min_rows = 10.*batch_size=10", local=Local(batch_size=9))
     refused("min_nodes is a whole number from 1 to 3", min_nodes=4)
     refused("min_nodes is 1, and secure aggregation needs 2", min_nodes=1)
     for argument, value, bound in (
