@@ -550,6 +550,21 @@ def test_nodes_with_open_data_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> No
             list(job)
 
 
+def test_an_owner_who_reads_plans_first_gets_them_of_the_client() -> None:
+    plans = grid.trace_losses(model(), cross_entropy, *OF["alice"])
+    listed = [plans.train.id, plans.evaluate.id]
+    with LocalGrid(nodes=datasets(release="approve")) as local:
+        g = local.client()
+        with pytest.raises(grid.InvalidRequest, match=f'allow = \\["{listed[0]}", "{listed[1]}"\\].*grid.trace_losses'):
+            g.train(model(), loss=cross_entropy, datasets=g.search("#digits"))
+    with LocalGrid(nodes=datasets(release="approve", allow=listed)) as local:
+        g = local.client()
+        found = g.search("#digits")
+        there = grid.trace_losses(model(), cross_entropy, found[0].features, found[0].targets)
+        assert [there.train.id, there.evaluate.id] == listed
+        assert len(list(g.train(model(), loss=cross_entropy, datasets=found, rounds=1, local=LOCAL))) == 2
+
+
 def test_datasets_that_differ_are_named() -> None:
     nodes = datasets()
     nodes["carol"]["digits"]["features"] = nodes["carol"]["digits"]["features"][:, :32]
