@@ -124,6 +124,14 @@ def test_an_evaluation_is_the_weighted_mean_over_all_rows(local: LocalGrid) -> N
     assert abs(found["accuracy"] - float((outputs.argmax(1) == TARGETS[:900]).float().mean())) < 1e-6
 
 
+def test_a_job_of_no_rounds_evaluates_also_datasets_that_are_not_shared() -> None:
+    with LocalGrid(nodes=datasets(share=False)) as local:
+        g = local.client()
+        job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=0)
+        assert torch.equal(flat(job.result()), flat(model()))
+        assert [one.metrics["loss"] > 2 for one in job.reports] == [True]
+
+
 def test_a_node_puts_the_rows_of_its_datasets_together() -> None:
     nodes = datasets()
     x, y = OF["alice"]
