@@ -49,6 +49,7 @@ def picture(file: Path, panels: Mapping[str, Mapping[str, Curve]], *, x: str, y:
             axis.plot(*zip(*points, strict=True), style, label=name)
         axis.set(title=title, xlabel=x, ylabel=y)
         axis.grid(alpha=0.3)
+        axis.locator_params(axis="x", integer=True)
         axis.legend()
     save(file, figure)
 

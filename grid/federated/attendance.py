@@ -1,10 +1,10 @@
 """Who of a job's nodes is there, has agreed to it or refused it, and who keeps rounds waiting.
 
-A node that was there and said nothing until a round went on without it is set aside: for 2, 4, 8, ... rounds it is not drawn
+A node that was there and said nothing until a round went on without it is set aside: for 4, 8, 16, ... rounds it is not drawn
 while enough others are there, so that it costs a deadline now and then, and not in each round. A sign of life brings it back at
 once, `FORGIVEN` times in a row: one that always answers a moment too late waits out its pauses as well. After a round that it
-was in time for, it begins at 2 again. One that sent wrong shares is set aside as if it had
-been late that often: in a round that can spare nobody it would cost the job.
+was in time for, it begins at 4 again. One that sent wrong shares is set aside as if it had been late that often: in a round
+that can spare nobody it would cost the job.
 
 Moments are numbers of stimuli (`effects.Story.cause`); rounds are counted as they are begun, lost ones included. Nothing of
 this is kept: after a restart of the gateway all nodes are drawn.
@@ -83,7 +83,7 @@ class Attendance:
     def ended(
         self, number: int, late: Mapping[PeerId, int], took_part: Iterable[PeerId] = (), liars: Collection[PeerId] = ()
     ) -> None:
-        """A round is over. `late`: who kept it waiting, and the moment at which it no longer waited."""
+        """A round is over. `late`: who kept it waiting, and the moment at which it was given up; `liars` sent wrong shares."""
         for peer in took_part:
             if peer not in late and peer not in liars:
                 self._late.pop(peer, None)
@@ -91,7 +91,7 @@ class Attendance:
             times = self._late[peer].times + 1 if peer in self._late else 1
             if peer in liars:
                 times = max(times, FORGIVEN + 1)
-            self._late[peer] = _Late(times, late.get(peer, 0), number + 1 + min(2**times, LONGEST_PAUSE))
+            self._late[peer] = _Late(times, late.get(peer, 0), number + 1 + min(2 ** (times + 1), LONGEST_PAUSE))
 
     # ------------------------------------------------------------ who is there
 

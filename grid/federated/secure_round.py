@@ -21,7 +21,7 @@ from grid.federated.effects import Effect, Keep, Key, Part, Story, Work
 from grid.federated.progress import REVEALS, SUM
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of
 from grid.federated.secagg.graph import COMPLETE, majority
-from grid.federated.secagg.quantiser import MISFIT
+from grid.federated.secagg.quantiser import MISFIT, WIDE_CLIPS
 from grid.federated.secagg.server import Server
 from grid.federated.secure_legs import AGREE, BEGIN, COLLECT, OPEN, SHARE, Legs, Reveals
 from grid.ids import PeerId
@@ -130,8 +130,10 @@ class SecureRound(AnyRound):
             self._error = error
         if key[2] == COLLECT and self._accused(peer, error, now):
             return self._begin(now)
-        if error.details.get("rule") == MISFIT:
-            return self._lose(error.message, (), now)  # to leave that node out would bend the model
+        if key[2] == COLLECT and error.details.get("rule") == MISFIT:
+            if self._legs.server.terms.quantiser.clip < WIDE_CLIPS[-1]:
+                return self._lose(error.message, (), now)  # to leave that node out would bend the model
+            self._are_late([peer])  # it would have each round tried in all ranges
         self._put_out(peer, error.message, now)
         return self._settle(now)
 

@@ -331,7 +331,9 @@ class Assignment:
         """End what trains, and forget the secrets of the present round; where the job is `over`, what is kept of it, too."""
         self._attempt = None
         self._drop_round()
-        if over:
-            await self._lane.submit(self._openings.forget)
-        await self._training.close()
-        await self._lane.close()
+        try:
+            if over:
+                await self._lane.submit(self._openings.forget)
+        finally:
+            await self._training.close()
+            await self._lane.close()

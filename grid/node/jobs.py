@@ -99,6 +99,7 @@ class Jobs:
         self._custody, self._store, self._trainers = custody, store, trainers
         self._dial, self._home, self._lane, self._spawn = dial, home, lane, spawn
         self._jobs: dict[JobId, Assignment] = {}
+        self._ending: dict[JobId, asyncio.Event] = {}
         self._offering = asyncio.Lock()
         self._call = asyncio.Event()
         self._heard_at = 0.0
@@ -180,6 +181,8 @@ class Jobs:
     async def offer(self, message: OfferJob) -> Ok:
         """Take part in a job, if its client's word and this node's rules let it."""
         self._heard_at = self._clock.monotonic()
+        while message.job in self._ending:  # it ended here a moment ago, and its training is still to be closed
+            await self._ending[message.job].wait()
         async with self._offering:
             known = self._jobs.get(message.job)
             if known is not None:
@@ -267,16 +270,21 @@ class Jobs:
             raise NotFound(f"job {job[:40]} is not at this node: it was restarted, or the job has not been offered to it")
         return found
 
-    async def end(self, message: EndJob) -> None:
-        """The job is over, or goes on without this node."""
-        await self._end(message.job)
+    def end(self, message: EndJob) -> None:
+        """The job is over, or goes on without this node. The node closes it, since the channel may end before that is done."""
+        self._spawn(self._end(message.job), "end of a job")
 
     async def _end(self, job: JobId, *, over: bool = True) -> None:
         self._heard_at = self._clock.monotonic()
         found = self._jobs.pop(job, None)
         if found is not None:
             log.info("job %s is over here", job)
-            await found.close(over=over)
+            ended = self._ending[job] = asyncio.Event()
+            try:
+                await found.close(over=over)
+            finally:
+                del self._ending[job]
+                ended.set()
 
 
 def _plan(encoding: Buffer, wanted: PlanId, most: int) -> Plan:

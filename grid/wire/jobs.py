@@ -34,8 +34,7 @@ class StartJob(Message):
 
     One that comes again, because its answer was lost, starts nothing.
     `envelope` is the signed `JobSpec`, `card` its client's card. `train` and `evaluate` are the two plans in their canonical
-    encoding, `strategy` that of a strategy of the user's own, or b"". `weights` is the model as one vector; `state` are the
-    arrays that a user's own strategy starts with.
+    encoding, `strategy` that of a strategy of the user's own, or b"". `weights` is the model as one vector.
     """
 
     envelope: bytes
@@ -44,7 +43,6 @@ class StartJob(Message):
     evaluate: Buffer
     weights: TensorFrame
     strategy: Buffer = b""
-    state: tuple[TensorFrame, ...] = ()
 
 
 @record

@@ -223,6 +223,23 @@ def test_a_cancelled_job_ends_and_keeps_its_model(local: LocalGrid) -> None:
     assert not torch.equal(flat(job.result()), flat(model()))
 
 
+def test_a_job_goes_on_from_the_checkpoint_of_another(local: LocalGrid) -> None:
+    g = local.client()
+
+    def trained(module: nn.Module, rounds: int) -> Any:
+        plain = Local(batch_size=1000, optimizer=SGD(lr=0.2))  # whole batches, so that rounds do not depend on their number
+        return g.train(module, loss=cross_entropy, datasets=g.search("#digits"), rounds=rounds, local=plain)
+
+    half = trained(model(), 2)
+    next(iter(half))
+    assert not torch.equal(flat(half.checkpoint()), flat(model()))  # while it goes on, or at its end
+    half.result()
+    whole = trained(half.checkpoint(), 2).result()
+    assert torch.allclose(flat(whole), flat(trained(model(), 4).result()), rtol=0, atol=1e-5)
+    with pytest.raises(grid.InvalidRequest, match=r"job\.checkpoint\(into=model\)"):
+        g.job(half.id).checkpoint()
+
+
 def test_early_stopping_ends_a_job_that_does_not_get_better(local: LocalGrid) -> None:
     g = local.client()
     stop = Stop(metric="loss", patience=2, min_delta=1e6)
@@ -591,6 +608,7 @@ def test_why_a_job_failed_is_raised_where_it_is_followed(local: LocalGrid, monke
     assert job.state == "failed"
     with pytest.raises(grid.ReleaseDenied):
         job.result()
+    assert torch.equal(flat(job.checkpoint()), flat(model()))
 
 
 # ---------------------------------------------------------------- shown

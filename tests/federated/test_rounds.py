@@ -395,15 +395,15 @@ def silent(driver: Driver, node: ScriptedNode, leg: str) -> list[Callable[[], No
 @pytest.mark.parametrize("leg", [*LEGS[:4], "single"])  # the last leg does not wait for one that is not needed
 def test_a_node_that_is_silent_in_a_leg_is_asked_now_and_then(leg: str) -> None:
     nodes = some_nodes(4)
-    driver = Driver(nodes, rounds=11, secure=leg != "single")
+    driver = Driver(nodes, rounds=7, secure=leg != "single")
     silent(driver, nodes[3], "begin-round" if leg == "single" else leg)
     driver.until_over()
     asked = sorted({number for _, number, _ in nodes[3].asked if number})
-    assert asked == [1, 4, 9]  # 2 rounds without it, then 4, then 8
+    assert asked == [1, 6]  # 4 rounds without it, then 8
     patience = 1.0 if leg in ("round-shares", "single") else 0.25
-    assert driver.now == pytest.approx(3 * patience * driver.spec.deadline_s)
+    assert driver.now == pytest.approx(2 * patience * driver.spec.deadline_s)
     with_it = asked if leg == "round-survivors" else []
-    assert [report.nodes for report in driver.reports] == [4 if number in with_it else 3 for number in range(1, 13)]
+    assert [report.nodes for report in driver.reports] == [4 if number in with_it else 3 for number in range(1, 9)]
     assert all("without node-3" in report.text for report in driver.reports if report.nodes == 3)
 
 
@@ -438,7 +438,7 @@ def test_a_node_that_is_late_time_and_again_waits_out_its_pauses_though_it_shows
             while held and driver.machine.progress.number > held_round(nodes[3]):
                 held.pop()()
     asked = sorted({number for _, number, _ in nodes[3].asked if number})
-    assert asked[:4] == [1, 3, 5, 7] and asked[4:] == []  # then 16 rounds without it
+    assert asked[:4] == [1, 3, 5, 7] and asked[4:] == []  # then 32 rounds without it
 
 
 def held_round(node: ScriptedNode) -> int:
@@ -607,6 +607,25 @@ def test_a_node_that_refuses_is_done_without_where_others_suffice() -> None:
     nodes[0].before = refuse("offer-job", ReleaseDenied("no"))
     driver = Driver(nodes, rounds=2).until_over()
     assert [report.nodes for report in driver.reports] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_node_that_finds_every_range_too_narrow_is_done_without(leg: str) -> None:
+    nodes = some_nodes(5)
+    nodes[0].before = refuse(leg, ReleaseDenied("the range does not fit", rule=MISFIT))
+    driver = Driver(nodes, rounds=2).until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    in_the_sum = leg in ("round-survivors", "round-unmask")  # its input had come before
+    assert driver.reports[0].nodes == (5 if in_the_sum else 4)
+
+
+def test_details_of_a_refusal_are_passed_on_whatever_they_are_called() -> None:
+    error = InvalidRequest("no")
+    error.details = {"message": "x", "self": 1, "peer": "x" * 5000}
+    nodes = some_nodes(3)
+    nodes[0].before = refuse("round-shares", error)
+    card = Driver(nodes).until_over().machine.card()
+    assert card.state == "failed" and card.error is not None and card.error.code == "invalid" and card.error.details["self"] == 1
 
 
 def test_a_node_where_others_train_at_present_is_asked_again() -> None:

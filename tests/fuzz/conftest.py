@@ -10,7 +10,10 @@ import pytest
 for folder in ("wire", "rpc", "client"):
     sys.path.append(str(Path(__file__).parent.parent / folder))
 
-SHARES = {"decoding": 0.5, "strangers": 0.05, "handshakes": 0.05, "clients": 0.2, "nodes": 0.05, "members": 0.1, "answers": 0.05}
+SHARES = {
+    **{"decoding": 0.45, "strangers": 0.05, "handshakes": 0.05, "clients": 0.203, "nodes": 0.05, "members": 0.1, "answers": 0.05},
+    **{"job clients": 0.03, "job nodes": 0.002, "job gateways": 0.01, "job legs": 0.005},
+}
 """How the frames are spread over the parts of the run."""
 
 

@@ -74,6 +74,14 @@ def frame_of(message: Message, request_id: int = 0) -> bytes:
     return b"".join(encode(message, request_id))
 
 
+def mutated(seeds: Mapping[str, Sequence[bytes]], sensible: Sequence[Message], seed: int) -> Mutator:
+    """Mutants of frames of every type in `seeds`, mostly of sensible ones where there are some."""
+    chosen: dict[str, Sequence[bytes]] = dict(seeds)
+    for message in sensible:
+        chosen[message.tag] = [*seeds[message.tag][:2], *(frame_of(one, 1) for one in sensible if one.tag == message.tag)]
+    return Mutator(chosen, seed)
+
+
 class Mutator:
     """Mutants of frames. `seeds` are valid frames by type; each type is used as often as any other."""
 
@@ -103,7 +111,7 @@ class Mutator:
         header = msgpack.unpackb(frame[8 : 8 + size], ext_hook=msgpack.ExtType, strict_map_key=False)
         raw = frame[8 + size + (-size & 7) :]
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
-            header = _replaced(rng, header)
+            header = replaced(rng, header)
         packed = msgpack.packb(header)
         pad = bytes(-len(packed) & 7) if raw else b""
         return (struct.pack("<II", WHOLE, len(packed)) + packed + pad + raw)[:MAX_FRAME_BYTES]
@@ -195,7 +203,8 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from _places(item, (*path, key))
 
 
-def _replaced(rng: random.Random, header: Any) -> Any:
+def replaced(rng: random.Random, header: Any) -> Any:
+    """The header, or another value that msgpack can say, with one value anywhere in it replaced."""
     places = list(_places(header))
     return _with(header, rng.choice(places[1:] or places), lambda value: _other(rng, value))
 

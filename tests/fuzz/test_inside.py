@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from mutants import Mutator, frame_of, frames_of_every_type
+from mutants import Mutator, frames_of_every_type, mutated
 from small_node import SmallNode
 from watch import Watch
-from wires import Counting, Damaging, Mutants, Talk, refused, talk
+from wires import Counting, Damaging, Mutants, Talk, pour, refused, talk
 
 import grid
 from grid.client.api import Client
@@ -74,23 +74,6 @@ LIMITED = NodeSettings(
 
 PROBE_EVERY = 20
 """Sessions after which somebody else makes sure that work goes on."""
-
-
-def mutated(sensible: Sequence[Message], seed: int) -> Mutator:
-    """Mutants of frames of every type, mostly of sensible ones where there are some."""
-    valid = frames_of_every_type()
-    seeds: dict[str, Sequence[bytes]] = dict(valid)
-    for message in sensible:
-        seeds[message.tag] = [*valid[message.tag][:2], *(frame_of(one, 1) for one in sensible if one.tag == message.tag)]
-    return Mutator(seeds, seed)
-
-
-async def pour(mutants: Mutants, session: Talk, left: int) -> int:
-    """Send mutants until the far end has had enough, or so many have gone; how many were taken."""
-    taken = 0
-    while taken < left and await session.tell(mutants.next(session.request_id)):
-        taken += 1
-    return taken
 
 
 # ------------------------------------------------------------ at a node
@@ -222,7 +205,7 @@ async def pour_into_node(
         async with there.session(me) as session:  # what a first session keeps for good is there before anything is counted
             for message in setup:
                 assert await session.ask(message)
-        mutator = mutated(sensible(there.other), seed)
+        mutator = mutated(frames_of_every_type(), sensible(there.other), seed)
         mutants, taken, sessions = Mutants(mutator), 0, 0
         async with Watch(f"a node, from a {role}, {mutator}"):
             while taken < count:
@@ -291,7 +274,7 @@ async def test_a_gateway_answers_or_refuses_a_members_mutated_frames(count: int,
         good, other = await grid.peer("good"), await grid.peer("other")
         async with member(grid, me):
             pass
-        mutator = mutated(member_messages(other.id), seed + 4)
+        mutator = mutated(frames_of_every_type(), member_messages(other.id), seed + 4)
         mutants, taken, sessions = Mutants(mutator), 0, 0
         async with Watch(f"a gateway, from a member, {mutator}"):
             while taken < count:

@@ -51,20 +51,21 @@ class Counting(Transport):
 
 
 class Damaging(Transport):
-    """Damages about every other frame that is sent, after the first `spare`. `damaged` counts them."""
+    """Damages this share of the frames that are sent, after the first `spare`. `damaged` counts them."""
 
-    def __init__(self, inner: Transport, mutator: Mutator, rng: random.Random, spare: int) -> None:
+    def __init__(self, inner: Transport, mutator: Mutator, rng: random.Random, spare: int, share: float = 0.5) -> None:
         self._inner = inner
         self._mutator = mutator
         self._rng = rng
         self._spare = spare
+        self._share = share
         self.damaged = 0
 
     async def send(self, *parts: Buffer) -> None:
         frame = b"".join(parts)
         if self._spare > 0:
             self._spare -= 1
-        elif self._rng.random() < 0.5:
+        elif self._rng.random() < self._share:
             frame = self._mutator.damaged(self._rng, frame)
             self.damaged += 1
         await self._inner.send(frame)
@@ -105,10 +106,10 @@ class Mutants:
 class Talk:
     """Our end of a session whose frames we write ourselves. What comes back is read and forgotten."""
 
-    def __init__(self, transport: Transport, there: Counting) -> None:
+    def __init__(self, transport: Transport, there: Counting, first: int) -> None:
         self._transport = transport
         self._there = there
-        self._next = 1
+        self._next = first
 
     def request_id(self) -> int:
         """The number of our next request."""
@@ -129,12 +130,20 @@ class Talk:
         return await self._there.until(wanted)
 
 
+async def pour(mutants: Mutants, session: Talk, left: int) -> int:
+    """Send mutants until the far end has had enough, or so many have gone; how many were taken."""
+    taken = 0
+    while taken < left and await session.tell(mutants.next(session.request_id)):
+        taken += 1
+    return taken
+
+
 @asynccontextmanager
-async def talk(transport: Transport, there: Counting) -> AsyncIterator[Talk]:
-    """A session that we begin with a Hello."""
+async def talk(transport: Transport, there: Counting, first: int = 1) -> AsyncIterator[Talk]:
+    """A session that we begin with a Hello. `first`: the number of our first request, 2 where the far end has dialed."""
     async with asyncio.TaskGroup() as tasks:
         reading = tasks.create_task(_drain(transport))
-        made = Talk(transport, there)
+        made = Talk(transport, there, first)
         await made.tell(HELLO)
         try:
             yield made

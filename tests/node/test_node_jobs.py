@@ -224,8 +224,21 @@ async def test_a_node_that_is_lost_after_it_has_signed_still_opens_that_sum_and_
         store = local.node("alice")._jobs._store  # type: ignore[union-attr]
         assert store.jobs() == [made.spec.job]
         host.peers["alice"].notify(EndJob(job=made.spec.job))
-        await offered(host, local)  # answered after the end
+        await host.ask("alice", offer(made))  # answered after the end
         assert made.spec.job not in store.jobs()
+
+
+async def test_a_job_that_ends_as_the_channel_does_is_closed_all_the_same() -> None:
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        trainers = local.node("alice")._jobs._trainers  # type: ignore[union-attr]
+        assert list(trainers._open) == [made.spec.job]
+        host.peers["alice"].notify(EndJob(job=made.spec.job))
+        host.peers["alice"].close_soon()
+        await host.until(lambda: "alice" not in host.peers)
+        await host.call("alice")
+        await host.ask("alice", offer(made))  # what trained is closed, and the job may begin anew
+        assert list(trainers._open) == [made.spec.job]
 
 
 async def restart(local: LocalGrid, host: Host, name: str) -> None:
