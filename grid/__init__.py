@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from grid.client.sums import sum as sum
     from grid.federated.custom import CustomStrategy as CustomStrategy
     from grid.federated.local import Local as Local
+    from grid.federated.losses import trace_losses as trace_losses
     from grid.federated.robust import Krum as Krum
     from grid.federated.robust import Median as Median
     from grid.federated.robust import TrimmedMean as TrimmedMean
@@ -86,11 +87,12 @@ EXPORTS: dict[str, tuple[str, str]] = {
     "sum": ("grid.client.sums", "sum"),
     "testing": ("grid.testing", ""),
     "trace": ("grid.plans.trace", "trace"),
+    "trace_losses": ("grid.federated.losses", "trace_losses"),
     "unhook": ("grid.client.hooking", "unhook"),
 }
 """Public name -> (module, name in it); an empty name is the module itself."""
 
-BESIDE = dict.fromkeys(("Plan", "plan", "trace"), "grid.smpc.rehearsal")
+BESIDE = dict.fromkeys(("Plan", "plan", "trace", "trace_losses"), "grid.smpc.rehearsal")
 """Public name -> a module that is loaded with it: `Plan.cost` asks a layer above its own."""
 
 PLANNED = {"DifferentialPrivacy": "jobs run with privacy=None, and updates leave only in sums under masks"}

@@ -326,13 +326,13 @@ class Client:
     ) -> Job:
         """Have nodes train a copy of `model` on their datasets, round after round; the job, once the gateway has taken it.
 
-        `loss(outputs, targets)` is a torch loss or a function of yours. `rounds` (10), `local=grid.Local(...)`: what a node does
-        in one round, `strategy=grid.FedAvg()` and others: what is made of the sum, `secure` (True): updates leave nodes in sums
-        under masks alone, `min_nodes`: how many nodes a round needs (under masks more than two thirds of those drawn, and 3 or
-        what owners ask for; else 1), `fraction` (1.0) of the nodes to draw for each round,
-        `deadline` (600) seconds after which a round leaves those out who are late, `seed` for a run that can be repeated,
-        `metrics`: names, `stop=grid.Stop(...)`: to end early, `evaluate_every` (1) rounds, `weighting`: "examples" or "equal",
-        `name` for people.
+        `loss(outputs, targets)` is a torch loss or a function of yours. `rounds` (10; 0 trains nothing and evaluates the
+        model once, as `evaluate` does), `local=grid.Local(...)`: what a node does in one round, `strategy=grid.FedAvg()` and
+        others: what is made of the sum, `secure` (True): updates leave nodes in sums under masks alone, `min_nodes`: how many
+        nodes a round needs (under masks more than two thirds of those drawn, and at least 3 or what owners ask for; else 1),
+        `fraction` (1.0) of the nodes to draw for each round, `deadline` (600) seconds after which a round leaves those out who
+        are late, `seed` for a run that can be repeated, `metrics`: names, `stop=grid.Stop(...)`: to end early, `evaluate_every`
+        (1) rounds, `weighting`: "examples" or "equal", `name` for people.
 
         Raises `InvalidRequest` before anything is sent, for datasets that do not go together or whose rules forbid it, and
         `PlanRejected` for a module or loss that can't be a plan, with the line.

@@ -269,7 +269,8 @@ def _check_approvals(found: Sequence[Dataset], plans: LossPlans) -> None:
         if one.policy.release == APPROVE and not set(wanted) <= set(one.policy.allow):
             raise InvalidRequest(
                 f'the dataset {one.name!r} at {one.node.name} has release = "approve": its owner has to read both plans of this'
-                f' job and list them first, allow = ["{wanted[0]}", "{wanted[1]}"] in [policy]; grid.trace_losses(...) makes them'
+                f' job and list them first, allow = ["{wanted[0]}", "{wanted[1]}"] in [policy]. plans = grid.trace_losses(model,'
+                " loss, ds.features, ds.targets) makes them; send what plans.train.save(file) and plans.evaluate.save(file) write"
             )
 
 

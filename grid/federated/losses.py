@@ -42,7 +42,10 @@ class RowSpec:
 
 
 def trace_losses(model: nn.Module, loss: Loss, features: Any, targets: Any, metrics: Sequence[str] | None = None) -> LossPlans:
-    """The loss plans of a module. `features` and `targets` are tensors, here or remote, whose rows are examples, or `RowSpec`s.
+    """The two plans that `g.train` sends of a module and a loss: `.train` and `.evaluate`, which an owner can read and list.
+
+    `features` and `targets` are tensors, here or remote (`ds.features`), whose rows are examples, or `RowSpec`s. No weights that
+    are trained are in the plans: they are the same, with the same ids, whatever these are, and for any number of rows.
 
     Parameters that require no gradient, and integer buffers, become constants of the plans. `metrics` are names of
     `grid.federated.metrics`; without them those that suit the targets are measured. The module stays as it was.

@@ -87,7 +87,7 @@ def _stays(policy: PolicyCard) -> tuple[str, ...]:
     """What else stays, that some policies allow."""
     stays = []
     if not policy.share:
-        stays.append("Shares of it in a secure sum")
+        stays.append("Shares of it, in a secure sum that a client asks for (grid.sum) and in committees")
     if not policy.sinks:
         stays.append("Values with rows, to any other node")
     return tuple(stays)

@@ -52,9 +52,9 @@ class Policy:
     built-in statistics and the plan ids in `allow`) or "any" (any plan and pointer result that the labels show to be an
     aggregate). `allow` lists plans; one with arguments, "ID(alice/bid, bob/bid)", is for these on shares alone (`calls`).
     `min_cohort`: how many nodes must be in a sum over nodes that values of this dataset go into; None is 3, 2 in `--dev`.
-    `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
-    move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
-    sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
+    `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may move to.
+    `share`: whether values may be split into secret shares: not at all, or in `grid.sum` and in committees of any nodes, or in
+    `grid.sum` and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
     whether what a federated job learned of the rows leaves in sums over nodes alone ("summed"), or also by itself, to the gateway
     ("single"). `same_organisation`: whether two nodes of one organisation may take part in those sums. `batches`: whether a
     client that gives a job a seed can tell which rows make a batch ("known") or not ("secret"). `epsilon` and `delta` bound what

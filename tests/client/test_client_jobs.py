@@ -124,6 +124,14 @@ def test_an_evaluation_is_the_weighted_mean_over_all_rows(local: LocalGrid) -> N
     assert abs(found["accuracy"] - float((outputs.argmax(1) == TARGETS[:900]).float().mean())) < 1e-6
 
 
+def test_a_job_of_no_rounds_evaluates_also_datasets_that_are_not_shared() -> None:
+    with LocalGrid(nodes=datasets(share=False)) as local:
+        g = local.client()
+        job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=0)
+        assert torch.equal(flat(job.result()), flat(model()))
+        assert [one.metrics["loss"] > 2 for one in job.reports] == [True]
+
+
 def test_a_node_puts_the_rows_of_its_datasets_together() -> None:
     nodes = datasets()
     x, y = OF["alice"]
@@ -565,6 +573,21 @@ def test_nodes_with_open_data_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         job = g.train(model(), loss=cross_entropy, datasets=found, rounds=1, min_nodes=3, deadline=2.0)
         with pytest.raises(grid.ReleaseDenied, match=r"1 of 3 nodes hold data that is not open to all"):
             list(job)
+
+
+def test_an_owner_who_reads_plans_first_gets_them_of_the_client() -> None:
+    plans = grid.trace_losses(model(), cross_entropy, *OF["alice"])
+    listed = [plans.train.id, plans.evaluate.id]
+    with LocalGrid(nodes=datasets(release="approve")) as local:
+        g = local.client()
+        with pytest.raises(grid.InvalidRequest, match=f'allow = \\["{listed[0]}", "{listed[1]}"\\].*grid.trace_losses'):
+            g.train(model(), loss=cross_entropy, datasets=g.search("#digits"))
+    with LocalGrid(nodes=datasets(release="approve", allow=listed)) as local:
+        g = local.client()
+        found = g.search("#digits")
+        there = grid.trace_losses(model(), cross_entropy, found[0].features, found[0].targets)
+        assert [there.train.id, there.evaluate.id] == listed
+        assert len(list(g.train(model(), loss=cross_entropy, datasets=found, rounds=1, local=LOCAL))) == 2
 
 
 def test_datasets_that_differ_are_named() -> None:

@@ -18,11 +18,13 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "federated-training.md"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="strategies of one's own run on Linux")
-def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     own: dict[str, object] = {}
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)):
         exec(compile(block, f"federated-training.md, block {number}", "exec"), own)
     assert isinstance(own["local"], grid.Local)
+    assert "cross_entropy" in str(own["code"]) or "nll_loss" in str(own["code"])
     shown = capsys.readouterr().out.strip()
     assert shown == "[ 0.03 -0.03  0.  ]" and f"# {shown}" in PAGE.read_text()
 
