@@ -26,6 +26,7 @@ from grid.plans.shapes import check_limits
 from grid.plans.trees import LEAF
 from grid.rpc.dispatch import public_error
 from grid.tensors.exhausted import is_exhausted
+from grid.tensors.uncompiled import without_compiler
 from grid.transport.pipes import BlockingPipe, end_of
 from grid.wire.codec import decode, encode
 from grid.wire.messages import ErrorInfo, Failure, Message
@@ -102,6 +103,7 @@ def _explained(error: Exception, message: Message) -> GridError:
 def main() -> None:
     """`python -m grid.federated.custom_process FD PARENT`."""
     torch.set_num_threads(1)
+    without_compiler()
     try:
         StrategyProcess(BlockingPipe(end_of(int(sys.argv[1])), MAX_FRAME_BYTES), int(sys.argv[2])).run()
     except EOFError:

@@ -52,6 +52,7 @@ from grid.node.workspace import Workspace
 from grid.settings import NodeSettings, load
 from grid.tensors.buffers import to_frame
 from grid.tensors.exhausted import is_exhausted
+from grid.tensors.uncompiled import without_compiler
 from grid.transport.pipes import BlockingPipe, End, end_of, receive_files, send_files
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Command, Commands, Message, PutObject, Ref
@@ -220,6 +221,7 @@ def _report(command: int, error: GridError) -> None:
 def main() -> None:
     """`python -m grid.node.nursery FD`."""
     configure()
+    without_compiler()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # every file of datasets stays open under its mapping
     nursery = Nursery(end_of(int(sys.argv[1])))
