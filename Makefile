@@ -28,8 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m grid demo
 
+# Files go out in the order of tests/conftest.py, longest first. What is compiled stays, for the many processes that tests start.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pytest tests/browser --browser-tests $(PYTEST_ARGS)

@@ -22,7 +22,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -36,6 +36,7 @@ from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import Range, choose
 from grid.federated.secagg.server import Server
 from grid.federated.secagg.statements import Terms
+from grid.ids import PeerId
 
 COHORTS = (10, 100, 1000)
 SIZE = 1_000_000
@@ -95,59 +96,45 @@ def simulate(count: int, size: int, lost: int) -> dict[str, Any]:
     gateway = Account()
     server = Server(terms, verify=verify)
 
-    parties, accounts = {}, {me.id: Account() for me in members}
+    accounts = {me.id: Account() for me in members}
+
+    def answers(peer: PeerId, what: str, given: Any, work: Callable[[Any], Any], into: str, take: Callable[..., None]) -> None:
+        """One node's part of a leg: it gets `given`, does `what` and answers, and the gateway takes that `into` its round."""
+        node = accounts[peer]
+        node.receives(given)
+        with node.timed(what):
+            found = work(given)
+        node.sends(found)
+        with gateway.timed(into):
+            take(peer, found)
+
+    parties: dict[PeerId, Party] = {}
+
+    def begin(me: LocalIdentity) -> bytes:
+        one = parties[me.id] = Party(me=me, card=me.card, terms=terms, minimum=3, verify=verify, memory=Names())
+        return one.keys()
+
     for me in members:
-        node = accounts[me.id]
-        node.receives(terms.encode())
-        with node.timed("keys"):
-            one = Party(me=me, card=me.card, terms=terms, minimum=3, verify=verify, memory=Names())
-            blob = one.keys()
-        node.sends(blob)
-        with gateway.timed("keys"):
-            server.add_keys(me.id, blob)
-        parties[me.id] = one
+        answers(me.id, "keys", terms.encode(), lambda _, me=me: begin(me), "keys", server.add_keys)
     with gateway.timed("roster"):
         roster = server.roster()
     for peer, one in parties.items():
-        node = accounts[peer]
-        node.receives(roster)
-        with node.timed("share"):
-            shares = one.share(roster)
-        node.sends(shares)
-        with gateway.timed("shares"):
-            server.add_shares(peer, shares)
+        answers(peer, "share", roster, one.share, "shares", server.add_shares)
     present = dict(list(parties.items())[lost:])
     for peer, one in present.items():
-        node = accounts[peer]
         with gateway.timed("shares"):
             shares = server.shares_for(peer)
-        node.receives(shares)
-        with node.timed("encode"):
+        with accounts[peer].timed("encode"):
             vector = quantiser.encode(update, WEIGHT, np.ones(2))
-        with node.timed("masked"):
-            masked = one.masked(shares, vector)
-        node.sends(masked)
-        with gateway.timed("input"):
-            server.add_input(peer, masked)
+        masked = functools.partial(one.masked, vector=vector)
+        answers(peer, "masked", shares, masked, "input", server.add_input)
     with gateway.timed("survivors"):
         survivors = server.survivors()
     for peer, one in present.items():
-        node = accounts[peer]
-        node.receives(survivors)
-        with node.timed("consent"):
-            signature = one.consent(survivors)
-        node.sends(signature)
-        with gateway.timed("consents"):
-            server.add_consent(peer, signature)
+        answers(peer, "consent", survivors, one.consent, "consents", server.add_consent)
     consents = server.consents()
     for peer, one in present.items():
-        node = accounts[peer]
-        node.receives(consents)
-        with node.timed("reveal"):
-            shares = one.reveal(consents)
-        node.sends(shares)
-        with gateway.timed("reveals"):
-            server.add_reveal(peer, shares)
+        answers(peer, "reveal", consents, one.reveal, "reveals", server.add_reveal)
     with gateway.timed("result"):
         total = server.result()
     with gateway.timed("decode"):

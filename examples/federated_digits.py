@@ -26,8 +26,9 @@ from grid.federated.draws import Draws
 from grid.federated.spec import seed_at
 
 NAMES = ("alice", "bob", "carol", "dave")
-POLICY = {"release": "aggregate", "min_rows": 10}
 TEST, EPOCHS, BATCH, LR, SEED = 360, 2, 16, 0.1, 7
+MIN_ROWS = 10
+POLICY = {"release": "aggregate", "min_rows": MIN_ROWS}
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -44,6 +45,12 @@ def perceptron() -> nn.Module:
         return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
+def batches(rows: int) -> list[int]:
+    """How many rows each batch of an epoch has: a rest of fewer than `min_rows` joins the last one."""
+    whole, rest = divmod(rows, BATCH)
+    return [BATCH] * whole + [rest] if rest >= MIN_ROWS else [BATCH] * (whole - 1) + [BATCH + rest]
+
+
 def plain(model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], seeds: Sequence[bytes], rounds: int) -> nn.Module:
     """FedAvg where everything is together. `seeds` are those of the nodes, from which with the round their batches follow."""
     model = copy.deepcopy(model)
@@ -53,7 +60,7 @@ def plain(model: nn.Module, parts: Sequence[tuple[Tensor, Tensor]], seeds: Seque
             own = copy.deepcopy(model)
             optimizer = torch.optim.SGD(own.parameters(), lr=LR)
             for epoch in range(EPOCHS):
-                for rows in torch.tensor(Draws(seed, round).order(len(x), epoch)).split(BATCH):
+                for rows in torch.tensor(Draws(seed, round).order(len(x), epoch)).split(batches(len(x))):
                     optimizer.zero_grad()
                     cross_entropy(own(x[rows]), y[rows]).backward()
                     optimizer.step()

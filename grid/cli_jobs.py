@@ -48,7 +48,7 @@ def jobs(job: str | None, cancel: bool, access: Access, as_json: bool) -> None:
         _list(access, as_json)
     elif cancel:
         card = with_job_channel(access, lambda peer, news: _cancel(peer, job))
-        click.echo(json.dumps(_facts(card)) if as_json else f"{card.id} {card.state}: {printable(card.text)}")
+        click.echo(json.dumps(card.facts()) if as_json else f"{card.id} {card.state}: {printable(card.text)}")
     else:
         card = with_job_channel(access, lambda peer, news: _follow(peer, news, job, as_json))
         if card.state == "failed":
@@ -61,7 +61,7 @@ COMMANDS: tuple[click.Command, ...] = (jobs,)
 def _list(access: Access, as_json: bool) -> None:
     found = with_job_channel(access, lambda peer, news: _cards(peer))
     if as_json:
-        click.echo(json.dumps([_facts(card) for card in found]))
+        click.echo(json.dumps([card.facts() for card in found]))
     else:
         show_table("Jobs", COLUMNS, [_row(card) for card in found], NO_JOBS)
 
@@ -93,7 +93,7 @@ async def _follow(peer: Peer, news: News, job: str, as_json: bool) -> JobCard:
             told = await _next(peer, news)
             card = told.card
             for report in told.reports:
-                bar.print(json.dumps(_report_facts(report, card.metrics)) if as_json else _line(report, card.metrics))
+                bar.print(json.dumps(report.facts(card.metrics)) if as_json else _line(report, card.metrics))
             bar.show(card)
             if card.state in OVER and not told.more:
                 break
@@ -162,37 +162,6 @@ def _line(report: RoundReport, names: Sequence[str]) -> str:
 
 def _metrics(report: RoundReport, names: Sequence[str]) -> Mapping[str, float]:
     return {name: math.nan if value is None else value for name, value in zip(names, report.metrics, strict=False)}
-
-
-def _report_facts(report: RoundReport, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "round": report.round,
-        "metrics": dict(zip(names, report.metrics, strict=False)),
-        "nodes": report.nodes,
-        "examples": report.examples,
-        "seconds": report.seconds,
-        "bytes": report.bytes,
-        "epsilon": report.epsilon,
-        "best": report.best,
-        "text": report.text,
-    }
-
-
-def _facts(card: JobCard) -> dict[str, Any]:
-    return {
-        "id": card.id,
-        "name": card.name,
-        "client": card.client,
-        "state": card.state,
-        "round": card.round,
-        "rounds": card.rounds,
-        "nodes": list(card.nodes),
-        "secure": card.secure,
-        "strategy": card.strategy,
-        "started": card.started,
-        "ended": card.ended,
-        "text": card.text,
-    }
 
 
 def _row(card: JobCard) -> tuple[str, ...]:

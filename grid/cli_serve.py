@@ -206,10 +206,6 @@ def check_gateway_settings(settings: GatewaySettings) -> None:
 
 async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> None:
     """A node until it is cancelled, or until its gateway will not have it any more; ready once that has registered it."""
-    from grid.node.app import Node
-    from grid.node.dataset_files import DatasetFiles
-    from grid.node.datasets import load_datasets
-
     if settings.dev and join:
         raise InvalidRequest("--dev and --join exclude each other: a node is enrolled by a root key, or trusted on first use")
     check_listen(settings)
@@ -225,6 +221,11 @@ async def run_node(settings: NodeSettings, join: str | None, ready: Ready) -> No
         url = find_gateway(settings, token)
         check_dev_node(settings, url)
         dial = dial_with(url, settings.tls_ca)
+
+        from grid.node.app import Node  # torch takes a second or more: what is wrong so far is said before
+        from grid.node.dataset_files import DatasetFiles
+        from grid.node.datasets import load_datasets
+
         files = DatasetFiles(settings.state, settings.dataset_memory_bytes)
         with working(f"reading the datasets of {settings.data}"):
             datasets = load_datasets(settings.data, files) if settings.data else []

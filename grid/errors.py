@@ -51,7 +51,8 @@ class GridError(Exception):
         "something unforeseen happened."
     )
 
-    def __init__(self, message: str, **details: Detail) -> None:
+    def __init__(self, message: str, /, **details: Detail) -> None:
+        # By position, so that a peer's details of any name can be passed on.
         super().__init__(message)
         self.message = message
         self.details: dict[str, Detail] = details
@@ -167,7 +168,7 @@ class ReleaseDenied(GridError):
     code = "release-denied"
     advice = "Compute what may leave, as details['instead'] says, or ask the owner for another policy."
 
-    def __init__(self, message: str, **details: Detail) -> None:
+    def __init__(self, message: str, /, **details: Detail) -> None:
         super().__init__(message, **details)
         self.explain()
 

@@ -7,6 +7,7 @@ latter may be part of a circle inside one package, since nothing runs them.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,12 @@ GIVEN_SOCKETS = {"socket.py", "socket_link.py"}
 
 TESTS_ONLY = {"pytest", "hypothesis", "playwright", "noise", "psutil", "dissononce"}
 """What `pip install grid` does not bring. `grid.testing` may offer suites for pytest, and imports it there."""
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A file's tree, which is only to be read: several checks look at it."""
+    return ast.parse(path.read_text(), str(path))
 
 
 def package_of(module: str) -> str | None:
@@ -62,7 +69,7 @@ def layer_faults(path: Path, root: Path) -> list[str]:
     own = package_of(module.removesuffix(".__init__") if module != "grid.__init__" else "grid")
     assert own in RANK, f"{path}: which layer is {own}? Enter it in RANK and in ARCHITECTURE.md"
     faults = []
-    for line, name, members in modules_imported(ast.parse(path.read_text(), str(path)), module.rpartition(".")[0]):
+    for line, name, members in modules_imported(parsed(path), module.rpartition(".")[0]):
         inner = [package_of(f"grid.{member}") for member in members] if name == "grid" else [package_of(name)]
         for other in [part if part in RANK else "__init__" for part in inner if part is not None]:
             if other != own and RANK[other] >= RANK[own]:
@@ -74,7 +81,7 @@ def layer_faults(path: Path, root: Path) -> list[str]:
 
 def without(path: Path, forbidden: set[str]) -> list[str]:
     """The lines of a file that import one of the named top-level packages."""
-    names = modules_imported(ast.parse(path.read_text()), "grid")
+    names = modules_imported(parsed(path), "grid")
     return [f"{path.name}:{line}: {name}" for line, name, _ in names if name.split(".")[0] in forbidden]
 
 
@@ -106,19 +113,41 @@ class WithoutTypes(ast.NodeTransformer):
         return node
 
 
-def import_graph(root: Path) -> dict[str, set[str]]:
+class AtTheStart(WithoutTypes):
+    """Takes functions out of a file too: what is left is run when it is imported."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        return None
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        return None
+
+
+def import_graph(root: Path, left: type[WithoutTypes] = WithoutTypes) -> dict[str, set[str]]:
     """Module -> the modules of `grid` that it imports. `from grid.wire import codec` counts as `grid.wire.codec`."""
     names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in (root / "grid").rglob("*.py")}
     modules = {name.removesuffix(".__init__") for name in names.values()}
     graph: dict[str, set[str]] = {}
     for path, name in names.items():
         found: set[str] = set()
-        for _, base, members in modules_imported(WithoutTypes().visit(ast.parse(path.read_text())), name.rpartition(".")[0]):
+        for _, base, members in modules_imported(left().visit(ast.parse(path.read_text())), name.rpartition(".")[0]):
             inner = {f"{base}.{member}" for member in members} & modules
             found |= inner or {base} & modules
         own = name.removesuffix(".__init__")
         graph[own] = found - {own}
     return graph
+
+
+def loaded_with(module: str, graph: dict[str, set[str]]) -> set[str]:
+    """All modules that are loaded once this one is."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name and name not in found:
+            found.add(name)
+            waiting += [name.rpartition(".")[0], *graph.get(name, ())]
+    return found
 
 
 def test_imports_go_down() -> None:
@@ -130,6 +159,15 @@ def test_imports_go_down() -> None:
 
 def test_there_are_no_import_cycles() -> None:
     assert cycle_in(import_graph(ROOT)) == []
+
+
+def test_processes_of_a_node_start_without_the_tracer() -> None:
+    """It brings some 800 modules of torch's compiler, for a second of each start; only clients trace."""
+    graph = import_graph(ROOT, AtTheStart)
+    loaded = {module: loaded_with(module, graph) for module in ("grid.node.app", "grid.node.nursery", "grid.gateway.app")}
+    assert all(len(found) > 60 for found in loaded.values())
+    assert not [module for module, found in loaded.items() if "grid.plans.capture" in found]
+    assert "grid.plans.capture" in loaded_with("grid.client.training", graph)
 
 
 def test_wire_knows_no_loop_no_torch_and_no_socket() -> None:

@@ -230,8 +230,7 @@ class Job:
         Raises why the job failed; `InvalidRequest` where there is no module to put the weights into; `DeadlineExceeded` after
         `timeout`, and `NodeUnavailable` after `job_patience_s` without the gateway: both may be tried again.
         """
-        if into is None and self._model is None:
-            raise InvalidRequest(f"job {self.id} was started elsewhere: say which module to fill, job.result(into=model)")
+        self._check_module("result", into)
         until = self._line.moment(timeout)
         if self._blocking:
             self._follow(until)
@@ -240,6 +239,22 @@ class Job:
     async def _result(self, which: str, into: nn.Module | None, until: float) -> nn.Module:
         await self._end(until)
         await self._line.reached(until)
+        return await self._filled(which, into)
+
+    def checkpoint(self, *, best: bool = False, into: nn.Module | None = None) -> Any:
+        """A copy of the module with the weights of the last finished round, or the best one, now and whatever became of the job.
+
+        `g.train` goes on from it as from any module; what a strategy remembers, such as momentum, begins anew. `into` as for
+        `result`. Raises `InvalidRequest` where there is no module to put the weights into.
+        """
+        self._check_module("checkpoint", into)
+        return self._wait(self._filled(BEST if best else LAST, into))
+
+    def _check_module(self, method: str, into: nn.Module | None) -> None:
+        if into is None and self._model is None:
+            raise InvalidRequest(f"job {self.id} was started elsewhere: say which module to fill, job.{method}(into=model)")
+
+    async def _filled(self, which: str, into: nn.Module | None) -> nn.Module:
         weights = await self._fetch(which)
         model = into if into is not None else copy.deepcopy(self._model)
         assert model is not None

@@ -255,13 +255,17 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
 
 
 def _check_organisations(found: Sequence[Dataset]) -> None:
-    """No two nodes of a secure sum belong to one organisation, which would know two of its inputs."""
+    """No two nodes of a secure sum belong to one organisation, which would know two of its inputs, unless all owners allow it."""
     seen: dict[str, str] = {}
+    strict = next((one for one in found if not one.policy.same_organisation), None)
+    if strict is None:
+        return
     for node in dict.fromkeys(one.node for one in found if isinstance(one.node, Node)):
         if node.organisation and node.organisation in seen:
             raise InvalidRequest(
                 f"{seen[node.organisation]} and {node.name} both belong to {node.organisation!r}, and a secure sum takes one node"
-                " of each organisation: leave one out"
+                " of each organisation: leave one out, or have every owner write same_organisation = true in [policy], as that"
+                f" of {strict.name!r} at {strict.node.name} has not"
             )
         seen[node.organisation] = node.name
 

@@ -1,10 +1,10 @@
 """Who of a job's nodes is there, has agreed to it or refused it, and who keeps rounds waiting.
 
-A node that was there and said nothing until a round went on without it is set aside: for 2, 4, 8, ... rounds it is not drawn
+A node that was there and said nothing until a round went on without it is set aside: for 4, 8, 16, ... rounds it is not drawn
 while enough others are there, so that it costs a deadline now and then, and not in each round. A sign of life brings it back at
 once, `FORGIVEN` times in a row: one that always answers a moment too late waits out its pauses as well. After a round that it
-was in time for, it begins at 2 again. One that sent wrong shares is set aside as if it had
-been late that often: in a round that can spare nobody it would cost the job.
+was in time for, it begins at 4 again. One that sent wrong shares is set aside as if it had been late that often: in a round
+that can spare nobody it would cost the job.
 
 Moments are numbers of stimuli (`effects.Story.cause`); rounds are counted as they are begun, lost ones included. Nothing of
 this is kept: after a restart of the gateway all nodes are drawn.
@@ -44,6 +44,8 @@ class Attendance:
         self._ready: set[PeerId] = set()
         self._heard: dict[PeerId, int] = {}
         self._late: dict[PeerId, _Late] = {}
+        self.busy: dict[PeerId, str] = {}
+        """Who cannot take part now, and why."""
 
     # ------------------------------------------------------------ what happens
 
@@ -55,16 +57,24 @@ class Attendance:
         """Its channel is gone."""
         self._here.discard(peer)
         self._ready.discard(peer)
+        self.busy.pop(peer, None)
 
     def agreed(self, peer: PeerId) -> None:
         """It takes part in the job."""
         self.refused.pop(peer, None)
+        self.busy.pop(peer, None)
         self._ready.add(peer)
 
     def refuses(self, peer: PeerId, error: GridError) -> None:
         """It does not take part in the job."""
         self._ready.discard(peer)
+        self.busy.pop(peer, None)
         self.refused[peer] = error
+
+    def puts_off(self, peer: PeerId, why: str) -> None:
+        """It has no room for the job now, and may have later."""
+        self._ready.discard(peer)
+        self.busy[peer] = why
 
     def heard(self, peer: PeerId, moment: int) -> None:
         """It has said something: a sign of life, whatever it was."""
@@ -81,7 +91,7 @@ class Attendance:
             times = self._late[peer].times + 1 if peer in self._late else 1
             if peer in liars:
                 times = max(times, FORGIVEN + 1)
-            self._late[peer] = _Late(times, late.get(peer, 0), number + 1 + min(2**times, LONGEST_PAUSE))
+            self._late[peer] = _Late(times, late.get(peer, 0), number + 1 + min(2 ** (times + 1), LONGEST_PAUSE))
 
     # ------------------------------------------------------------ who is there
 
@@ -103,6 +113,11 @@ class Attendance:
     def unready(self) -> list[PeerId]:
         """All others."""
         return [peer for peer in self.nodes if peer not in self._ready]
+
+    @property
+    def reasons(self) -> dict[PeerId, str]:
+        """What those said who do not take part."""
+        return {peer: error.message for peer, error in self.refused.items()} | self.busy
 
     @property
     def willing(self) -> int:

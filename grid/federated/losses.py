@@ -24,7 +24,6 @@ from torch.func import functional_call
 from grid.errors import InvalidRequest, PlanRejected
 from grid.federated.gradient_check import check_gradients
 from grid.federated.loss_plans import LossPlans as LossPlans
-from grid.federated.loss_plans import metric_names as metric_names
 from grid.federated.metrics import LOSS, METRICS, names_from, usual
 from grid.plans.trace import trace, trace_differentiable
 from grid.tensors.buffers import SHORT_DTYPES, torch_dtype

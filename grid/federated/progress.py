@@ -24,6 +24,9 @@ START, PROGRESS, STATE, ROUND, REPORT = "start", "progress", "state", "round", "
 """Parts of a job in the store: what its client sent (without the weights), where it stands, the strategy's state, and which
 round a kept sum is of. Weights and reports have a part for each round."""
 
+SUM, REVEALS = "sum", "reveals"
+"""Parts that are kept of a round under masks: the masked sum with its survivors, and the shares that open it."""
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -42,7 +45,8 @@ class Progress:
     """`done`: finished rounds. `number`: of the last round that was begun, as nodes know it, lost ones included.
 
     `runs`: how often a gateway has taken the job up. `best`: rounds of the best model, -1 before any was evaluated. `stale`:
-    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `started` and `ended` are wall seconds.
+    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `misfits`: how often a node refused the
+    quantiser's range. `started` and `ended` are wall seconds.
     """
 
     state: str = WAITING
@@ -55,6 +59,7 @@ class Progress:
     mark: float = 0.0
     last_evaluated: bool = False
     range: Range | None = None
+    misfits: int = 0
     started: float = 0.0
     ended: float = 0.0
     text: str = ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from grid.errors import GridError, WireError
 from grid.federated.effects import Ask, Effect, Key, Story
+from grid.federated.naming import Name, names_of
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.statements import Terms
 from grid.federated.secagg.unmasking import Blame
@@ -24,6 +25,9 @@ from grid.wire.messages import Message, TensorFrame
 
 SHORT = 0.25
 """The part of a round's deadline after which one that has not answered a short leg is left out, if enough are left."""
+
+FEW = 5
+"""Nodes that the text of a round names."""
 
 MAX_REASON = 300
 """Letters of what a node says that are told on."""
@@ -87,7 +91,7 @@ class Plan:
     sums: int
     first_attempt: int = 1
     terms: Callable[[int, int], Terms] | None = None
-    name: Callable[[PeerId], str] = str
+    name: Name = str
 
     @property
     def evaluate_only(self) -> bool:
@@ -110,7 +114,8 @@ class AnyRound(abc.ABC):
         """Who was there and answered too late, or never, and at what moment (`Story.cause`) it was no longer waited for."""
         self._present = set(present)
         self._gone: dict[PeerId, float] = {}
-        self._out: dict[PeerId, str] = {}
+        self.out: dict[PeerId, str] = {}
+        """Who is out of the round, and why."""
         self._error: GridError | None = None
         self._attempt = plan.first_attempt - 1
 
@@ -119,11 +124,11 @@ class AnyRound(abc.ABC):
         timeout_s = max(self.plan.deadline - now, self.plan.deadline_s * SHORT) + GRACE_S
         return Ask(self._story.cause, peer, (self.plan.number, self._attempt, leg), message, timeout_s)
 
-    def _names(self, peers: Iterable[PeerId]) -> str:
-        return ", ".join(self.plan.name(peer) for peer in peers)
+    def _names(self, peers: Sequence[PeerId]) -> str:
+        return names_of(peers, self.plan.name, FEW)
 
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
-        self._out[peer] = why[:MAX_REASON]
+        self.out[peer] = why[:MAX_REASON]
         self._story.note(now, f"node {self.plan.name(peer)} is out of round {self.plan.number}: {why}")
 
     def _are_late(self, missing: Iterable[PeerId]) -> None:
@@ -134,7 +139,8 @@ class AnyRound(abc.ABC):
 
     def _lose(self, text: str, missing: Iterable[PeerId], now: float) -> list[Effect]:
         absent = tuple(missing)
-        reasons = [f"{self.plan.name(peer)}: {why}" for peer, why in list(self._out.items())[:3]]
+        reasons = [f"without {self._names(absent)}"] if absent else []
+        reasons += [f"{self.plan.name(peer)}: {why}" for peer, why in list(self.out.items())[:3]]
         told = f"{text} ({'; '.join(reasons)})" if reasons else text
         self._story.note(now, f"round {self.plan.number} is lost: {told}")
         self.outcome = Lost(told, absent, self._error)

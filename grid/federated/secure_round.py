@@ -3,9 +3,9 @@
     begin ──keys of all──> share ──shares of all──> collect ──inputs──> agree ──signatures──> open ──sum──> done
       └────── a node is lost: attempt + 1 ──────┘      └── too few are left, or the deadline: lost ──┘
 
-Whom to wait for is decided here, the arithmetic is `secagg.server`'s. A node that is lost in the first two legs leaves the
-roster, and they are done again without it; one that is lost later is made up for by the shares that others hold, as long as
-enough are left. With three nodes none can be spared: the round waits for the lost one until its deadline.
+Whom to wait for is decided here; what is asked, and what comes of answers, is `secure_legs`'. A node that is lost in the first
+two legs leaves the roster, and they are done again without it; one that is lost later is made up for by the shares that others
+hold, as long as enough are left. With three nodes none can be spared: the round waits for the lost one until its deadline.
 Inputs are methods, each with the time (monotonic seconds); each returns the effects to carry out, in order. The round is over
 when `outcome` says so.
 """
@@ -16,35 +16,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgpack
-
-from grid.crypto.envelope import unpack
-from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NotFound, WireError
-from grid.federated.effects import Ask, Effect, Keep, Key, Part, Story, Work
-from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of, vector_of
+from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NotFound
+from grid.federated.effects import Effect, Keep, Key, Part, Story, Work
+from grid.federated.progress import REVEALS, SUM
+from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of
 from grid.federated.secagg.graph import COMPLETE, majority
-from grid.federated.secagg.quantiser import MISFIT
+from grid.federated.secagg.quantiser import MISFIT, WIDE_CLIPS
 from grid.federated.secagg.server import Server
+from grid.federated.secure_legs import AGREE, BEGIN, COLLECT, OPEN, SHARE, Legs, Reveals
 from grid.ids import PeerId
-from grid.wire.jobs import (
-    BeginRound,
-    MaskedInput,
-    RoundConsent,
-    RoundKeys,
-    RoundReveal,
-    RoundRoster,
-    RoundShares,
-    RoundSurvivors,
-    RoundUnmask,
-    Sealed,
-    SealedShares,
-)
 from grid.wire.messages import Message
 
-BEGIN, SHARE, COLLECT, AGREE, OPEN = range(5)
-
 ACCUSERS = 2
-"""Nodes whose word it takes that another one does not follow the protocol."""
+"""Nodes whose word it takes at least that another one does not follow the protocol."""
 
 WAIT = -1
 LEGS = {
@@ -59,9 +43,6 @@ LEGS = {
 PATIENCE = 3
 """How often in one round a node may have forgotten what it was asked before."""
 
-SUM, REVEALS = "sum", "reveals"
-"""Parts of a job that are kept of a round: the masked sum with its survivors, and the shares that open it."""
-
 
 class SecureRound(AnyRound):
     """A round whose updates are only ever summed under masks."""
@@ -69,12 +50,11 @@ class SecureRound(AnyRound):
     def __init__(self, plan: Plan, story: Story, present: Iterable[PeerId]) -> None:
         super().__init__(plan, story, present)
         self.leg = WAIT
-        self._server: Server | None = None
+        self._attempted: Legs | None = None
         self._members: tuple[PeerId, ...] = ()
         self._answered: set[PeerId] = set()
         self._adding: set[PeerId] = set()
         self._consented: set[PeerId] = set()
-        self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
         self._have_weights: set[PeerId] = set()
         self._forgot: Counter[PeerId] = Counter()
         self._strangers: set[PeerId] = set()
@@ -86,7 +66,7 @@ class SecureRound(AnyRound):
         self._opening = False
         self._wrong: AuthenticationFailed | None = None
         """Why the shares that came did not open the sum."""
-        self._tried: dict[PeerId, dict[PeerId, bytes]] = {}
+        self._tried: Reveals = {}
         self._accusers: dict[PeerId, set[PeerId]] = {}
 
     # ------------------------------------------------------------ inputs
@@ -101,17 +81,14 @@ class SecureRound(AnyRound):
         Raises `WireError` or `AuthenticationFailed` for what was not kept by a round.
         """
         one = cls(plan, story, ())
-        one._server = Server.from_bytes(kept[SUM])
-        one._attempt = one._server.terms.attempt
-        one._members = one._server.survivors()
+        one._attempted = Legs.resume(plan, kept)
+        one._attempt = one._attempted.server.terms.attempt
+        one._members = one._attempted.server.survivors()
         one._enter(AGREE, now)
-        for peer, shares in _unpacked(kept.get(REVEALS, b"")).items():
-            one._server.add_reveal(peer, shares)
-            one._reveals[peer] = shares
         return one
 
     def resumed(self, now: float) -> list[Effect]:
-        if self._reveals:
+        if self._legs.reveals:
             self._enter(OPEN, now)
         return self._settle(now)
 
@@ -121,9 +98,9 @@ class SecureRound(AnyRound):
         if self.outcome or peer not in self.plan.cohort:
             return []
         if self.leg == WAIT:
-            self._out.pop(peer, None)
+            self.out.pop(peer, None)
             return self._begin(now)
-        if peer not in self._members or peer in self._out:
+        if peer not in self._members or peer in self.out:
             return []
         return self._ask_again(peer, now)
 
@@ -153,25 +130,30 @@ class SecureRound(AnyRound):
             self._error = error
         if key[2] == COLLECT and self._accused(peer, error, now):
             return self._begin(now)
-        if error.details.get("rule") == MISFIT:
-            return self._lose(error.message, (), now)  # to leave that node out would bend the model
+        if key[2] == COLLECT and error.details.get("rule") == MISFIT:
+            if self._legs.server.terms.quantiser.clip < WIDE_CLIPS[-1]:
+                return self._lose(error.message, (), now)  # to leave that node out would bend the model
+            self._are_late([peer])  # it would have each round tried in all ranges
         self._put_out(peer, error.message, now)
         return self._settle(now)
 
     def _accused(self, peer: PeerId, error: GridError, now: float) -> bool:
-        """Whether two nodes say that the same third one sealed no share for them: then that one leaves, and they stay.
+        """Whether enough nodes say that the same other one sealed no share for them: then that one leaves, and they stay.
 
-        The word of one of them is not enough, since it may be that one who does not follow the protocol.
+        Enough are more than a third, or who conspires could have others leave until nobody is left with one honest node. In a
+        sparse graph it takes more than conspire among the neighbours of any node.
         """
         accused = PeerId(str(error.details.get("peer", "")))
         if not isinstance(error, AuthenticationFailed) or accused not in self._members or accused == peer:
             return False
         accusers = self._accusers.setdefault(accused, set())
         accusers.add(peer)
-        if len(accusers) < ACCUSERS:
+        count = len(self._members)
+        enough = self._legs.server.terms.threshold if count > COMPLETE else max(ACCUSERS, count // 3 + 1)
+        if len(accusers) < enough:
             return False
         for one in accusers:
-            self._out.pop(one, None)
+            self.out.pop(one, None)
         self._put_out(accused, f"{len(accusers)} nodes could not open what it sealed for them", now)
         return True
 
@@ -215,7 +197,7 @@ class SecureRound(AnyRound):
     @property
     def text(self) -> str:
         missing = self._missing()
-        whom = f" of {self._names(missing[:5])}{' and others' if len(missing) > 5 else ''}" if missing else ""
+        whom = f" of {self._names(missing)}" if missing else ""
         if self.leg == WAIT:
             there = len(self._members)
             return f"round {self.plan.number} waits until {self.plan.quorum} nodes are there; {there} are, without{whom[3:]}"
@@ -223,99 +205,67 @@ class SecureRound(AnyRound):
 
     def _missing(self) -> list[PeerId]:
         if self.leg == WAIT:
-            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self._out]
-        return [peer for peer in self._members if peer not in self._answered and peer not in self._out]
+            return [peer for peer in self.plan.cohort if peer not in self._present or peer in self.out]
+        return [peer for peer in self._members if peer not in self._answered and peer not in self.out]
 
     # ------------------------------------------------------------ legs
 
     def _begin(self, now: float) -> list[Effect]:
         """The first leg, with those who are there; or wait, where they are too few."""
         assert self.plan.terms is not None
-        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self._out)
+        members = tuple(peer for peer in self.plan.cohort if peer in self._present and peer not in self.out)
         self._members = members
         if len(members) < self.plan.quorum:
-            self.leg, self._server = WAIT, None
+            self.leg, self._attempted = WAIT, None
             self._story.note(now, self.text)
             return self._settle(now)
         self._attempt += 1
         self._adding = set()
-        terms = self.plan.terms(self._attempt, len(members))
-        self._server = Server(terms)
+        self._attempted = Legs(self.plan, Server(self.plan.terms(self._attempt, len(members))))
         self._enter(BEGIN, now)
-        encoded = terms.encode()
-        return [self._ask_begin(peer, encoded, now) for peer in members]
-
-    def _ask_begin(self, peer: PeerId, terms: bytes, now: float) -> Ask:
-        weights = None if peer in self._have_weights else self.plan.weights
-        self._have_weights.add(peer)
-        plan = self.plan
-        message = BeginRound(
-            job=plan.job,
-            round=plan.number,
-            attempt=self._attempt,
-            index=plan.index,
-            terms=terms,
-            deadline_s=max(0.0, plan.deadline - now),
-            weights=weights,
-        )
-        return self._ask(peer, BEGIN, message, now)
+        return self._ask_all(now)
 
     def _ask_again(self, peer: PeerId, now: float) -> list[Effect]:
-        """What a node owes in this leg, for one that has lost the question with its channel."""
-        server = self._server
-        assert server is not None
-        at: Any = {"job": self.plan.job, "round": self.plan.number, "attempt": self._attempt}
+        """What a node owes in this leg, also for one that has lost the question with its channel."""
         if peer in self._answered or peer in self._adding:
             return []
-        if self.leg == BEGIN:
-            return [self._ask_begin(peer, server.terms.encode(), now)]
-        if self.leg == SHARE:
-            return [self._ask(peer, SHARE, RoundRoster(**at, keys=server.roster()), now)]
-        if self.leg == COLLECT:
-            return [self._ask(peer, COLLECT, RoundShares(**at, shares=_sealed(server.shares_for(peer))), now)]
-        if peer not in self._consented:
-            return [self._ask(peer, AGREE, RoundSurvivors(**at, survivors=server.survivors()), now)]
-        if self.leg == OPEN:
-            return [self._ask(peer, OPEN, RoundUnmask(**at, consents=_sealed(server.consents())), now)]
-        return []
+        leg = AGREE if self.leg == OPEN and peer not in self._consented else self.leg
+        if leg != BEGIN:
+            return [self._ask(peer, leg, self._legs.question(leg, peer), now)]
+        weights = None if peer in self._have_weights else self.plan.weights
+        self._have_weights.add(peer)
+        return [self._ask(peer, BEGIN, self._legs.begin(weights, max(0.0, self.plan.deadline - now)), now)]
 
     def _ask_all(self, now: float) -> list[Effect]:
-        here = [peer for peer in self._members if peer in self._present and peer not in self._out]
+        here = [peer for peer in self._members if peer in self._present and peer not in self.out]
         return [effect for peer in here for effect in self._ask_again(peer, now)]
 
     def _take(self, peer: PeerId, leg: int, message: Message, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
-        if leg == BEGIN and isinstance(message, RoundKeys):
-            server.add_keys(peer, message.envelope)
-        elif leg == SHARE and isinstance(message, SealedShares):
-            server.add_shares(peer, {one.peer: one.data for one in message.shares})
-        elif leg == COLLECT and isinstance(message, MaskedInput):
-            if peer in self._adding or peer in self._answered:
-                return []
-            vector = vector_of(message.vector)
+        if peer in self._adding:
+            return []
+        add = self._legs.take(leg, peer, message)
+        if add is not None:
             self._adding.add(peer)
-            return [Work(self._story.cause, f"input {self._attempt} {peer}", lambda: server.add_input(peer, vector))]
-        elif leg == AGREE and isinstance(message, RoundConsent):
-            server.add_consent(peer, message.signature)
+            return [Work(self._story.cause, f"input {self._attempt} {peer}", add)]
+        if leg == AGREE:
             self._consented.add(peer)
             if self.leg == OPEN:
                 return self._ask_again(peer, now)
-        elif leg == OPEN and isinstance(message, RoundReveal):
-            shares = {one.peer: one.data for one in message.shares}
-            server.add_reveal(peer, shares)
-            self._reveals[peer] = shares
-        else:
-            raise WireError(f"{message.tag!r} is no answer to what node {self.plan.name(peer)} was asked")
         self._answered.add(peer)
         return []
+
+    @property
+    def _legs(self) -> Legs:
+        """Of the attempt under way."""
+        assert self._attempted is not None
+        return self._attempted
 
     def _is_current(self, peer: PeerId, key: Key) -> bool:
         """Whether the answer is still of use. A signature is also while the masks are taken off."""
         number, attempt, leg = key
         if self.outcome or number != self.plan.number or attempt != self._attempt or peer not in self._members:
             return False
-        return peer not in self._out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
+        return peer not in self.out and (leg == self.leg or (leg == AGREE and self.leg == OPEN and peer not in self._consented))
 
     def _enter(self, leg: int, now: float) -> None:
         self.leg = leg
@@ -333,7 +283,7 @@ class SecureRound(AnyRound):
         if self.leg != WAIT and now >= (self._until if self.leg == COLLECT else self._leg_until):
             self._are_late(peer for peer in self._missing() if peer not in self._adding)
         if self.leg == WAIT:
-            possible = sum(peer not in self._out for peer in self.plan.cohort)
+            possible = sum(peer not in self.out for peer in self.plan.cohort)
             if now < self._until and possible >= self.plan.quorum:
                 return []
             there, needed = len(self._members), self.plan.quorum
@@ -343,30 +293,26 @@ class SecureRound(AnyRound):
         return self._settle_inputs(now) if self.leg == COLLECT else self._settle_opening(now)
 
     def _settle_keys(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
         if now >= self._until:
             return self._lose("the deadline came before all had agreed on keys", self._missing(), now)
         # Those who are there answer first, so that many who are lost at once cost one further attempt.
         if any(peer in self._present and peer not in self._strangers for peer in self._missing()):
             return []
-        if any(peer not in self._present or peer in self._out or peer in self._strangers for peer in self._members):
+        if any(peer not in self._present or peer in self.out or peer in self._strangers for peer in self._members):
             return self._begin(now)
         if self.leg == BEGIN:
-            server.roster()
+            self._legs.server.roster()
         self._enter(self.leg + 1, now)
         return self._ask_all(now)
 
     def _settle_inputs(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
         if self._adding:
             return []
         missing = self._missing()
         over = now >= self._until
         if not over and any(peer in self._present for peer in missing):
             return self._lose_inputs(missing, now) if len(self._answered) + len(missing) < self._needed() else []
-        if len(self._answered) >= self.plan.quorum and server.can_finish():
+        if len(self._answered) >= self.plan.quorum and self._legs.server.can_finish():
             for peer in missing:
                 self._put_out(peer, "it was late" if peer in self._present else "it was lost", now)
             return self._close(now)
@@ -381,8 +327,7 @@ class SecureRound(AnyRound):
 
     def _close(self, now: float) -> list[Effect]:
         """The sum is closed and kept, while its survivors are asked to sign."""
-        server = self._server
-        assert server is not None
+        server = self._legs.server
         self._members = server.survivors()
         self._enter(AGREE, now)
         return [self._keep(SUM, server.to_bytes), *self._ask_all(now)]
@@ -393,55 +338,32 @@ class SecureRound(AnyRound):
         return Keep(self._story.cause, name, {part: data})
 
     def _settle_opening(self, now: float) -> list[Effect]:
-        server = self._server
-        assert server is not None
         if self._opening:
             return []
-        missing = self._missing()
+        legs, missing = self._legs, self._missing()
         waits = now < self._leg_until and any(peer in self._present for peer in missing)
         # In a sparse graph it takes a look at all shares to see whether they suffice: not after each answer.
-        more = self.leg == OPEN and self._reveals != self._tried
-        if more and not (waits and len(self._members) > COMPLETE) and server.can_open():
+        more = self.leg == OPEN and legs.reveals != self._tried
+        if more and not (waits and len(self._members) > COMPLETE) and legs.server.can_open():
             return self._open()
         if self._wrong is not None and not missing:
             self._error = self._wrong
             return self._lose(self._wrong.message, (), now)
-        left = [peer for peer in self._members if peer not in self._out]
+        left = [peer for peer in self._members if peer not in self.out]
         # Once signatures have gone out, nodes may have revealed their part: no other sum over this model is to be had from them.
-        if (self.leg != OPEN and now >= self._until) or len(left) < server.terms.threshold:
+        if (self.leg != OPEN and now >= self._until) or len(left) < legs.server.terms.threshold:
             return self._lose(
                 f"the sum could not be opened: {len(self._answered)} of {len(self._members)} nodes answered", missing, now
             )
-        if self.leg == OPEN or self._waits or not server.has_consent():
-            return []
-        if waits:
+        if self.leg == OPEN or self._waits or waits or not legs.server.has_consent():
             return []
         self._enter(OPEN, now)
         return self._ask_all(now)
 
     def _open(self) -> list[Effect]:
-        server, quantiser = self._server, self._server.terms.quantiser if self._server else None
-        assert server is not None and quantiser is not None
-        self._opening, self._tried = True, dict(self._reveals)
-        reveals = {str(peer): {str(owner): share for owner, share in shares.items()} for peer, shares in self._reveals.items()}
-        packed: bytes = msgpack.packb(reveals)
-
-        most = quantiser.largest_weight * len(self._members)
-
-        def opened() -> Summed:
-            aggregate = quantiser.decode(server.result())
-            if not (0 <= aggregate.weight <= most and aggregate.clipped >= 0):
-                raise WireError("the sum is none of what nodes may put in: one of them does not follow the protocol")
-            return Summed(
-                aggregate.mean_update,
-                aggregate.weight,
-                aggregate.clipped,
-                aggregate.metric_sums,
-                aggregate.next_range() if quantiser.size else None,
-                server.blamed,
-            )
-
-        return [self._keep(REVEALS, packed), Work(self._story.cause, f"open {self._attempt}", opened)]
+        legs = self._legs
+        self._opening, self._tried = True, dict(legs.reveals)
+        return [self._keep(REVEALS, legs.packed_reveals()), Work(self._story.cause, f"open {self._attempt}", legs.summed)]
 
     def _finish(self) -> list[Effect]:
         if self._summed is not None and not self._waits:
@@ -449,16 +371,3 @@ class SecureRound(AnyRound):
             lost = tuple(peer for peer in self.plan.cohort if peer not in survivors)
             self.outcome = Done(self._summed, tuple(self._members), lost)
         return []
-
-
-def _sealed(data: Mapping[PeerId, bytes]) -> tuple[Sealed, ...]:
-    return tuple(Sealed(peer=peer, data=one) for peer, one in data.items())
-
-
-def _unpacked(data: bytes) -> dict[PeerId, dict[PeerId, bytes]]:
-    if not data:
-        return {}
-    found = unpack(data, "the shares of a kept sum", error=WireError)
-    if not isinstance(found, dict) or not all(isinstance(shares, dict) for shares in found.values()):
-        raise WireError("the shares of a kept sum have a wrong form")
-    return {PeerId(peer): {PeerId(owner): share for owner, share in shares.items()} for peer, shares in found.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from grid.display import counted
 from grid.errors import GridError, WireError
 from grid.federated.effects import Effect, Key, Story, Work
 from grid.federated.rounds import AnyRound, Done, Plan, Summed, size_of, vector_of
@@ -20,6 +21,10 @@ from grid.wire.messages import Message
 
 Vector = npt.NDArray[Any]
 Combine = Callable[[Sequence[Vector], Sequence[float]], Vector]
+
+
+LARGEST = 2.0**100
+"""A coordinate of a single update, absolutely: one node does not make the sum infinite."""
 
 
 class Sum:
@@ -43,8 +48,8 @@ class Sum:
             raise WireError(f"an update is said to stand for more examples than any node has announced, {self._most}")
         weight = 1.0 if self._equal else float(examples)
         if update is not None:
-            if update.shape != self._total.shape or update.dtype.kind != "f" or not np.isfinite(update).all():
-                raise WireError("an update has another size than the model, or holds a NaN or an infinity")
+            if update.shape != self._total.shape or update.dtype.kind != "f" or not float(np.abs(update).max()) <= LARGEST:
+                raise WireError("an update has another size than the model, or holds a NaN or a number beyond all measure")
             if self._combine is None:
                 self._total += update * np.float64(weight)
             else:
@@ -96,7 +101,7 @@ class SingleRound(AnyRound):
 
     def _owes(self, peer: PeerId) -> bool:
         over = self.outcome is not None or self._closed or peer not in self.plan.cohort
-        return not over and peer not in self._out and peer not in self._answered and peer not in self._adding
+        return not over and peer not in self.out and peer not in self._answered and peer not in self._adding
 
     def answered(self, peer: PeerId, key: Key, message: Message, now: float) -> list[Effect]:
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
@@ -159,12 +164,12 @@ class SingleRound(AnyRound):
             self._closed = True
             return [Work(self._story.cause, f"mean {self._attempt}", self._total.result)]
         if over or len(self._answered) + len(missing) < self.plan.quorum:
-            return self._lose(f"{len(self._answered)} updates came, and {self.plan.quorum} were needed", missing, now)
+            return self._lose(f"{counted(len(self._answered), 'update')} came, and {self.plan.quorum} were needed", missing, now)
         return []
 
     def _missing(self) -> list[PeerId]:
-        return [peer for peer in self.plan.cohort if peer not in self._answered and peer not in self._out]
+        return [peer for peer in self.plan.cohort if peer not in self._answered and peer not in self.out]
 
     @property
     def text(self) -> str:
-        return f"round {self.plan.number} waits for updates of {self._names(self._missing()[:5]) or 'nobody any more'}"
+        return f"round {self.plan.number} waits for updates of {self._names(self._missing()) or 'nobody any more'}"

@@ -23,6 +23,7 @@ from grid.federated.local import LOCAL, MAX_STEPS, Local
 from grid.federated.loss_plans import LossPlans, batch_range
 from grid.plans.interpret import Compiled, constants_of
 from grid.plans.ir import Plan
+from grid.plans.program import Range
 from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import Op
 
@@ -52,6 +53,9 @@ class Evaluated:
 class Trainer:
     """Trains on one node's rows, round after round. `between` is called before each batch, and may raise.
 
+    No batch, and no piece of an evaluation, has fewer than `least` rows: a loss may count them, and make the smallest batch the
+    only one that tells.
+
     Raises `InvalidRequest` for plans, rows and options that do not fit together.
     """
 
@@ -63,6 +67,7 @@ class Trainer:
         local: Local,
         features: Tensor,
         targets: Tensor,
+        least: int = 1,
         device: torch.device | str = "cpu",
         between: Callable[[], None] = lambda: None,
     ) -> None:
@@ -74,7 +79,7 @@ class Trainer:
         self._device = torch.device(device)
         self.rows = len(features)
         self._batch = min(local.batch_size, self.rows)
-        self._cuts = batch_range(train), batch_range(evaluate)
+        self._cuts = _raised(batch_range(train), least), _raised(batch_range(evaluate), least)
         self._check(plans, features, targets)
         self._features, self._targets = features.to(self._device), targets.to(self._device)
         self._generator: torch.Generator | None = None
@@ -85,14 +90,30 @@ class Trainer:
     def _check(self, plans: LossPlans, features: Tensor, targets: Tensor) -> None:
         if not self.rows or len(targets) != self.rows:
             raise InvalidRequest("there are no rows to train on, or not as many targets as rows")
-        span = self._cuts[0]
-        if self._batch not in span or (span.most is not None and self._batch + span.least - 1 > span.most):
-            bound = f"at least {span.least}" + ("" if span.most is None else f" and at most {span.most - span.least + 1}")
-            raise InvalidRequest(f"the model takes batches of {bound} rows here, not of {self._batch}: batch norm needs two, say")
+        train, evaluate = self._cuts
+        if not _takes(train, self._batch):
+            bound = f"at least {train.least}" + ("" if train.most is None else f" and at most {train.most - train.least + 1}")
+            raise InvalidRequest(
+                f"the model takes batches of {bound} rows here, not of {self._batch}: batch norm needs two, say, an owner"
+                " min_rows; and a rest of fewer joins the batch before"
+            )
+        if not _takes(evaluate, self._piece):
+            raise InvalidRequest(
+                f"the model is evaluated on at most {evaluate.most} rows at once, and no piece may have fewer than"
+                f" {evaluate.least}, with a rest of fewer joined to the piece before; the model or the loss fixes the number of"
+                " rows somewhere"
+            )
         steps = self._local.epochs * -(-self.rows // self._batch)
         if min(steps, self._local.max_steps or steps) > MAX_STEPS:
             raise InvalidRequest(f"a round would take {steps} steps, more than {MAX_STEPS}; use larger batches or max_steps")
         plans.check_batch(features[: self._batch], targets[: self._batch])
+
+    @property
+    def _piece(self) -> int:
+        """Rows of one call of an evaluation; where the plan has a limit, a rest fits in, too."""
+        span = self._cuts[1]
+        most = max(EVALUATED_ROWS, span.least)
+        return min(self.rows, most if span.most is None else min(most, span.most - span.least + 1))
 
     def _compiled(self, plan: Plan) -> Compiled:
         constants = [constant.to(self._device) for constant in constants_of(plan)]
@@ -186,9 +207,7 @@ class Trainer:
         leaves = [*[state[piece.name] for piece in self.layout.parameters], *buffers]
         total = np.zeros(len(self.metrics))
         try:
-            span = self._cuts[1]
-            most = EVALUATED_ROWS if span.most is None else max(1, min(EVALUATED_ROWS, span.most - span.least + 1))
-            for rows in _cut(self.rows, most, span.least):
+            for rows in _cut(self.rows, self._piece, self._cuts[1].least):
                 self._between()
                 with torch.no_grad():
                     found = self._evaluate.plainly([*leaves, self._features[rows], self._targets[rows]])
@@ -200,6 +219,15 @@ class Trainer:
         if not np.isfinite(total).all():
             raise ExecutionFailed("the metrics of the model are not finite; take a smaller lr, or max_grad_norm")
         return Evaluated(self.rows, total)
+
+
+def _raised(span: Range, least: int) -> Range:
+    return Range(max(span.least, least), span.most)
+
+
+def _takes(span: Range, size: int) -> bool:
+    """Whether batches may have so many rows, a rest below `span.least` included, which joins the last of them."""
+    return size in span and (span.most is None or size + span.least - 1 <= span.most)
 
 
 def _cut(rows: int, size: int, least: int) -> Iterator[slice]:

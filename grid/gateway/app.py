@@ -21,20 +21,18 @@ from grid.crypto.cards import NODE, Card
 from grid.crypto.identity import LocalIdentity, Trust, verify_join, welcome_statement
 from grid.display import printable
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, QuotaExceeded, from_wire
-from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Changes, Connection, hop_limits, refusal, refuse
+from grid.gateway.connections import STRANGER_MESSAGE_BYTES, Connection, hop_limits, refusal, refuse
 from grid.gateway.coordinator import Coordinator
-from grid.gateway.events import Event, EventLog
-from grid.gateway.feed import Feed
 from grid.gateway.index import words_of
 from grid.gateway.job_door import JobDoor
 from grid.gateway.job_views import JobViews
 from grid.gateway.keeper import Keeper
 from grid.gateway.limits import Allowance, Strangers
+from grid.gateway.news import News
 from grid.gateway.registry import ConnectionId, Registry
 from grid.gateway.router import Effect, Router, Tell
-from grid.gateway.traffic import TrafficMeter
 from grid.gateway.views import Views
-from grid.ids import GridId, JobId, PeerId
+from grid.ids import GridId, PeerId
 from grid.logs import session_of, tags
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
@@ -42,7 +40,7 @@ from grid.settings import GatewaySettings
 from grid.store.base import Store
 from grid.telemetry import Metrics
 from grid.transport.base import Transport
-from grid.wire.jobs import CallIn, JobCard
+from grid.wire.jobs import CallIn
 from grid.wire.messages import (
     Announce,
     CloseLink,
@@ -62,16 +60,6 @@ from grid.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
-
-SAMPLE_S = 1.0
-
-_BECAME = {
-    "waiting": "waits for its nodes",
-    "running": "is under way",
-    "done": "is done",
-    "failed": "failed",
-    "cancelled": "was cancelled",
-}
 
 
 class Gateway:
@@ -97,7 +85,6 @@ class Gateway:
         self.trust = trust
         self.metrics = metrics if metrics is not None else Metrics()
         self.grid = trust.grid or GridId(me.id)
-        self.changes = Changes()
         self.stopping = False
         self._me = me
         self._limits = hop_limits(settings.session)
@@ -110,11 +97,8 @@ class Gateway:
         self._router = Router(max_links_per_peer=settings.max_links_per_peer, buffer_bytes=settings.link_buffer_bytes)
         self._keeper = Keeper(store)
         self._registry.restore(self._keeper.restore(trust, max_datasets=settings.max_datasets_per_node, now=clock.wall()))
-        self._meter = TrafficMeter()
-        self._told_links = (0, 0)
-        self._job_states: dict[JobId, str] = {}
-        self.feed = Feed()
-        self.events = EventLog(clock.wall, self._tell_event)
+        self._news = News(clock=clock, registry=self._registry, router=self._router, name=self._name_of)
+        self.feed, self.events, self.changes = self._news.feed, self._news.events, self._news.changes
         self._handlers = self._table()
         self.coordinator = Coordinator(
             settings,
@@ -124,7 +108,7 @@ class Gateway:
             call=self._call_in,
             rows=self._registry.rows_of,
             name=self._name_of,
-            told=self._tell_job,
+            told=self._news.job,
         )
         self.jobs = JobViews(self.coordinator)
         self._job_door = JobDoor(
@@ -143,7 +127,7 @@ class Gateway:
             started=clock.wall(),
             registry=self._registry,
             router=self._router,
-            meter=self._meter,
+            meter=self._news.meter,
             events=self.events,
         )
 
@@ -152,7 +136,7 @@ class Gateway:
         self._open.enter_context(self.trust.on_revocations(self._spread_revocations))
         await self._open.enter_async_context(self.coordinator)
         tasks = await self._open.enter_async_context(asyncio.TaskGroup())
-        sampling = tasks.create_task(self._sample(), name="gateway traffic")
+        sampling = tasks.create_task(self._news.sample(lambda: len(self._connections)), name="gateway traffic")
         self._open.callback(sampling.cancel)
         return self
 
@@ -304,8 +288,8 @@ class Gateway:
             log.info("%s left: %s", card.role, printable(why))
         self._perform(self._router.leave(connection.id, f"{card.role} {card.name} is gone: {why[:200]}"))
         if self._registry.leave(connection.id, card.id, self.clock.wall()):
-            self._note("left", card, why)
-            self._tell_presence(card, "offline")
+            self._news.note("left", card, why)
+            self._news.presence(card, "offline")
         self._changed()
 
     # ------------------------------------------------------------ what peers ask for
@@ -345,7 +329,7 @@ class Gateway:
             except GridError as error:
                 self.metrics.count("grid_failures_total", code=error.code)
                 if connection.card is not None:
-                    self._note("error", connection.card, f"{error.code}: {error.message}")
+                    self._news.note("error", connection.card, f"{error.code}: {error.message}")
                 raise
 
         return counted
@@ -383,8 +367,8 @@ class Gateway:
         log.info("%s joined", card.role)
         entry = self._registry.get(card.id)
         if entry is not None and not entry.others:  # Of several programs of one person the first has joined.
-            self._note("joined", card, "")
-        self._tell_presence(card, "online")
+            self._news.note("joined", card, "")
+        self._news.presence(card, "online")
         self._changed()
         if card.role == NODE:
             self.coordinator.node_joined(card.id)
@@ -400,11 +384,10 @@ class Gateway:
     def _announce(self, connection: Connection, message: Announce) -> Awaitable[Message]:
         if not connection.announcements.take(self.clock.monotonic()):
             raise QuotaExceeded("this node announces its datasets too often; announce changes together, once a second at most")
-        card, number = _card(connection), len(message.datasets)
+        card = _card(connection)
         self._registry.announce(card.id, message)
         kept = self._changed()
-        self._note("announced", card, f"{number} dataset{'' if number == 1 else 's'}")
-        self.feed.publish("datasets", {"id": card.id, "name": card.name, "datasets": number})
+        self._news.announced(card, len(message.datasets))
         return self._acknowledge(kept)
 
     async def _acknowledge(self, kept: asyncio.Future[None]) -> Ok:
@@ -487,11 +470,16 @@ class Gateway:
                 error = AuthenticationFailed(f"{connection.card} was revoked by the grid's root")
                 self._perform(self._router.leave(connection.id, error.message))
                 self._registry.forget(connection.card.id)
-                self._note("revoked", connection.card, "its identity was taken back by the grid's root")
-                self._tell_presence(connection.card, "revoked")
+                self._news.note("revoked", connection.card, "its identity was taken back by the grid's root")
+                self._news.presence(connection.card, "revoked")
                 connection.close_soon(error)
         self._job_door.end_revoked()
         self._changed()
+
+    def _changed(self) -> asyncio.Future[None]:
+        """Something has changed: readers hear of it at once, and the result is done when it is on disk."""
+        self.changes.mark()
+        return self._keeper.keep(self._registry.take_changes())
 
     # ------------------------------------------------------------ jobs
 
@@ -504,60 +492,6 @@ class Gateway:
 
     def _name_of(self, peer: PeerId) -> str:
         return self.views.name_of(peer)
-
-    def _tell_job(self, card: JobCard) -> None:
-        self.feed.publish("jobs", {"id": card.id, "state": card.state, "round": card.round})
-        if self._job_states.get(card.id) != card.state:
-            self._job_states[card.id] = card.state
-            text = f"job {card.name or card.id} {_BECAME[card.state]}{f': {card.text}' if card.text and card.ended else ''}"
-            self.events.add("job", text[:500], peer=card.client, name=self._name_of(card.client), role="client")
-        if card.ended:
-            self._job_states.pop(card.id, None)
-        self.changes.mark()
-
-    # ------------------------------------------------------------ what watchers hear
-
-    def _changed(self) -> asyncio.Future[None]:
-        """Something has changed: readers hear of it at once, and the result is done when it is on disk."""
-        self.changes.mark()
-        return self._keeper.keep(self._registry.take_changes())
-
-    def _note(self, kind: str, card: Card, text: str) -> None:
-        self.events.add(kind, text, peer=card.id, name=card.name, role=card.role)
-
-    def _tell_event(self, event: Event) -> None:
-        self.feed.publish("log", {"number": event.number, "kind": event.kind})
-        self.changes.mark()
-
-    def _tell_presence(self, card: Card, state: str) -> None:
-        if card.role == "node":
-            self.feed.publish("nodes", {"id": card.id, "name": card.name, "state": state})
-        else:
-            self._tell_sessions()
-
-    def _tell_sessions(self) -> None:
-        self._told_links = (self._router.opened, len(self._router))
-        self.feed.publish("sessions", {"links": len(self._router), "clients": self._registry.online("client")})
-
-    async def _sample(self) -> None:
-        """Once a second: traffic, and links that opened or closed; many of them are one notice."""
-        while True:
-            before = self._meter.version
-            self._meter.sample(
-                self.clock.monotonic(),
-                wall=self.clock.wall(),
-                moved=self._router.moved_bytes,
-                frames=self._router.moved_frames,
-                connections=len(self._connections),
-                links=self._router.views(),
-            )
-            if self._meter.version != before:
-                self.feed.publish("traffic", self._meter.now())
-                self._changed()
-            if self._told_links != (self._router.opened, len(self._router)):
-                self._tell_sessions()
-                self._changed()
-            await self.clock.sleep(SAMPLE_S)
 
 
 def _card(connection: Connection) -> Card:

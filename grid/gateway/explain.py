@@ -58,6 +58,8 @@ def _aggregate(policy: PolicyCard) -> Explained:
         may.append("Its part in a secure sum over several nodes, of which only the total is seen")
     if policy.updates == "single":
         may.append("What federated jobs learn of it, by itself, to this gateway")
+    if policy.same_organisation:
+        may.append("What federated jobs learn of it, in sums that two nodes of one organisation take part in")
     if policy.sinks:
         may.append(f"Values with rows, sealed, to these nodes: {', '.join(policy.sinks[:SHOWN_CATEGORIES])}")
     may += _on_shares(policy)

@@ -15,15 +15,16 @@ from grid.federated.progress import (
     OVER,
     PROGRESS,
     REPORT,
+    REVEALS,
     ROUND,
     START,
     STATE,
+    SUM,
     Progress,
     read_arrays,
     read_report,
     weights_part,
 )
-from grid.federated.secure_round import REVEALS, SUM
 from grid.federated.spec import JobSpec, read_job
 from grid.federated.strategy import Strategy
 from grid.gateway.job_order import read_strategy

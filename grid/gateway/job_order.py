@@ -34,8 +34,7 @@ def read_order(message: StartJob, card: Card, wall: float, most: int) -> Order:
         if (hashlib.sha256(data).hexdigest() if wanted or len(data) else "") != wanted:
             raise InvalidRequest(f"the plan {what!r} is not the one that the job was signed with")
     plans = len(message.train) + len(message.evaluate) + len(message.strategy)
-    state = sum(len(frame.data) for frame in message.state)
-    if len(message.weights.data) > most or plans > most or state > 4 * most:
+    if len(message.weights.data) > most or plans > most:
         raise InvalidRequest(f"the model or the plans have more than {most} bytes, this gateway's max_job_bytes")
     return Order(
         spec=spec, envelope=message.envelope, card=message.card, train=bytes(message.train), evaluate=bytes(message.evaluate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from grid.errors import NotFound
@@ -66,37 +66,10 @@ def curves(card: JobCard, reports: Sequence[RoundReport]) -> list[tuple[str, Cur
 
 
 def show_job(card: JobCard) -> dict[str, Any]:
-    """A job for the API."""
-    return {
-        "id": card.id,
-        "name": card.name,
-        "client": card.client,
-        "state": card.state,
-        "round": card.round,
-        "rounds": card.rounds,
-        "nodes": list(card.nodes),
-        "secure": card.secure,
-        "strategy": card.strategy,
-        "metrics": list(card.metrics),
-        "started": show_time(card.started),
-        "ended": show_time(card.ended) if card.ended else None,
-        "text": card.text,
-        "error": None if card.error is None else {"code": card.error.code, "message": card.error.message},
-    }
+    """A job for the API: what is known of it, with times as text."""
+    return card.facts() | {"started": show_time(card.started), "ended": show_time(card.ended) if card.ended else None}
 
 
 def show_report(card: JobCard, report: RoundReport) -> dict[str, Any]:
     """A round for the API; its metrics by name."""
-    metrics: Mapping[str, float | None] = dict(zip(card.metrics, report.metrics, strict=False))
-    return {
-        "round": report.round,
-        "metrics": dict(metrics),
-        "nodes": report.nodes,
-        "examples": report.examples,
-        "seconds": round(report.seconds, 6),
-        "bytes": report.bytes,
-        "clipped": report.clipped,
-        "epsilon": report.epsilon,
-        "best": report.best,
-        "text": report.text,
-    }
+    return report.facts(card.metrics) | {"seconds": round(report.seconds, 6)}

@@ -147,12 +147,12 @@ class Assignment:
             least=self.spec.min_nodes,
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),
             memory=self._memory,
-            allow_same_organisation=False,
+            allow_same_organisation=all(self._datasets[name].policy.same_organisation for name in self._names),
             public=all(self._datasets[name].policy.release == OPEN for name in self._names),
         )
         keys = await self._lane.submit(partial(self._first_keys, party, now))
         self._attempt = Attempt(terms, message.terms, party)
-        self._start(now)
+        self._start(now, message.round)
         return RoundKeys(envelope=keys)
 
     def _first_keys(self, party: Party, now: Round) -> bytes:
@@ -178,7 +178,7 @@ class Assignment:
         now = self._round if self._is_present(message) and message.weights is None else await self._entered(message)
         assert now is not None
         await self._lane.submit(partial(self._models.count, now.index, now.model))
-        self._start(now)
+        self._start(now, message.round)
         learned = await self._learned(now)
         return SingleUpdate(
             examples=learned.examples,
@@ -191,19 +191,23 @@ class Assignment:
         return now is not None and (now.number, now.index) == (message.round, message.index)
 
     async def _entered(self, message: BeginRound) -> Round:
-        """The round of a message: the present one if it is of the same model, else a new one in its place."""
+        """The round of a message: a new one, unless the present one has the same index and model.
+
+        So what was trained in a round that was lost serves for the one that is done in its place.
+        """
         if message.weights is None:
             if not self._is_present(message) or self._round is None:
                 raise NotFound(f"this node does not have the model of round {message.round}: send it with the weights")
             return self._round
         size = self._training.layout.size
         digest, weights = await self._lane.submit(partial(read_model, self.envelope, message.weights, size))
-        if self._is_present(message) and self._round is not None and self._round.model == digest:
+        if self._round is not None and self._round.serves(message.index, digest):
             return self._round
         return Round(message.round, message.index, digest, weights)
 
-    def _start(self, now: Round) -> None:
-        """Make it the present round. Its training starts, and that of another ends."""
+    def _start(self, now: Round, number: int) -> None:
+        """Make it the present round, under this number. Its training starts, and that of another ends."""
+        now.number = number
         if now is self._round:
             return
         self._drop_round()

@@ -170,6 +170,11 @@ class Round:
         """Whether nothing is trained."""
         return not self.index
 
+    def serves(self, index: int, model: bytes) -> bool:
+        """Whether what is asked about this model in a round of this index is what is learned here, or was, and did not fail."""
+        failed = self.learned.done() and self.learned.exception() is not None
+        return (self.index, self.model) == (index, model) and not failed
+
     def end(self) -> None:
         """Nobody wants to know any more."""
         self.over = True

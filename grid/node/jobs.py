@@ -21,7 +21,7 @@ from grid.crypto.cards import CLIENT, Card
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, NotFound, PlanRejected, QuotaExceeded
 from grid.federated.local import local_from_plain
-from grid.federated.losses import metric_names
+from grid.federated.loss_plans import metric_names
 from grid.federated.spec import JobSpec, read_job
 from grid.federated.strategies import strategy_from_plain
 from grid.ids import GridId, JobId, PeerId, PlanId

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from grid.errors import GridError, LocalProtocolError, NodeUnavailable, QuotaExceeded, WireError
-from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY, PARTIES
+from grid.node.nursery_messages import PARTIES
 from grid.node.pace import Running
 from grid.node.party import Parties, PartyPort, PartyUser
 from grid.node.party_messages import FROM_PARTY_TABLE, TO_PARTY_TABLE, Begin
@@ -20,9 +19,6 @@ from grid.wire.codec import decode, encode
 from grid.wire.messages import Buffer, Message
 
 log = logging.getLogger(__name__)
-
-STATUS_S = 2.0
-"""How long an end waits for the word of how it came about."""
 
 
 class ProcessParties(Parties):
@@ -100,21 +96,11 @@ class ProcessParty(PartyPort, WorkerUser):
             self._spawn(self._explain(self._worker), "the end of a party's process")
 
     async def _explain(self, worker: Worker) -> None:
-        await asyncio.wait([worker.ended], timeout=STATUS_S)
-        worker.kill()
-        error = worker.cause or self._explained(worker.ended.result() if worker.ended.done() else None)
+        error = await worker.explained()
         log.warning("%s", error.message)
         self._user.party_over(error)
 
-    def _explained(self, status: int | None) -> GridError:
-        if status == OUT_OF_MEMORY:
-            return self.overate(Running(0.0, 0))
-        if status == CANNOT_FORK:
-            return NodeUnavailable("the node's machine has no room for a further process; try again later")
-        if status == -signal.SIGKILL:
-            how = "was killed from outside, perhaps because the machine ran out of memory"
-        else:
-            how = f"was ended by signal {-status}" if status is not None and status < 0 else "ended"
+    def lost(self, how: str) -> GridError:
         return NodeUnavailable(f"the process of this node's party {how}; the committee is over, open another one")
 
     def is_busy(self) -> bool:

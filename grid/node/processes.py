@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -23,7 +22,6 @@ from grid.errors import ExecutionFailed, GridError, NodeUnavailable, QuotaExceed
 from grid.ids import ObjectId, PeerId, PlanId
 from grid.node.desk import Dealing, Desk
 from grid.node.executor import Lane
-from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY
 from grid.node.one_sum import Operand
 from grid.node.pace import Running, time_advice
 from grid.node.runtime import PAUSE_BYTES, Runtime
@@ -56,9 +54,6 @@ T = TypeVar("T")
 OK = Ok()
 
 LOST = ". The values that this session had here are gone: send and open them again, or connect again"
-
-STATUS_S = 2.0
-"""How long an end waits for the word of how it came about."""
 
 ANSWERS: dict[type[Message], type[Message]] = {DescribeObject: ObjectDescription, TakeValue: Offer, StartSum: SumOffer}
 """Request -> its answer, where that is not `Ok`."""
@@ -349,11 +344,10 @@ class ProcessRuntime(Runtime, WorkerUser):
     async def _end(self, worker: Worker) -> None:
         """Find out how the process ended, tell everybody who waits, and go on with what has not been sent yet."""
         worker.pipe.close()
-        await asyncio.wait([worker.ended], timeout=STATUS_S)
-        worker.kill()
+        error = await worker.explained()
         if self._closed:
             return
-        error = self._lost = worker.cause or self._explained(worker)
+        self._lost = error
         log.warning("client %s: %s", self._client, error.message)
         self._worker = None
         if self._has_rows:  # whether it ended may depend on them
@@ -386,19 +380,10 @@ class ProcessRuntime(Runtime, WorkerUser):
         what, number = self._work(running)
         return QuotaExceeded(f"{what} {memory_advice(self._settings)}{LOST}", limit="max_process_bytes", command=number)
 
-    def _explained(self, worker: Worker) -> GridError:
-        """The error for an end that this node did not bring about."""
-        status = worker.ended.result() if worker.ended.done() else None
-        if status == OUT_OF_MEMORY:
-            return self.overate(worker.running)
-        if status == CANNOT_FORK:
-            return NodeUnavailable("the node's machine has no room for a further process; try again later")
-        what, number = self._work(worker.running)
-        if status == -signal.SIGKILL:
-            how = "was killed from outside, perhaps because the machine ran out of memory,"
-        else:
-            how = f"was ended by signal {-status}" if status is not None and status < 0 else "ended"
-        return ExecutionFailed(f"the process of this session {how} at {what}{LOST}", command=number)
+    def lost(self, how: str) -> GridError:
+        assert self._worker is not None
+        what, number = self._work(self._worker.running)
+        return ExecutionFailed(f"the process of this session {how}, at {what}{LOST}", command=number)
 
     def _work(self, running: Running) -> tuple[str, int]:
         """What the process works on, in words, and the number of its command. It says itself which of those it was sent."""

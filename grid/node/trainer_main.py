@@ -29,7 +29,7 @@ from grid.node.trainer_messages import (
     frame_of,
     vector_of,
 )
-from grid.node.training_rows import rows_of
+from grid.node.training_rows import least_of, rows_of
 from grid.plans.ir import decode as decode_plan
 from grid.rpc.dispatch import public_error
 from grid.settings import NodeSettings
@@ -88,6 +88,7 @@ class TrainerProcess:
             local=local_from_plain(msgpack.unpackb(message.local)),
             features=features,
             targets=targets,
+            least=least_of(self._sources, message.datasets),
             device=device_of(message.device),
             between=self._limit.check,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
 
 import msgpack
 import numpy as np
@@ -19,7 +18,6 @@ from grid.federated.layouts import Vector
 from grid.federated.local import Local
 from grid.federated.loss_plans import LossPlans
 from grid.federated.trainer import Evaluated, Sums, Trained
-from grid.node.nursery_messages import CANNOT_FORK, OUT_OF_MEMORY
 from grid.node.pace import Running, training_overran
 from grid.node.trainer_messages import (
     FROM_TRAINER,
@@ -34,15 +32,12 @@ from grid.node.trainer_messages import (
     vector_of,
 )
 from grid.node.training import Training
-from grid.node.workers import Worker, Workers, WorkerUser
+from grid.node.workers import STATUS_S, Worker, Workers, WorkerUser
 from grid.settings import NodeSettings
 from grid.wire.codec import decode, encode
 from grid.wire.messages import Buffer, Failure, Message
 
 log = logging.getLogger(__name__)
-
-STATUS_S = 2.0
-"""How long an end waits for the word of how it came about."""
 
 
 class ProcessTraining(Training, WorkerUser):
@@ -172,24 +167,13 @@ class ProcessTraining(Training, WorkerUser):
 
     async def _explained(self, worker: Worker) -> GridError:
         """The error for the end of the process."""
-        await asyncio.wait([worker.ended], timeout=STATUS_S)
-        worker.kill()
-        status = worker.ended.result() if worker.ended.done() else None
-        error = worker.cause or self._ended(status)
+        error = await worker.explained()
+        if self._closed and worker.cause is None:
+            error = NodeUnavailable("the job is over")
         log.warning("%s", error.message)
         return error
 
-    def _ended(self, status: int | None) -> GridError:
-        if self._closed:
-            return NodeUnavailable("the job is over")
-        if status == OUT_OF_MEMORY:
-            return self.overate(Running(0.0, 0))
-        if status == CANNOT_FORK:
-            return NodeUnavailable("the node's machine has no room for a further process; try again later")
-        if status == -signal.SIGKILL:
-            how = "was killed from outside, perhaps because the machine ran out of memory"
-        else:
-            how = f"was ended by signal {-status}" if status is not None and status < 0 else "ended"
+    def lost(self, how: str) -> GridError:
         return ExecutionFailed(f"the process that trains for this job {how}; the next round starts another")
 
     def is_busy(self) -> bool:

@@ -31,6 +31,11 @@ def rows_of(sources: Mapping[str, DatasetView], datasets: Sequence[str]) -> tupl
     return features, targets
 
 
+def least_of(sources: Mapping[str, DatasetView], datasets: Sequence[str]) -> int:
+    """How many rows a batch of these datasets has at least: the largest of their owners' `min_rows`."""
+    return max(sources[name].min_rows for name in datasets)
+
+
 def check_plans(settings: NodeSettings, plans: LossPlans, local: Local, features: Tensor, targets: Tensor) -> None:
     """Raise `PlanRejected` for plans that take more than a plan may at this node, `InvalidRequest` for rows that do not fit."""
     weights = [torch.empty(piece.shape, dtype=piece.dtype, device="meta") for piece in plans.layout.pieces]

@@ -29,8 +29,10 @@ from grid.confinement import environment_for
 from grid.errors import DatasetError, GridError, NodeUnavailable, QuotaExceeded, WireError
 from grid.node.dataset_views import DatasetView
 from grid.node.nursery_messages import (
+    CANNOT_FORK,
     MAX_BYTES,
     MAX_FILES,
+    OUT_OF_MEMORY,
     SESSIONS,
     TABLE,
     Ended,
@@ -53,6 +55,9 @@ log = logging.getLogger(__name__)
 
 WATCH_S = 0.1
 """How often workers that work are looked at."""
+
+STATUS_S = 2.0
+"""How long an end waits for the word of how it came about."""
 
 ENDING_S = 5.0
 """Time for a process that was told to end."""
@@ -122,6 +127,21 @@ class Worker:
             self._last = self._pulse.read()
             self._pulse.close()
 
+    async def explained(self) -> GridError:
+        """The error for its end, once that is known or for `STATUS_S` was not; then it is killed. The pipe has ended before."""
+        await asyncio.wait([self.ended], timeout=STATUS_S)
+        self.kill()
+        if self.cause is not None:
+            return self.cause
+        status = self.ended.result() if self.ended.done() else None
+        if status == OUT_OF_MEMORY:
+            return self.user.overate(self.running)
+        if status == CANNOT_FORK:
+            return NodeUnavailable("the node's machine has no room for a further process; try again later")
+        if status == -signal.SIGKILL:
+            return self.user.lost("was killed from outside, perhaps because the machine ran out of memory")
+        return self.user.lost(f"was ended by signal {-status}" if status is not None and status < 0 else "ended")
+
     def taken_bytes(self) -> int:
         """Memory of its own that it has taken since it began; neither modules nor datasets are part of it."""
         return self._private_bytes() - self._inherited
@@ -138,13 +158,18 @@ class Worker:
 
 
 class WorkerUser(Protocol):
-    """What a worker's session does with it. `is_busy`: whether it waits for something from the worker."""
+    """What a worker's session does with it. `is_busy`: whether it waits for something from the worker.
+
+    `overran`, `overate` and `lost` make the error for an end: for its limits, or for nothing that the node did; `how` it ended
+    is "was killed ..." or the like.
+    """
 
     def on_frame(self, frame: Buffer) -> None: ...
     def on_end(self, wrong: str) -> None: ...
     def is_busy(self) -> bool: ...
     def overran(self, running: Running) -> GridError: ...
     def overate(self, running: Running) -> GridError: ...
+    def lost(self, how: str) -> GridError: ...
 
 
 class Workers:

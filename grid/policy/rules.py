@@ -49,7 +49,8 @@ class Policy:
     move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
     sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
     whether what a federated job learned of the rows leaves in sums over nodes alone ("summed"), or also by itself, to the gateway
-    ("single"). `epsilon` and `delta` bound what differential privacy may spend.
+    ("single"). `same_organisation`: whether two nodes of one organisation may take part in those sums. `epsilon` and `delta`
+    bound what differential privacy may spend.
     """
 
     release: str = DENY
@@ -60,6 +61,7 @@ class Policy:
     sinks: tuple[str, ...] = ()
     share: bool | tuple[str, ...] | None = None
     updates: str = SUMMED
+    same_organisation: bool = False
     epsilon: float | None = None
     delta: float | None = None
 
@@ -67,6 +69,8 @@ class Policy:
         _check_choice("release", self.release, RELEASES)
         _check_choice("plans", self.plans, PLANS)
         _check_choice("updates", self.updates, UPDATES)
+        if not isinstance(self.same_organisation, bool):
+            raise InvalidRequest("'same_organisation' is true or false")
         _check_count("min_rows", self.min_rows, 1)
         if self.max_elements is not None:
             _check_count("max_elements", self.max_elements, 0)
@@ -136,6 +140,7 @@ class Policy:
             share=self.may_share,
             parties=self.parties(dev=dev),
             updates=SINGLE if self.may_update_singly else SUMMED,
+            same_organisation=self.same_organisation,
         )
 
 

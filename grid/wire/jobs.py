@@ -10,6 +10,10 @@ comes again.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 from grid.ids import JobId, PeerId
 from grid.wire.messages import Buffer, ErrorInfo, Message, TensorFrame, message, record
 
@@ -30,8 +34,7 @@ class StartJob(Message):
 
     One that comes again, because its answer was lost, starts nothing.
     `envelope` is the signed `JobSpec`, `card` its client's card. `train` and `evaluate` are the two plans in their canonical
-    encoding, `strategy` that of a strategy of the user's own, or b"". `weights` is the model as one vector; `state` are the
-    arrays that a user's own strategy starts with.
+    encoding, `strategy` that of a strategy of the user's own, or b"". `weights` is the model as one vector.
     """
 
     envelope: bytes
@@ -40,7 +43,6 @@ class StartJob(Message):
     evaluate: Buffer
     weights: TensorFrame
     strategy: Buffer = b""
-    state: tuple[TensorFrame, ...] = ()
 
 
 @record
@@ -66,6 +68,10 @@ class RoundReport:
     best: bool = False
     text: str = ""
 
+    def facts(self, names: Sequence[str]) -> dict[str, Any]:
+        """All of it for programs, as JSON holds it; its metrics by the job's `names`."""
+        return {**_facts(self), "metrics": dict(zip(names, self.metrics, strict=False))}
+
 
 @record
 class JobCard:
@@ -90,6 +96,15 @@ class JobCard:
     ended: float = 0.0
     text: str = ""
     error: ErrorInfo | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it for programs, as JSON holds it."""
+        error = None if self.error is None else {"code": self.error.code, "message": self.error.message}
+        return {**_facts(self), "nodes": list(self.nodes), "metrics": list(self.metrics), "error": error}
+
+
+def _facts(card: RoundReport | JobCard) -> dict[str, Any]:
+    return {field.name: getattr(card, field.name) for field in dataclasses.fields(card)}
 
 
 @message("watch-job")

@@ -299,7 +299,8 @@ class PolicyCard:
     `allow`: ids of plans, each perhaps with the arguments that it is to have on shares (`policy.rules`). `share`: whether it may
     be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
     own, ("*",) for whichever a client names. `updates`: "summed" where what federated jobs learn leaves in sums alone,
-    "single" where an update may go to the gateway by itself.
+    "single" where an update may go to the gateway by itself. `same_organisation`: whether two nodes of one organisation may
+    take part in those sums.
     """
 
     release: str
@@ -311,6 +312,7 @@ class PolicyCard:
     share: bool = True
     parties: tuple[str, ...] = ()
     updates: str = "summed"
+    same_organisation: bool = False
 
     @property
     def summary(self) -> str:

@@ -20,6 +20,8 @@ from torch import nn
 import grid
 from grid.client.job_line import JobLine
 from grid.client.jobs import Job
+from grid.clock import SystemClock
+from grid.crypto.identity import LocalIdentity
 from grid.federated.local import Local
 from grid.federated.secagg.quantiser import Aggregate, Quantiser, Range
 from grid.federated.spec import Stop
@@ -27,6 +29,7 @@ from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
 from grid.testing import LocalGrid
+from grid.testing.local import Running
 from grid.wire.jobs import JobProgress, StartJob
 from grid.wire.messages import Message
 
@@ -68,7 +71,8 @@ def plain_fedavg(rounds: int, seed: int) -> torch.Tensor:
 
     plans = trace_losses(model(), cross_entropy, *OF["alice"])
     train, evaluate = ir.decode(plans.train.encoding), ir.decode(plans.evaluate.encoding)
-    trainers = [Trainer(train=train, evaluate=evaluate, local=LOCAL, features=x, targets=y) for x, y in OF.values()]
+    plan = {"train": train, "evaluate": evaluate, "local": LOCAL, "least": 10}
+    trainers = [Trainer(**plan, features=x, targets=y) for x, y in OF.values()]
     weights = plans.layout.flatten(model().state_dict())
     seeds = [grid_seed(seed, place) for place in range(3)]
     for number in range(1, rounds + 1):
@@ -207,6 +211,23 @@ def test_a_cancelled_job_ends_and_keeps_its_model(local: LocalGrid) -> None:
     seen = list(job)
     assert job.state == "cancelled" and 1 <= len(seen) < 100_000
     assert not torch.equal(flat(job.result()), flat(model()))
+
+
+def test_a_job_goes_on_from_the_checkpoint_of_another(local: LocalGrid) -> None:
+    g = local.client()
+
+    def trained(module: nn.Module, rounds: int) -> Any:
+        plain = Local(batch_size=1000, optimizer=SGD(lr=0.2))  # whole batches, so that rounds do not depend on their number
+        return g.train(module, loss=cross_entropy, datasets=g.search("#digits"), rounds=rounds, local=plain)
+
+    half = trained(model(), 2)
+    next(iter(half))
+    assert not torch.equal(flat(half.checkpoint()), flat(model()))  # while it goes on, or at its end
+    half.result()
+    whole = trained(half.checkpoint(), 2).result()
+    assert torch.allclose(flat(whole), flat(trained(model(), 4).result()), rtol=0, atol=1e-5)
+    with pytest.raises(grid.InvalidRequest, match=r"job\.checkpoint\(into=model\)"):
+        g.job(half.id).checkpoint()
 
 
 def test_early_stopping_ends_a_job_that_does_not_get_better(local: LocalGrid) -> None:
@@ -474,6 +495,29 @@ def test_an_owners_refusal_is_known_before_anything_is_sent(policy: dict[str, An
         assert local.gateway.coordinator.cards() == []
 
 
+def test_two_nodes_of_one_organisation_take_part_where_every_owner_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(self: Running, name: str, role: str) -> LocalIdentity:
+        where = "Practice A" if name in ("alice", "bob") else ""
+        return LocalIdentity.create(name=name, role=role, clock=SystemClock(), organisation=where)
+
+    def train(nodes: dict[str, Any]) -> Job:
+        with LocalGrid(nodes=nodes) as local:
+            g = local.client()
+            job = g.train(model(), loss=cross_entropy, datasets=g.search("#digits"), rounds=1, local=LOCAL, min_nodes=3)
+            job.result()
+            return job
+
+    monkeypatch.setattr(Running, "_identity", identity)
+    willing = datasets(same_organisation=True)
+    assert train(willing).reports[-1].nodes == 3
+    nodes = willing | {"carol": datasets()["carol"]}
+    with pytest.raises(grid.InvalidRequest, match=r"alice and bob both belong to 'Practice A'.*'digits' at carol has not"):
+        train(nodes)
+    monkeypatch.setattr("grid.client.training._check_organisations", lambda found: None)
+    with pytest.raises(grid.ReleaseDenied, match=r"refused by carol: node .* and node .* belong to one organisation"):
+        train(nodes)  # carol's node refuses, as its own owner has not allowed it
+
+
 def test_nodes_with_open_data_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = datasets(release="open")
     nodes["alice"] = datasets()["alice"]
@@ -507,6 +551,7 @@ def test_why_a_job_failed_is_raised_where_it_is_followed(local: LocalGrid, monke
     assert job.state == "failed"
     with pytest.raises(grid.ReleaseDenied):
         job.result()
+    assert torch.equal(flat(job.checkpoint()), flat(model()))
 
 
 # ---------------------------------------------------------------- shown

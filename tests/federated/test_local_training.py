@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from grid.federated.draws import Draws
 from grid.federated.local import Local
 from grid.federated.losses import trace_losses
 from grid.federated.schedules import CosineSchedule
+from grid.plans.program import Range
 
 SEED = b"a seed of this node"
 
@@ -103,6 +105,39 @@ def test_a_last_batch_of_one_row_joins_the_one_before_where_there_is_batch_norm(
         assert np.abs(came + trained.update - weights_of(model, plans.layout)).max() < 1e-6
     with pytest.raises(InvalidRequest, match="takes batches of at least 2 rows here, not of 1"):
         trainer(plans_of(normed), Local(batch_size=1), x, y)
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(33, [23, 10]), (32, [32]), (30, [30]), (46, [23, 23]), (55, [23, 32])])
+def test_no_batch_has_fewer_rows_than_owners_ask_for(rows: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss can count a batch's rows, and weigh the smallest so that only it is told."""
+    monkeypatch.setattr("grid.federated.trainer.EVALUATED_ROWS", 23)
+    model = mlp()
+    plans = plans_of(mlp)
+    ours = trainer(plans, Local(epochs=2, batch_size=23), vectors(rows), classes(rows), least=10)
+    seen: list[int] = []
+    for compiled in (ours._train, ours._evaluate):
+        plainly = compiled.plainly
+        monkeypatch.setattr(compiled, "plainly", lambda leaves, plainly=plainly: seen.append(len(leaves[-1])) or plainly(leaves))
+    ours.train(weights_of(model, plans.layout), round=1, seed=SEED, metrics=False)
+    assert seen == [*sizes, *sizes]
+    assert ours.evaluate(weights_of(model, plans.layout)).examples == sum(seen[2 * len(sizes) :]) == rows
+    assert min(seen) >= 10
+
+
+@pytest.mark.parametrize(
+    ("spans", "least", "why"),
+    [
+        ([Range(1, 40), Range(1)], 10, "at least 10 and at most 31 rows here, not of 32"),
+        ([Range(1), Range(1, 40)], 21, "evaluated on at most 40 rows at once, and no piece may have fewer than 21"),
+        ([Range(1, 41), Range(1, 41)], 10, ""),
+    ],
+)
+def test_a_plan_that_cannot_take_the_rest_is_refused(
+    spans: list[Range], least: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grid.federated.trainer.batch_range", lambda plan: spans.pop(0))
+    with pytest.raises(InvalidRequest, match=why) if why else contextlib.nullcontext():
+        trainer(plans_of(mlp), Local(batch_size=32), vectors(), classes(), least=least)
 
 
 def test_equal_seeds_give_equal_rounds_dropout_included() -> None:

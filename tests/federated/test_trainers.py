@@ -11,7 +11,7 @@ import pytest_asyncio
 import torch
 from torch import nn
 from training_models import classes, mlp, normed, plans_of, trainer, weights_of
-from training_nodes import SOURCES, made_with, opened
+from training_nodes import GUARDED, SOURCES, made_with, opened
 
 import grid
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, QuotaExceeded
@@ -63,6 +63,17 @@ async def test_rounds_equal_the_trainers_own(made: Trainers) -> None:
     await training.close()
     with pytest.raises(GridError, match="the job is over"):
         await training.train(weights, round=3)
+
+
+async def test_the_rest_of_an_epoch_is_no_batch_where_it_is_below_min_rows(made: Trainers) -> None:
+    plans, local = plans_of(mlp), Local(batch_size=16)
+    training = await opened(made, plans, local, "guarded")
+    weights = weights_of(mlp(), plans.layout)
+    found = await training.train(weights, round=1, seed=SEED)
+    await training.close()
+    rows = GUARDED.parts["features"], GUARDED.parts["targets"]
+    alone = [trainer(plans, local, *rows, least=least).train(weights, round=1, seed=SEED).update for least in (10, 1)]
+    assert [np.array_equal(found.update, one) for one in alone] == [True, False]
 
 
 async def test_what_does_not_fit_is_refused_when_a_job_opens(made: Trainers) -> None:

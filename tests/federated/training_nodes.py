@@ -19,12 +19,13 @@ from grid.node.workers import Workers
 from grid.settings import NodeSettings
 
 
-def view(name: str, rows: int, seed: int) -> DatasetView:
+def view(name: str, rows: int, seed: int, min_rows: int = 1) -> DatasetView:
     blocks = np.zeros(rows, dtype=np.int32)
-    return DatasetView(name, rows, 1, blocks, {"features": vectors(rows, seed), "targets": classes(rows, seed)})
+    return DatasetView(name, rows, min_rows, blocks, {"features": vectors(rows, seed), "targets": classes(rows, seed)})
 
 
 SOURCES = {name: view(name, rows, seed) for name, rows, seed in (("one", 30, 1), ("other", 25, 2))}
+GUARDED = view("guarded", 35, 3, min_rows=10)
 UNLABELLED = DatasetView("unlabelled", 9, 1, np.zeros(9, dtype=np.int32), {"features": vectors(9)})
 
 
@@ -36,7 +37,7 @@ async def made_with(settings: NodeSettings, processes: bool) -> AsyncIterator[Tr
         tasks.add(asyncio.get_running_loop().create_task(work, name=name))
 
     async with contextlib.AsyncExitStack() as stack:
-        sources = {**SOURCES, "unlabelled": UNLABELLED}
+        sources = {**SOURCES, "unlabelled": UNLABELLED, "guarded": GUARDED}
         workers = await stack.enter_async_context(Workers(sources, settings, spawn)) if processes else None
         trainers = Trainers(settings, sources, lambda: workers)
         try:

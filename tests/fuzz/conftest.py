@@ -17,6 +17,14 @@ SHARES = {
 """How the frames are spread over the parts of the run."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def valid_frames() -> None:
+    """They take seconds to make: not while files are collected, which every process does, and not while a peer waits."""
+    from mutants import frames_of_every_type
+
+    frames_of_every_type()
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The seed of the run."""

@@ -8,6 +8,7 @@ gets past the outer checks and reaches the fields.
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ MARKERS = bytes([0x80, 0x90, 0xA0, 0xC0, 0xC1, *range(0xC4, 0xE0), 0xFF])
 BIG = [b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x10\x00\x00", b"\xff\xff", b"\x80\x00", b"\x00\x00\x00\x00"]
 
 
+@functools.cache
 def frames_of_every_type() -> Mapping[str, list[bytes]]:
     """Tag -> some valid frames, the same in each run. Requests, replies and one-way messages of each type."""
     return {tag: [_frame(message, number) for number, message in enumerate(_examples(cls))] for tag, cls in MESSAGES.items()}

@@ -62,7 +62,6 @@ from grid.wire.messages import (
     SumShare,
 )
 
-SEEDS = frames_of_every_type()
 LIMITS = SessionLimits()
 CLOCK = SystemClock()
 ROWS = 40
@@ -206,7 +205,7 @@ async def pour_into_node(
         async with there.session(me) as session:  # what a first session keeps for good is there before anything is counted
             for message in setup:
                 assert await session.ask(message)
-        mutator = mutated(SEEDS, sensible(there.other), seed)
+        mutator = mutated(frames_of_every_type(), sensible(there.other), seed)
         mutants, taken, sessions = Mutants(mutator), 0, 0
         async with Watch(f"a node, from a {role}, {mutator}"):
             while taken < count:
@@ -275,7 +274,7 @@ async def test_a_gateway_answers_or_refuses_a_members_mutated_frames(count: int,
         good, other = await grid.peer("good"), await grid.peer("other")
         async with member(grid, me):
             pass
-        mutator = mutated(SEEDS, member_messages(other.id), seed + 4)
+        mutator = mutated(frames_of_every_type(), member_messages(other.id), seed + 4)
         mutants, taken, sessions = Mutants(mutator), 0, 0
         async with Watch(f"a gateway, from a member, {mutator}"):
             while taken < count:
@@ -307,7 +306,7 @@ async def works(one: Any, other: Any) -> None:
 @pytest.mark.fuzz("answers")
 @pytest.mark.timeout(1500)
 async def test_a_client_takes_a_nodes_and_a_gateways_mutated_answers_for_what_they_are(count: int, seed: int) -> None:
-    mutator, damaged, number = Mutator(SEEDS, seed + 5), 0, 0
+    mutator, damaged, number = Mutator(frames_of_every_type(), seed + 5), 0, 0
     async with crowd() as grid:
         await (await grid.peer("alice")).announce()
         me = LocalIdentity.create(name="ann", role="client", clock=CLOCK)

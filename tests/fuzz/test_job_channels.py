@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,7 +46,6 @@ from tests.federated.scripted_nodes import NODE_HANDLERS, ScriptedNode, mean_ste
 from tests.gateway.job_site import WATCHER_HANDLERS, JobSite, Watcher
 from tests.node.job_host import NAMES, Host, Round, made_order, offer, rows_of
 
-SEEDS = {tag: frames for tag, frames in frames_of_every_type().items() if MESSAGES[tag].__module__ == "grid.wire.jobs"}
 LIMITS = SessionLimits()
 CLOCK = SystemClock()
 SMALL = GatewaySettings(max_job_bytes=1 << 20)
@@ -55,6 +54,11 @@ SMALL = GatewaySettings(max_job_bytes=1 << 20)
 IN_A_SESSION = 40
 PROBE_EVERY = 4
 """Sessions after which an honest job is carried out."""
+
+
+def frames_about_jobs() -> Mapping[str, Sequence[bytes]]:
+    """Valid frames of every type of message about jobs, in either direction."""
+    return {tag: frames for tag, frames in frames_of_every_type().items() if MESSAGES[tag].__module__ == "grid.wire.jobs"}
 
 
 def grid_of_three() -> LocalGrid:
@@ -171,7 +175,7 @@ async def test_a_gateway_answers_or_refuses_a_clients_mutated_frames_about_jobs(
                     me = LocalIdentity.create(name="mallory", role="client", clock=CLOCK)  # nodes count failures by client
                     own, job = again(made, me, rounds=100_000)
                     about = [*(WatchJob(job=job, after=after) for after in (0, 5)), FetchWeights(job=job), CancelJob(job=job)]
-                    mutants = Mutants(mutated(SEEDS, [own, *about, ListJobs()], seed + sessions))
+                    mutants = Mutants(mutated(frames_about_jobs(), [own, *about, ListJobs()], seed + sessions))
                     async with session_with(me, serve, PeerId(gateway.grid)) as (channel, there), talk(channel, there) as session:
                         await session.ask(own)
                         for _ in range(min(count - taken, IN_A_SESSION) // 2):
@@ -239,7 +243,7 @@ async def test_a_gateway_takes_a_nodes_mutated_answers_for_what_they_are(count: 
         loss = (2 * mean_step(nodes[:3])) ** 2
         assert watcher.reports[-1].metrics == (pytest.approx(loss, rel=1e-5),)
 
-    mutator = Mutator(SEEDS, seed)
+    mutator = Mutator(frames_about_jobs(), seed)
     async with Torn(nodes, mutator, random.Random(seed)) as site:
         await works(site)
         number = 0
@@ -323,7 +327,7 @@ async def test_a_node_answers_or_refuses_a_gateways_mutated_frames(count: int, s
         sensible.append(one.survivors())
         await one.open()
         sensible += [one.unmasking(), EndJob(job=made.spec.job)]
-        mutator = mutated(SEEDS, sensible, seed)
+        mutator = mutated(frames_about_jobs(), sensible, seed)
         mutants, taken = Mutants(mutator), 0
         alice = At(local)
         async with Watch(f"a node, from a gateway, {mutator}"):
@@ -351,7 +355,7 @@ async def test_a_node_refuses_the_mutated_legs_of_a_round_and_takes_part_in_the_
         await host.call(*NAMES)
         for name in NAMES:
             await host.ask(name, offer(made))
-        mutator, rng, sent = Mutator(SEEDS, seed), random.Random(seed), 0
+        mutator, rng, sent = Mutator(frames_about_jobs(), seed), random.Random(seed), 0
 
         async def wrong(message: Message) -> None:
             nonlocal sent

@@ -70,6 +70,7 @@ def by_hand(made: Any, name: str, number: int = 1, local: Local | None = None) -
         local=local or Local(),
         features=rows["features"],
         targets=rows["targets"],
+        least=10,  # min_rows
     )
     weights = np.frombuffer(made.message.weights.data, "<f4")
     node = made.spec.nodes[list(NAMES).index(name)]
@@ -144,6 +145,28 @@ async def test_another_attempt_trains_no_second_time(monkeypatch: pytest.MonkeyP
         await second.share()
         await second.collect()
         assert (await second.open()).weight == 80
+    assert trained == [1, 1, 1]
+
+
+async def test_a_round_in_place_of_one_that_was_lost_trains_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+    before = Trainer.train
+
+    def counting(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        trained.append(kwargs["round"])
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", counting)
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+        lost = Round(host, made)
+        await lost.begin()
+        await lost.share()
+        await lost.collect()
+        again = Round(host, made, number=2, index=1)
+        assert (await again.all()).weight == 120
+        with pytest.raises(NotFound, match="another attempt has begun"):
+            await host.ask("alice", lost.roster())
     assert trained == [1, 1, 1]
 
 

@@ -321,6 +321,7 @@ def test_bytes_have_a_rate_per_client() -> None:
         {"sinks": "bob"},
         {"share": "yes"},
         {"updates": "each"},
+        {"same_organisation": "yes"},
         {"epsilon": 0},
         {"delta": 1.5},
         {"unknown": 1},

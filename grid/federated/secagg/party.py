@@ -172,7 +172,7 @@ class Party:
                 self._deny(
                     "secagg.organisation",
                     f"{seen[organisation]} and {member.card} belong to one organisation, which would know two of the inputs",
-                    "one node of each organisation, or the owner's leave",
+                    "one node of each organisation; or every owner could write same_organisation = true in [policy]",
                 )
             seen[organisation] = str(member.card)
 

@@ -19,9 +19,10 @@ import numpy as np
 from grid.crypto.cards import read_card
 from grid.crypto.envelope import unpack
 from grid.crypto.keys import AgreementKey, check_signature
+from grid.display import counted
 from grid.errors import AuthenticationFailed, InvalidRequest, QuorumLost, WireError
 from grid.federated.secagg import masks
-from grid.federated.secagg.graph import MAX_COHORT, Graph, majority
+from grid.federated.secagg.graph import COMPLETE, MAX_COHORT, Graph, majority
 from grid.federated.secagg.masks import Vector, own_seed, pair_seed, sign_of
 from grid.federated.secagg.shares import OF_MASK_KEY, OF_OWN_SEED, SEALED_BYTES, read_revealed, revealed
 from grid.federated.secagg.statements import Member, Roster, Terms, Verify, commitment_to, consent_statement, read_keys
@@ -48,6 +49,8 @@ class Server:
         self._survivors: tuple[PeerId, ...] = ()
         self._consents: dict[PeerId, bytes] = {}
         self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
+        self._has_failed = False
+        """Whether wrong shares were in the way of a result before: then it is found out whose."""
         self.blamed: tuple[Blame, ...] = ()
         """Whose shares were wrong and done without, once there is a result."""
 
@@ -72,7 +75,7 @@ class Server:
         if self._roster is None:
             count, degree, threshold = len(self._members), self.terms.degree, self.terms.threshold
             if threshold > degree + 1 or count > self.terms.quantiser.cohort:
-                raise InvalidRequest(f"{self.terms}: {count} nodes do not fit these terms")
+                raise InvalidRequest(f"{self.terms}: these are not the terms for {counted(count, 'node')}")
             roster = Roster(self.terms, self._members.values())
             self._graph = Graph(roster, degree, roster.digest)
             self._roster = roster
@@ -93,7 +96,9 @@ class Server:
         neighbours = graph.neighbours(peer)
         missing = [other for other in neighbours if other not in self._sealed]
         if missing:
-            raise QuorumLost(f"{self.terms}: {len(missing)} members have sent no shares, {missing[0]} first", node=missing[0])
+            raise QuorumLost(
+                f"{self.terms}: {counted(len(missing), 'member')} sent no shares, {missing[0]} first", node=missing[0]
+            )
         return {other: self._sealed[other][peer] for other in neighbours}
 
     # ------------------------------------------------------------ legs 2 and 3
@@ -146,7 +151,9 @@ class Server:
         """As many as it takes, for leg 4. `QuorumLost` where too few came."""
         if not self.has_consent():
             silent = sorted(set(self._survivors) - set(self._consents))
-            raise QuorumLost(f"{self.terms}: {len(self._consents)} survivors have signed, {silent[0]} has not", node=silent[0])
+            raise QuorumLost(
+                f"{self.terms}: {counted(len(self._consents), 'survivor')} signed, and {silent[0]} did not", node=silent[0]
+            )
         return dict(itertools.islice(self._consents.items(), majority(len(self._members))))
 
     def has_consent(self) -> bool:
@@ -190,7 +197,7 @@ class Server:
                 if peer in self._inputs:  # that one added or took off the mask of the pair, and nobody did the opposite
                     seed = pair_seed(key, owner, roster[peer].mask, peer, roster.digest)
                     (minus if sign_of(peer, owner) > 0 else plus).append(seed)
-        self.blamed = unmasking.blame()
+        self.blamed = unmasking.blame(all_shares=self._has_failed and len(roster) <= COMPLETE)
         total = self._sum.copy()
         for start in range(0, max(len(plus), len(minus)), SEEDS_AT_ONCE):
             masks.apply(total, plus[start : start + SEEDS_AT_ONCE], minus[start : start + SEEDS_AT_ONCE])
@@ -206,6 +213,7 @@ class Server:
 
     def _there(self, secret: bytes | None, member: Member) -> bytes:
         if secret is None:
+            self._has_failed = True
             raise AuthenticationFailed(
                 f"{self.terms}: the shares of {member.card} do not give the secret that it signed: it, or some of those who"
                 f" revealed them, sent wrong ones, and without {self.terms.threshold} right ones this sum can't be opened",

@@ -48,11 +48,14 @@ class Unmasking:
         self._right[owner] = {point: shares[point] for point in right}
         return secret
 
-    def blame(self) -> tuple[Blame, ...]:
-        """Who sent wrong shares, as far as that was noticed: one node where it is sure, two where it was one of them."""
+    def blame(self, *, all_shares: bool = False) -> tuple[Blame, ...]:
+        """Who sent wrong shares: one node where it is sure, two where it was one of them.
+
+        As far as that was noticed, since shares beyond the threshold are not looked at; with `all_shares` they are.
+        """
         return blame(
             (owner, holder)
-            for holder in self._suspects
+            for holder in (self._reveals if all_shares else self._suspects)
             for owner in self._graph.holders(holder)
             if owner in self._right and self._is_wrong(owner, holder)
         )
