@@ -328,7 +328,8 @@ class Client:
 
         `loss(outputs, targets)` is a torch loss or a function of yours. `rounds` (10), `local=grid.Local(...)`: what a node does
         in one round, `strategy=grid.FedAvg()` and others: what is made of the sum, `secure` (True): updates leave nodes in sums
-        under masks alone, `min_nodes`: how many nodes a round needs, `fraction` (1.0) of the nodes to draw for each round,
+        under masks alone, `min_nodes`: how many nodes a round needs (under masks more than two thirds of those drawn, and 3 or
+        what owners ask for; else 1), `fraction` (1.0) of the nodes to draw for each round,
         `deadline` (600) seconds after which a round leaves those out who are late, `seed` for a run that can be repeated,
         `metrics`: names, `stop=grid.Stop(...)`: to end early, `evaluate_every` (1) rounds, `weighting`: "examples" or "equal",
         `name` for people.

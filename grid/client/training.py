@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -23,19 +24,16 @@ from grid.federated.custom import CustomStrategy
 from grid.federated.layouts import Layout, Piece
 from grid.federated.local import Local
 from grid.federated.losses import LossPlans, RowSpec, trace_losses
+from grid.federated.secagg.graph import majority
 from grid.federated.spec import BY_EXAMPLES, CHECKS, MAX_AGE_S, MAX_METRICS, JobSpec, Stop
 from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
 from grid.federated.with_buffers import with_buffers
 from grid.ids import JobId, PeerId, random_id
-from grid.policy.rules import APPROVE, DENY, OPEN, SINGLE
+from grid.policy.rules import APPROVE, DENY, OPEN, SINGLE, Policy
 from grid.tensors.buffers import torch_dtype
 from grid.wire.jobs import StartJob
 from grid.wire.messages import TensorFrame
-
-SMALLEST_COHORT = 3
-SMALLEST_COHORT_DEV = 2
-"""What nodes ask for at least in a secure sum; an owner's node has the last word."""
 
 DEADLINE_S = 600.0
 LEAST_LIFE_S = 86400.0
@@ -111,20 +109,9 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
     local, strategy = wish.local or Local(), wish.strategy or FedAvg()
     if not isinstance(local, Local) or not isinstance(strategy, Strategy):
         raise InvalidRequest("local is a grid.Local(...), strategy a grid.FedAvg() or another strategy")
-    least = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
-    _check_rules(found, wish.secure, strategy)
+    _check_rules(found, wish, local, strategy)
     nodes = list(dict.fromkeys(PeerId(one.node.id) for one in found))
-    if wish.secure and len(nodes) < least:
-        raise InvalidRequest(
-            f"these datasets are at {len(nodes)} node{'s' if len(nodes) != 1 else ''}, and secure aggregation needs {least}:"
-            " fewer would know each other's part of the sum. Search for more datasets"
-        )
-    hidden = {one.node.id for one in found if one.policy.release != OPEN}
-    if wish.secure and 0 < len(hidden) < least:
-        raise InvalidRequest(
-            f"of these nodes {len(hidden)} hold data that is not open to all, and secure aggregation needs {least} of them:"
-            " the part of the others could be taken off the sum. Search for more datasets, or train on the open ones alone"
-        )
+    least = _least_nodes(wish, found, len(nodes), dev)
     plans = _traced(wish.model, wish.loss, found[0], wish.metrics)
     _check_approvals(found, plans)
     own = strategy.plan if isinstance(strategy, CustomStrategy) else b""
@@ -141,7 +128,7 @@ def order(wish: Wish, *, me: LocalIdentity, clock: Clock, dev: bool) -> Order:
         strategy=with_buffers(strategy, plans.layout.size - plans.layout.trained).to_plain(),
         strategy_plan=hashlib.sha256(own).hexdigest() if own else "",
         secure=wish.secure,
-        min_nodes=_least_nodes(wish, len(nodes), least),
+        min_nodes=least,
         fraction=wish.fraction,
         deadline_s=wish.deadline,
         weighting=wish.weighting,
@@ -231,8 +218,9 @@ def _check_privacy(privacy: Any) -> None:
         )
 
 
-def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> None:
+def _check_rules(found: Sequence[Dataset], wish: Wish, local: Local, strategy: Strategy) -> None:
     """What the owners' published rules say; the nodes check it again, before each round."""
+    secure = wish.secure
     if secure and getattr(strategy, "needs_single", False):
         raise InvalidRequest(
             f"{type(strategy).__name__} looks at each node's update by itself, which secure aggregation hides: say secure=False,"
@@ -246,6 +234,11 @@ def _check_rules(found: Sequence[Dataset], secure: bool, strategy: Strategy) -> 
             raise InvalidRequest(
                 f'{where} has release = "deny": nothing that is learned from it leaves. Leave it out, or ask its owner for'
                 ' release = "aggregate"'
+            )
+        if wish.rounds and local.batch_size < one.policy.min_rows:
+            raise InvalidRequest(
+                f"a batch of this job has {local.batch_size} rows, and {where} has min_rows = {one.policy.min_rows}: say"
+                f" local=grid.Local(batch_size={one.policy.min_rows}) or more"
             )
         if not secure and one.policy.updates != SINGLE:
             raise InvalidRequest(
@@ -305,14 +298,38 @@ def _try_out(model: nn.Module, loss: Callable[..., torch.Tensor], features: RowS
         ) from error
 
 
-def _least_nodes(wish: Wish, count: int, least: int) -> int:
-    if wish.min_nodes is None:
-        return least if wish.secure else 1
-    if type(wish.min_nodes) is not int or not 1 <= wish.min_nodes <= count:
+def _least_nodes(wish: Wish, found: Sequence[Dataset], count: int, dev: bool) -> int:
+    """How many nodes a round needs, of the job's `count`. Without a wish of the client's more than two thirds of those that are
+    drawn for one: no third of them can bring about a sum that shows somebody's part."""
+    if wish.min_nodes is not None and (type(wish.min_nodes) is not int or not 1 <= wish.min_nodes <= count):
         raise InvalidRequest(f"min_nodes is a whole number from 1 to {count}, the nodes that these datasets are at")
-    if wish.secure and wish.min_nodes < least:
-        raise InvalidRequest(f"min_nodes is {wish.min_nodes}, and secure aggregation needs {least} nodes in each round")
-    return wish.min_nodes
+    if not wish.secure:
+        return wish.min_nodes or 1
+    least = _least_cohort(wish, found, count, dev)
+    return wish.min_nodes or max(least, majority(max(least, math.ceil(wish.fraction * count))))
+
+
+def _least_cohort(wish: Wish, found: Sequence[Dataset], count: int, dev: bool) -> int:
+    """What nodes ask of a secure sum. Raises `InvalidRequest` for a job that can't have it; a node has the last word."""
+    strict, least = max(found, key=lambda one: one.policy.min_cohort), Policy().cohort(dev=dev)
+    needs = f"secure aggregation needs {least}"
+    if strict.policy.min_cohort > least:
+        least = strict.policy.min_cohort
+        needs = f"the dataset {strict.name!r} at {strict.node.name} needs {least} in a sum (min_cohort)"
+    if count < least:
+        raise InvalidRequest(
+            f"these datasets are at {count} node{'s' if count != 1 else ''}, and {needs}: fewer would know each other's part of"
+            " the sum. Search for more datasets"
+        )
+    hidden = {one.node.id for one in found if one.policy.release != OPEN}
+    if 0 < len(hidden) < least:
+        raise InvalidRequest(
+            f"of these nodes {len(hidden)} hold data that is not open to all, and {needs}, all of that kind: the part of the"
+            " others could be taken off the sum. Search for more datasets, or train on the open ones alone"
+        )
+    if wish.min_nodes is not None and wish.min_nodes < least:
+        raise InvalidRequest(f"min_nodes is {wish.min_nodes}, and {needs}")
+    return least
 
 
 def _seed(seed: int) -> bytes:

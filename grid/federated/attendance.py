@@ -83,7 +83,7 @@ class Attendance:
     def ended(
         self, number: int, late: Mapping[PeerId, int], took_part: Iterable[PeerId] = (), liars: Collection[PeerId] = ()
     ) -> None:
-        """A round is over. `late`: who kept it waiting, and the moment at which it no longer waited."""
+        """A round is over. `late`: who kept it waiting, and the moment at which it was given up; `liars` sent wrong shares."""
         for peer in took_part:
             if peer not in late and peer not in liars:
                 self._late.pop(peer, None)

@@ -55,7 +55,7 @@ def _aggregate(policy: PolicyCard) -> Explained:
         listed = "1 plan" if plans == 1 else f"{plans} plans"
         may.append(f"Results of built-in statistics{f', and of {listed} that the owner has read and listed' if plans else ''}")
     if policy.share:
-        may.append("Its part in a secure sum over several nodes, of which only the total is seen")
+        may.append(f"Its part in a secure sum over {policy.min_cohort} nodes or more, of which only the total is seen")
     if policy.updates == "single":
         may.append("What federated jobs learn of it, by itself, to this gateway")
     if policy.same_organisation:

@@ -12,13 +12,13 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from grid.clock import Clock
-from grid.crypto.cards import NODE, is_name
-from grid.crypto.identity import Expected, LocalIdentity, Trust
+from grid.crypto.cards import NODE
+from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.ids import GridId, PeerId
 from grid.logs import tags
@@ -35,7 +35,9 @@ from grid.node.openings import Openings
 from grid.node.party import LocalParties, Parties
 from grid.node.party_links import DialParty, Doors
 from grid.node.permits import Permits
+from grid.node.places import Places
 from grid.node.presence import Presence
+from grid.node.reach import DialAddress, DialNode, Reach
 from grid.node.results import Results
 from grid.node.runtime import Runtime
 from grid.node.session import ClientSession
@@ -45,7 +47,7 @@ from grid.node.threads import ThreadRuntime
 from grid.node.trainers import Trainers
 from grid.node.transfers import Transfers
 from grid.policy.approvals import Approvals
-from grid.rpc.channel import SecureChannel, accept_channel, open_channel, time_limit
+from grid.rpc.channel import SecureChannel, accept_channel, time_limit
 from grid.rpc.dispatch import Handlers
 from grid.rpc.peer import Peer
 from grid.rpc.resumable import Sessions, patient
@@ -53,7 +55,6 @@ from grid.rpc.resume import is_ask
 from grid.settings import NodeSettings
 from grid.store.base import Store
 from grid.transport.base import Dial, Transport
-from grid.wire.address import parse_address
 from grid.wire.messages import Announce
 
 if TYPE_CHECKING:
@@ -64,23 +65,8 @@ log = logging.getLogger(__name__)
 MAX_HANDSHAKES = 64
 """Connections at once that have not proved who they are."""
 
-MAX_SESSIONS_PER_CLIENT = 16
-"""Where sessions have processes, at most half of those, too: another client finds a place while one has all that it may."""
-
 MAX_OWNER_JOBS = 4096
 """Decisions on permits that may wait at once."""
-
-MIN_MESSAGE_BYTES = 16 << 20
-"""Every session takes messages up to this size, however many its client has."""
-
-DIRECT_DIAL_S = 3.0
-"""Time to reach another node at its address and open a channel there, before the gateway is asked for a link."""
-
-DialAddress = Callable[[str], Awaitable[Transport]]
-"""Opens a transport to an address that another node announced; raises `NodeUnavailable`."""
-
-DialNode = Callable[[PeerId], Awaitable[Transport]]
-"""Opens a transport to another node; raises `NodeUnavailable`."""
 
 
 class Node:
@@ -113,13 +99,22 @@ class Node:
         self.me = me
         self.trust = trust
         self.clock = clock
-        self._dial_direct = dial_direct
-        self._dial_node = dial_node
         self._given_grid = grid
         self._address = ""
         self._names: dict[PeerId, str] = {me.id: me.name}
         self._strangers = Strangers(MAX_HANDSHAKES, self._evict)
-        self._sessions: dict[PeerId, set[int]] = {}
+        self._places = Places(settings)
+        self._reach = Reach(
+            me=me,
+            trust=trust,
+            clock=clock,
+            limits=settings.session,
+            dial_direct=dial_direct,
+            dial_node=dial_node,
+            presence=lambda: self._presence,
+            grid=lambda: self._grid,
+            names=self._names,
+        )
         self._resumable = Sessions(limits=settings.session, clock=clock)
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -371,33 +366,11 @@ class Node:
     def _evict(self, transport: Transport) -> None:
         self.spawn(transport.close(EVICTED), "eviction")
 
-    @contextlib.contextmanager
-    def _session_of(self, client: PeerId) -> Iterator[int]:
-        """Count a client's session; gives the bytes of the longest message that it may send.
-
-        Of half-received messages nothing is known but that they cost memory, so all sessions of a client together share its
-        quota: the first may use half of it, the next a quarter, and so on.
-        """
-        most = MAX_SESSIONS_PER_CLIENT
-        if self._workers is not None:
-            most = min(most, (self.settings.max_processes + 1) // 2)
-        taken = self._sessions.setdefault(client, set())
-        if len(taken) >= most:
-            raise QuotaExceeded(f"this client has {len(taken)} sessions here, as many as one client may; close some first")
-        place = next(number for number in range(most) if number not in taken)
-        taken.add(place)
-        try:
-            yield max(self.settings.max_bytes_per_client >> (place + 1), MIN_MESSAGE_BYTES)
-        finally:
-            taken.discard(place)
-            if not taken:
-                self._sessions.pop(client, None)
-
     async def _serve_client(self, channel: SecureChannel) -> None:
         client = channel.peer
         with contextlib.ExitStack() as place:
             try:
-                longest = place.enter_context(self._session_of(client.id))
+                longest = place.enter_context(self._places.taken(client.id, processes=self._workers is not None))
             except QuotaExceeded as error:
                 return await self._turn_away(channel, error)
             desk = Desk(gate=self._custody.gate, client=client.id, settings=self.settings, name=client.name)
@@ -458,46 +431,12 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def _open_neighbour(self, node: PeerId) -> AsyncIterator[Neighbour]:
-        channel = await self._reach(node)
+        channel = await self._reach.channel(node)
         neighbour = Neighbour(channel.peer)
         neighbour.peer = self._peer(channel, self._node_handlers, NodeContext(neighbour, self), initiator=True)
         async with neighbour.peer:
             self._names[node] = neighbour.card.name
             yield neighbour
-
-    async def _channel_to(self, node: PeerId, transport: Transport) -> SecureChannel:
-        grid = self._grid
-        if grid is None:
-            raise NodeUnavailable("this node does not know its grid yet")
-        return await open_channel(
-            transport,
-            me=self.me,
-            trust=self.trust,
-            expect=Expected(id=node, role=NODE),
-            grid=grid,
-            limits=self.settings.session,
-            clock=self.clock,
-        )
-
-    async def _reach(self, node: PeerId) -> SecureChannel:
-        """A channel to another node: direct where it listens and answers as that node, relayed otherwise."""
-        if self._dial_node is not None:
-            return await self._channel_to(node, await self._dial_node(node))
-        if self._presence is None:
-            raise NodeUnavailable("this node has no gateway to find other nodes by")
-        known = await self._presence.nodes()
-        for card in known.values():  # for messages to people alone; a name from a verified card stays
-            if is_name(card.name):
-                self._names.setdefault(card.id, card.name)
-        address = known[node].address if node in known else ""
-        if address and self._dial_direct is not None:
-            try:
-                parse_address(address)  # it comes from a stranger: what is no address must not steer our dial
-                async with time_limit(self.clock, DIRECT_DIAL_S, "reaching a node directly"):
-                    return await self._channel_to(node, await self._dial_direct(address))
-            except GridError as error:
-                log.info("node %s does not answer at its address, going through the gateway: %s", node, error)
-        return await self._channel_to(node, await self._presence.open_link(node))
 
     def _node_lost(self, node: PeerId) -> None:
         self._sums.lost(node)

@@ -142,7 +142,7 @@ class Assignment:
             me=self._me,
             card=self._me.card_for(self._clock),
             terms=terms,
-            minimum=self._minimum,
+            minimum=max(self._minimum, *[self._datasets[name].policy.min_cohort or 0 for name in self._names]),
             members=frozenset(self.spec.nodes),
             least=self.spec.min_nodes,
             verify=lambda envelope: self._trust.verify_card(envelope, wall=self._clock.wall()),

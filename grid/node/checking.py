@@ -218,7 +218,8 @@ def what_leaves(policy: Policy, rows: int) -> list[str]:
         f" (sums, means, gradients): {policy.element_limit(rows):,} numbers over the dataset's life."
     ]
     if policy.may_share:
-        found.append("The same kind of results into sums over several nodes, of which only the sum becomes known.")
+        nodes = f"{policy.cohort()} nodes or more"
+        found.append(f"The same kind of results into sums over {nodes}, of which only the sum becomes known.")
     found += _updates(policy)
     if policy.sinks:
         found.append(f"Rows and what is made of them, to the nodes {', '.join(policy.sinks)}.")

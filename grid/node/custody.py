@@ -22,16 +22,12 @@ from grid.policy import blocks
 from grid.policy.approvals import Approvals
 from grid.policy.blocks import Ids
 from grid.policy.gate import Gate, Guarded, RateLimits
-from grid.policy.rules import APPROVE
+from grid.policy.rules import APPROVE, Policy
 from grid.settings import NodeSettings
 from grid.store.base import DatasetState, Store
 from grid.wire.messages import DatasetCard
 
 log = logging.getLogger(__name__)
-
-SMALLEST_COHORT = 3
-SMALLEST_COHORT_DEV = 2
-"""Nodes that a secure sum over datasets needs."""
 
 
 class Custody:
@@ -56,7 +52,7 @@ class Custody:
         met = [meet(dataset, store) for dataset in datasets]
         self.datasets: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for dataset, _ in met})
         self.sources: Mapping[str, DatasetView] = MappingProxyType({dataset.name: _source(dataset, cut) for dataset, cut in met})
-        self.smallest_cohort = SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT
+        self.smallest_cohort = Policy().cohort(dev=dev)
         self._cards = tuple(dataset.card(dev=dev) for dataset, _ in met)
         self.approvals = Approvals(store, owner, clock)
         self.gate = Gate(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas
+import torch
 from torch import Tensor
 
 from grid.errors import DatasetError, NotFound
@@ -247,6 +248,8 @@ def _tensor(parts: Mapping[str, Any], key: str, where: Where) -> Tensor:
     value = parts.get(key)
     if not isinstance(value, Tensor) or value.is_complex() or value.is_sparse or value.is_quantized:
         raise where.error(f"{key!r} must be a dense tensor of real numbers")
+    if not torch.isfinite(value).all():
+        raise where.error(f"{key!r} holds numbers that are missing (NaN) or infinite: fill them in, or leave those rows out")
     return value.detach().to("cpu", copy=True).contiguous()
 
 

@@ -185,6 +185,7 @@ class Desk:
             labelled=True,
             own=True,
             open=self._gate.is_open(claimed),
+            cohort=self._gate.least_cohort(claimed),
             commit=commit,
         )
 

@@ -53,6 +53,12 @@ def _check(spec: JobSpec, local: Local, dataset: Dataset, node: str) -> None:
             f"a batch of this job has {local.batch_size} rows, fewer than the min_rows = {policy.min_rows} of {where}",
             "take a larger batch_size",
         )
+    if spec.secure and policy.min_cohort is not None and spec.min_nodes < policy.min_cohort:
+        _deny(
+            "min_cohort",
+            f"a round of this job needs {spec.min_nodes} nodes, and {where} takes part in sums of {policy.min_cohort} or more",
+            f"min_nodes={policy.min_cohort}, with datasets at so many nodes; or its owner could write a smaller min_cohort",
+        )
     if not spec.secure and not policy.may_update_singly:
         _deny(
             "updates",

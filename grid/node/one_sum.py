@@ -41,7 +41,8 @@ LINGER_S = 5.0
 class Operand:
     """What a client's lane gives for a sum: ring elements, and what the statement says of them.
 
-    `commit`, for the lane, has the gate commit the release; it raises what refuses it.
+    `commit`, for the lane, has the gate commit the release; it raises what refuses it. `cohort`: how many nodes its owners ask
+    for, or 0.
     """
 
     elements: ring.Elements
@@ -52,6 +53,7 @@ class Operand:
     own: bool
     open: bool
     commit: Callable[[], None]
+    cohort: int = 0
 
 
 class Participant(Protocol):
@@ -72,8 +74,8 @@ class Participant(Protocol):
 class Common:
     """What all sums of a node have in common.
 
-    `minimum`: how many nodes a sum over datasets needs. `names`: what nodes are called in messages, as far as that is known;
-    it may grow. `copies` counts what they hold of clients' values.
+    `minimum`: how many nodes a sum over datasets needs at least. `names`: what nodes are called in messages, as far as that is
+    known; it may grow. `copies` counts what they hold of clients' values.
     """
 
     me: LocalIdentity
@@ -155,7 +157,8 @@ class OneSum:
             nonce=secrets.token_bytes(16),
         )
         self._envelope = seal(KIND, mine.encode(), common.me.key)
-        self.party = SumParty(mine=mine, value=operand.elements, minimum=common.minimum, deadline=deadline, names=common.names)
+        minimum = max(common.minimum, operand.cohort)
+        self.party = SumParty(mine=mine, value=operand.elements, minimum=minimum, deadline=deadline, names=common.names)
         self._apply(self.party.start())
         for peer in self._lost:
             self.lost(peer)

@@ -158,6 +158,10 @@ class Gate:
                 smallest.append(value.cells.smallest)
             return min(smallest)
 
+    def least_cohort(self, claim: Claim) -> int:
+        """How many nodes the owners of all rows behind a value ask for, by `min_cohort`, in a sum that it goes into; or 0."""
+        return max(value.dataset.policy.min_cohort or 0 for value in self._guarded(claim))
+
     def is_open(self, claim: Claim) -> bool:
         """Whether the owners of all rows behind a value let those out, so that it hides nothing."""
         return all(value.dataset.policy.release == OPEN for value in self._guarded(claim))

@@ -23,6 +23,10 @@ SUMMED, SINGLE = "summed", "single"
 UPDATES = (SUMMED, SINGLE)
 
 DEFAULT_MIN_ROWS = 10
+SMALLEST_COHORT = 3
+SMALLEST_COHORT_DEV = 2
+"""Nodes that a secure sum over datasets needs, at least. An owner can ask for more (`min_cohort`)."""
+
 DEFAULT_SHARE_OF_ROWS = 0.33
 """Elements released over a dataset's life, as a share of its rows, where the owner sets no `max_elements`."""
 
@@ -45,6 +49,7 @@ class Policy:
     `release`: "deny", "aggregate", "approve" or "open". `plans`: whose results may leave under "aggregate": "builtin" (the
     built-in statistics and the plan ids in `allow`) or "any" (any plan and pointer result that the labels show to be an
     aggregate). `allow` lists plans; one with arguments, "ID(alice/bid, bob/bid)", is for these on shares alone (`calls`).
+    `min_cohort`: how many nodes must be in a sum over nodes that values of this dataset go into; None is 3, 2 in `--dev`.
     `max_elements` None is a third of the rows. `sinks` names the nodes that values with rows of this dataset may
     move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
     sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
@@ -57,6 +62,7 @@ class Policy:
     plans: str = BUILTIN
     allow: tuple[str, ...] = ()
     min_rows: int = DEFAULT_MIN_ROWS
+    min_cohort: int | None = None
     max_elements: int | None = None
     sinks: tuple[str, ...] = ()
     share: bool | tuple[str, ...] | None = None
@@ -72,6 +78,8 @@ class Policy:
         if not isinstance(self.same_organisation, bool):
             raise InvalidRequest("'same_organisation' is true or false")
         _check_count("min_rows", self.min_rows, 1)
+        if self.min_cohort is not None:
+            _check_count("min_cohort", self.min_cohort, SMALLEST_COHORT)
         if self.max_elements is not None:
             _check_count("max_elements", self.max_elements, 0)
         for entry in _texts("allow", self.allow):
@@ -98,6 +106,10 @@ class Policy:
     def element_limit(self, rows: int) -> int:
         """How many elements may leave over the life of a dataset of so many rows."""
         return int(rows * DEFAULT_SHARE_OF_ROWS) if self.max_elements is None else self.max_elements
+
+    def cohort(self, *, dev: bool = False) -> int:
+        """How many nodes must be in a sum over nodes."""
+        return self.min_cohort or (SMALLEST_COHORT_DEV if dev else SMALLEST_COHORT)
 
     @property
     def may_share(self) -> bool:
@@ -134,6 +146,7 @@ class Policy:
             release=self.release,
             plans=self.plans,
             min_rows=self.min_rows,
+            min_cohort=self.cohort(dev=dev),
             max_elements=self.element_limit(rows),
             allow=self.allow,
             sinks=self.sinks,

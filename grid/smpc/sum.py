@@ -111,7 +111,7 @@ class SumParty:
         """Begin. A sum over datasets with too few nodes is refused here, before anybody is told anything."""
         try:
             if len(self._mine.roster) < self._minimum:
-                check_cohort([self._mine], minimum=self._minimum, names=self._names)
+                check_cohort([self._mine] * len(self._mine.roster), minimum=self._minimum, names=self._names)
         except GridError as error:
             return self._fail(error, tell=())
         announce: list[Effect] = [Announce(self._peers)] if self._peers else []

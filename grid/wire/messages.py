@@ -300,7 +300,7 @@ class PolicyCard:
     be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
     own, ("*",) for whichever a client names. `updates`: "summed" where what federated jobs learn leaves in sums alone,
     "single" where an update may go to the gateway by itself. `same_organisation`: whether two nodes of one organisation may
-    take part in those sums.
+    take part in those sums. `min_cohort`: how many nodes must be in a sum over nodes.
     """
 
     release: str
@@ -313,6 +313,7 @@ class PolicyCard:
     parties: tuple[str, ...] = ()
     updates: str = "summed"
     same_organisation: bool = False
+    min_cohort: int = 3
 
     @property
     def summary(self) -> str:

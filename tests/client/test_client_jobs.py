@@ -20,6 +20,7 @@ from torch import nn
 import grid
 from grid.client.job_line import JobLine
 from grid.client.jobs import Job
+from grid.client.training import Wish, _least_nodes
 from grid.clock import SystemClock
 from grid.crypto.identity import LocalIdentity
 from grid.federated.local import Local
@@ -28,6 +29,7 @@ from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
 from grid.plans import ir
 from grid.plans.optimizers import SGD
+from grid.policy.rules import Policy
 from grid.testing import LocalGrid
 from grid.testing.local import Running
 from grid.wire.jobs import JobProgress, StartJob
@@ -416,6 +418,37 @@ def test_ctrl_c_ends_the_wait_for_a_gateway_that_is_away(local: LocalGrid, words
 # ---------------------------------------------------------------- refusals
 
 
+def test_an_owner_can_ask_for_more_nodes_in_sums() -> None:
+    nodes = datasets(plans="any")
+    nodes["bob"] = datasets(plans="any", min_cohort=4)["bob"]
+    with LocalGrid(nodes=nodes | {"dave": nodes["alice"]}) as local:
+        g = local.client()
+        found = sorted(g.search("#digits"), key=lambda one: one.node.name)
+        with pytest.raises(grid.InvalidRequest, match=r"at 3 nodes, and the dataset 'digits' at bob needs 4 in a sum \(min"):
+            g.train(model(), loss=cross_entropy, datasets=found[:3])
+        with pytest.raises(grid.InvalidRequest, match="min_nodes is 3, and the dataset 'digits' at bob needs 4"):
+            g.train(model(), loss=cross_entropy, datasets=found, min_nodes=3)
+        reports = list(g.train(model(), loss=cross_entropy, datasets=found, rounds=1, local=LOCAL))
+        assert [one.nodes for one in reports] == [4, 4]
+        mean = grid.trace(lambda x: x.mean(0), torch.zeros(9, 64))
+        means = [mean(one.features) for one in found]
+        with pytest.raises(grid.ReleaseDenied, match=r"bob: .*needs at least 4 nodes, this one has 3") as refused:
+            grid.sum(means[:3])
+        assert refused.value.details["rule"] == "sum.cohort"
+        assert torch.allclose(grid.sum(means), sum(x.mean(0) for x, _ in (*OF.values(), OF["alice"])), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fraction", "least"), [(3, 1.0, 3), (4, 1.0, 3), (5, 1.0, 4), (10, 1.0, 7), (100, 0.5, 34), (100, 0.01, 3)]
+)
+def test_a_round_needs_more_than_two_thirds_of_its_nodes(nodes: int, fraction: float, least: int) -> None:
+    """So that hostile nodes, less than a third of them, can't have the others left out until they know one's part of the sum."""
+    card: Any = SimpleNamespace(node=SimpleNamespace(id="a"), policy=Policy(release="open").card(100))
+    wish = Wish(model=model(), loss=cross_entropy, datasets=[card], fraction=fraction)
+    assert _least_nodes(wish, [card], nodes, dev=False) == least
+    assert _least_nodes(dataclasses.replace(wish, secure=False), [card], nodes, dev=False) == 1
+
+
 def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> None:
     g = local.client()
     found = g.search("#digits")
@@ -430,6 +463,7 @@ def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> Non
     refused("secure aggregation needs 2", datasets=found[:1])
     refused("updates = \"summed\"", secure=False)
     refused("a part that split gave", datasets=found[0].split([0.5, 0.5]))
+    refused(r"of this job has 9 rows, and .*'digits' at \w+ has min_rows = 10.*batch_size=10", local=Local(batch_size=9))
     refused("min_nodes is a whole number from 1 to 3", min_nodes=4)
     refused("min_nodes is 1, and secure aggregation needs 2", min_nodes=1)
     for argument, value, bound in (

@@ -269,6 +269,8 @@ def test_tensors_become_a_dataset_with_named_columns_and_are_copied() -> None:
         ({"features": torch.zeros(20, 3), "target": torch.zeros(20)}, "did you mean 'targets'"),
         ({"features": torch.zeros(20, 3), "classes": True}, "'classes'"),
         ({"features": torch.zeros(9, 3)}, "too few"),
+        ({"features": torch.zeros(20, 3).fill_(torch.nan)}, r"'features' holds numbers that are missing \(NaN\)"),
+        ({"features": torch.zeros(20, 3), "targets": torch.zeros(20).fill_(-torch.inf)}, "'targets' holds .* infinite"),
     ],
 )
 def test_tensors_that_are_no_dataset_are_refused(parts: dict[str, object], what: str) -> None:

@@ -17,7 +17,9 @@ from grid.crypto.identity import LocalIdentity, RootKey, Token, Trust
 from grid.errors import AuthenticationFailed, GridError, InvalidRequest, NodeUnavailable, QuotaExceeded
 from grid.gateway.app import Gateway
 from grid.ids import GridId, PeerId
-from grid.node.app import DIRECT_DIAL_S, MAX_HANDSHAKES, MIN_MESSAGE_BYTES, Node
+from grid.node.app import MAX_HANDSHAKES, Node
+from grid.node.places import MIN_MESSAGE_BYTES, Places
+from grid.node.reach import DIRECT_DIAL_S
 from grid.node.strangers import DIRECT, Strangers
 from grid.rpc.reconnect import Backoff
 from grid.settings import GatewaySettings, NodeSettings
@@ -228,7 +230,7 @@ async def test_what_is_no_address_is_never_dialled() -> None:
         for address in ("127.0.0.1:80/admin/delete?all=1", "ws://user:pw@host:1/x", "0.0.0.0:80"):
             (card,) = [card for card in (await alice._presence.nodes()).values() if card.name == "bob"]
             alice._presence.nodes = _answer({bob.id: dataclasses.replace(card, address=address)})  # type: ignore[method-assign]
-            await (await alice._reach(bob.id)).close()
+            await (await alice._reach.channel(bob.id)).close()
             del alice._presence.nodes
 
 
@@ -310,14 +312,13 @@ def test_the_sender_with_the_most_strangers_pushes_out_its_own() -> None:
     assert len(strangers) == 0
 
 
-async def test_the_sessions_of_a_client_share_the_memory_of_unfinished_messages() -> None:
-    async with place() as at, node(at) as alice:
-        quota = alice.settings.max_bytes_per_client
-        client = PeerId("c")
-        with contextlib.ExitStack() as stack:
-            longest = [stack.enter_context(alice._session_of(client)) for _ in range(16)]
-            assert longest[0] == quota // 2 and sum(longest) <= quota + 16 * MIN_MESSAGE_BYTES
-            with pytest.raises(QuotaExceeded):
-                stack.enter_context(alice._session_of(client))
-        with alice._session_of(client) as again:
-            assert again == quota // 2
+def test_the_sessions_of_a_client_share_the_memory_of_unfinished_messages() -> None:
+    settings, client = NodeSettings(), PeerId("c")
+    quota, places = settings.max_bytes_per_client, Places(settings)
+    with contextlib.ExitStack() as stack:
+        longest = [stack.enter_context(places.taken(client, processes=False)) for _ in range(16)]
+        assert longest[0] == quota // 2 and sum(longest) <= quota + 16 * MIN_MESSAGE_BYTES
+        with pytest.raises(QuotaExceeded):
+            stack.enter_context(places.taken(client, processes=False))
+    with places.taken(client, processes=False) as again:
+        assert again == quota // 2

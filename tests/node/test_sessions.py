@@ -28,8 +28,8 @@ from grid.errors import (
     QuotaExceeded,
 )
 from grid.ids import ObjectId, PlanId, TransferId, random_id
-from grid.node.app import MAX_SESSIONS_PER_CLIENT
 from grid.node.objects import ObjectStore
+from grid.node.places import MAX_SESSIONS_PER_CLIENT
 from grid.plans.trace import trace
 from grid.rpc.channel import open_channel
 from grid.transport.memory import memory_pair

@@ -322,6 +322,7 @@ def test_bytes_have_a_rate_per_client() -> None:
         {"share": "yes"},
         {"updates": "each"},
         {"same_organisation": "yes"},
+        {"min_cohort": 2},
         {"epsilon": 0},
         {"delta": 1.5},
         {"unknown": 1},
