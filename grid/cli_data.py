@@ -95,7 +95,8 @@ def _dataset_facts(report: Report) -> dict[str, Any]:
         "policy": {"release": card.policy.release, "plans": card.policy.plans, "min_rows": card.policy.min_rows}
         | {"max_elements": card.policy.max_elements, "allow": list(card.policy.allow), "sinks": list(card.policy.sinks)}
         | {"share": card.policy.share, "parties": list(card.policy.parties), "updates": card.policy.updates}
-        | {"same_organisation": card.policy.same_organisation, "min_cohort": card.policy.min_cohort},
+        | {"same_organisation": card.policy.same_organisation, "min_cohort": card.policy.min_cohort}
+        | {"batches": card.policy.batches},
         "leaves": what_leaves(report.policy, card.rows),
         "stays": what_stays(report.policy),
         "public": what_is_public(card),

@@ -110,9 +110,12 @@ class JobSpec:
         """Whether the weights that a round, by its index from 1 on, begins with are evaluated in it. The last model always is."""
         return self.evaluate_every > 0 and (round - 1) % self.evaluate_every == 0
 
-    def seed_of(self, node: PeerId) -> bytes:
-        """The seed of one node's training: follows from the job's and the node's place among the nodes; b"" without one."""
-        return seed_at(self.seed, self.nodes.index(node)) if self.seed else b""
+    def seed_of(self, node: PeerId, secret: bytes = b"") -> bytes:
+        """The seed of one node's training: follows from the job's, the node's place among the nodes and a secret of the node.
+
+        b"" where the job has none.
+        """
+        return seed_at(self.seed, self.nodes.index(node), secret) if self.seed else b""
 
     def sign(self, me: LocalIdentity) -> bytes:
         """The spec as an envelope signed by its client. Raises `InvalidRequest` where it breaks its own rules."""
@@ -121,9 +124,9 @@ class JobSpec:
         return seal(KIND, packed, me.key)
 
 
-def seed_at(seed: bytes, place: int) -> bytes:
+def seed_at(seed: bytes, place: int, secret: bytes = b"") -> bytes:
     """The seed of the node at this place, from 0, in a job with this seed of 32 bytes."""
-    return hashlib.sha256(b"grid job seed 1\0" + seed + place.to_bytes(4, "little")).digest()
+    return hashlib.sha256(b"grid job seed 1\0" + seed + place.to_bytes(4, "little") + secret).digest()
 
 
 def model_digest(envelope: bytes, weights: Buffer) -> bytes:

@@ -60,6 +60,8 @@ def _aggregate(policy: PolicyCard) -> Explained:
         may.append("What federated jobs learn of it, by itself, to this gateway")
     if policy.same_organisation:
         may.append("What federated jobs learn of it, in sums that two nodes of one organisation take part in")
+    if policy.batches == "known":
+        may.append("Which rows made a batch, to clients who give their job a seed")
     if policy.sinks:
         may.append(f"Values with rows, sealed, to these nodes: {', '.join(policy.sinks[:SHOWN_CATEGORIES])}")
     may += _on_shares(policy)

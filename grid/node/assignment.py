@@ -10,6 +10,7 @@ and under masks (`federated.secagg`). Work of more than a moment is done in the 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from grid.clock import Clock
 from grid.crypto.cards import Card
+from grid.crypto.envelope import framed
 from grid.crypto.identity import LocalIdentity, Trust
 from grid.errors import AuthenticationFailed, ExecutionFailed, GridError, InvalidRequest, NotFound
 from grid.federated.secagg.party import Party
@@ -240,12 +242,21 @@ class Assignment:
             return Learned(None, self._training.rows, found.metrics, found.examples)
         wanted = spec.evaluates(now.index)
         trained = await self._training.train(
-            now.weights, round=now.index, seed=spec.seed_of(self._me.id), proximal=self._proximal, metrics=wanted
+            now.weights, round=now.index, seed=self._seed, proximal=self._proximal, metrics=wanted
         )
         return Learned(trained.update, trained.examples, trained.metrics, trained.examples if wanted else 0)
 
     async def _learned(self, now: Round) -> Learned:
         return await asyncio.shield(now.learned)  # who asked may be gone before it is there
+
+    @property
+    def _seed(self) -> bytes:
+        """Where batches are secret it takes a secret of this node to tell them from the client's seed.
+
+        Sums over many batches whose rows are known are equations for single rows: as many jobs as rows solve them.
+        """
+        known = all(self._datasets[name].policy.tells_batches for name in self._names)
+        return self.spec.seed_of(self._me.id, b"" if known else batch_secret(self._me))
 
     @property
     def _weight(self) -> int:
@@ -337,3 +348,8 @@ class Assignment:
         finally:
             await self._training.close()
             await self._lane.close()
+
+
+def batch_secret(me: LocalIdentity) -> bytes:
+    """32 bytes that only this node can make, the same each time: a signature that nobody else gets to see."""
+    return hashlib.sha256(me.key.sign(framed("grid batches 1", me.id.encode()))).digest()

@@ -21,6 +21,8 @@ PLANS = (BUILTIN, ANY)
 
 SUMMED, SINGLE = "summed", "single"
 UPDATES = (SUMMED, SINGLE)
+SECRET, KNOWN = "secret", "known"
+BATCHES = (SECRET, KNOWN)
 
 DEFAULT_MIN_ROWS = 10
 SMALLEST_COHORT = 3
@@ -54,8 +56,9 @@ class Policy:
     move to. `share`: whether values may be split into secret shares: not at all, or in sums and in committees of any nodes, or in
     sums and in committees of the nodes named alone; None is no under "deny", and leaves committees to `parties`. `updates`:
     whether what a federated job learned of the rows leaves in sums over nodes alone ("summed"), or also by itself, to the gateway
-    ("single"). `same_organisation`: whether two nodes of one organisation may take part in those sums. `epsilon` and `delta`
-    bound what differential privacy may spend.
+    ("single"). `same_organisation`: whether two nodes of one organisation may take part in those sums. `batches`: whether a
+    client that gives a job a seed can tell which rows make a batch ("known") or not ("secret"). `epsilon` and `delta` bound what
+    differential privacy may spend.
     """
 
     release: str = DENY
@@ -68,6 +71,7 @@ class Policy:
     share: bool | tuple[str, ...] | None = None
     updates: str = SUMMED
     same_organisation: bool = False
+    batches: str = SECRET
     epsilon: float | None = None
     delta: float | None = None
 
@@ -75,6 +79,7 @@ class Policy:
         _check_choice("release", self.release, RELEASES)
         _check_choice("plans", self.plans, PLANS)
         _check_choice("updates", self.updates, UPDATES)
+        _check_choice("batches", self.batches, BATCHES)
         if not isinstance(self.same_organisation, bool):
             raise InvalidRequest("'same_organisation' is true or false")
         _check_count("min_rows", self.min_rows, 1)
@@ -123,6 +128,11 @@ class Policy:
         """Whether an update of a federated job may go to the gateway by itself: where secure aggregation is off."""
         return self.release != DENY and (self.updates == SINGLE or self.release == OPEN)
 
+    @property
+    def tells_batches(self) -> bool:
+        """Whether a client with a seed may know which rows make a batch."""
+        return self.batches == KNOWN or self.release == OPEN
+
     def parties(self, *, dev: bool = False) -> tuple[str, ...]:
         """The nodes, by name or id, that may hold shares of rows in a committee, beside the owner's own; `ANYBODY` for all.
 
@@ -154,6 +164,7 @@ class Policy:
             parties=self.parties(dev=dev),
             updates=SINGLE if self.may_update_singly else SUMMED,
             same_organisation=self.same_organisation,
+            batches=KNOWN if self.tells_batches else SECRET,
         )
 
 

@@ -300,7 +300,8 @@ class PolicyCard:
     be split for sums over nodes. `parties`: the nodes, by name or id, that may hold shares of its rows in a committee beside its
     own, ("*",) for whichever a client names. `updates`: "summed" where what federated jobs learn leaves in sums alone,
     "single" where an update may go to the gateway by itself. `same_organisation`: whether two nodes of one organisation may
-    take part in those sums. `min_cohort`: how many nodes must be in a sum over nodes.
+    take part in those sums. `min_cohort`: how many nodes must be in a sum over nodes. `batches`: "known" where a job's seed tells
+    which rows make a batch, "secret" where a secret of the node is in it as well.
     """
 
     release: str
@@ -314,6 +315,7 @@ class PolicyCard:
     updates: str = "summed"
     same_organisation: bool = False
     min_cohort: int = 3
+    batches: str = "secret"
 
     @property
     def summary(self) -> str:

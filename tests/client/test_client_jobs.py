@@ -50,7 +50,7 @@ OF = {name: (FEATURES[at:900:3], TARGETS[at:900:3]) for at, name in enumerate(NA
 
 
 def datasets(**policy: Any) -> dict[str, Any]:
-    rules = {"release": "aggregate", **policy}
+    rules = {"release": "aggregate", "batches": "known", **policy}
     return {
         name: {"digits": {"features": x, "targets": y, "tags": ["#digits"], "policy": rules}} for name, (x, y) in OF.items()
     }

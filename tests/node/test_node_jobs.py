@@ -89,8 +89,20 @@ async def test_a_round_gives_the_mean_of_what_the_nodes_learned() -> None:
     assert np.allclose(found.metric_sums, [*sums, found.weight], atol=1e-4)
 
 
-async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_number() -> None:
+async def test_which_rows_make_a_batch_is_a_secret_of_the_node_that_a_seed_repeats() -> None:
+    """Known batches of many jobs are equations for single rows."""
+    batches, updates = Local(batch_size=20), []
     async with grid_of() as (local, host):
+        for _ in range(2):
+            made = await offered(host, local, seed=7, local=batches)
+            updates.append((await Round(host, made).all()).mean_update)
+        learned = [by_hand(made, name, local=batches) for name in NAMES]
+    guessed = sum(one.update.astype(np.float64) * one.examples for one in learned) / sum(one.examples for one in learned)
+    assert np.array_equal(*updates) and np.abs(updates[0] - guessed).max() > 1e-4
+
+
+async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_number() -> None:
+    async with grid_of(**dict.fromkeys(NAMES, {"batches": "known"})) as (local, host):
         batches = Local(batch_size=20)
         made = await offered(host, local, seed=7, local=batches, rounds=2)
         found = await Round(host, made, number=5, index=2).all()
@@ -134,7 +146,7 @@ async def test_another_attempt_trains_no_second_time(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Trainer, "train", counting)
     async with grid_of() as (local, host):
-        made = await offered(host, local)
+        made = await offered(host, local, min_nodes=2)
         first = Round(host, made)
         await first.begin()
         await first.share()

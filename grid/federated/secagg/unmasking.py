@@ -1,8 +1,8 @@
 """Putting secrets together from what was revealed in leg 4, though some of it is wrong, and telling who is to blame.
 
 A share that does not belong to its secret was dealt wrong by the owner or revealed wrong by the holder; which of them, one such
-share does not say. A node that stands in two of them, with different others, is named. Nothing of this changes a sum: it has
-all its secrets as their owners signed them, or there is none.
+share does not say. A node that stands in so many of them that fewer than a third cannot have agreed on it is named. Nothing of
+this changes a sum: it has all its secrets as their owners signed them, or there is none.
 """
 
 from __future__ import annotations
@@ -53,25 +53,30 @@ class Unmasking:
 
         As far as that was noticed, since shares beyond the threshold are not looked at; with `all_shares` they are.
         """
-        return blame(
+        pairs = [
             (owner, holder)
             for holder in (self._reveals if all_shares else self._suspects)
             for owner in self._graph.holders(holder)
             if owner in self._right and self._is_wrong(owner, holder)
-        )
+        ]
+        return blame(pairs, len(self._graph.holders(next(iter(self._roster)))))
 
     def _is_wrong(self, owner: PeerId, holder: PeerId) -> bool:
         return decoding.differs(self._right[owner], self._roster.point(holder), self._reveals[holder][owner])
 
 
-def blame(pairs: Iterable[Pair]) -> tuple[Blame, ...]:
-    """As few nodes as explain all wrong shares: those in most of them first, and for one that explains itself alone, both."""
+def blame(pairs: Iterable[Pair], count: int) -> tuple[Blame, ...]:
+    """Of `count` nodes as few as explain all wrong shares: those in most of them first, and both where it was one of two.
+
+    One is named alone where more than a third of all say so, or its own share is wrong: fewer could have agreed to deal it
+    wrong shares.
+    """
     left = {frozenset(pair) for pair in pairs}
     named: list[Blame] = []
     while left:
         counts = Counter(node for pair in left for node in pair)
         worst = max(counts, key=lambda node: (frozenset((node,)) in left, counts[node], node))
-        if counts[worst] == 1 and frozenset((worst,)) not in left:
+        if counts[worst] <= max(1, count // 3) and frozenset((worst,)) not in left:
             return (*named, *sorted(tuple(sorted(pair)) for pair in left))
         named.append((worst,))
         left = {pair for pair in left if worst not in pair}
