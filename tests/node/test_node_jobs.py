@@ -102,7 +102,7 @@ async def test_which_rows_make_a_batch_is_a_secret_of_the_node_that_a_seed_repea
 
 
 async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_number() -> None:
-    async with grid_of(**dict.fromkeys(NAMES, {"batches": "known"})) as (local, host):
+    async with grid_of(**{name: {"batches": "known"} for name in NAMES}) as (local, host):
         batches = Local(batch_size=20)
         made = await offered(host, local, seed=7, local=batches, rounds=2)
         found = await Round(host, made, number=5, index=2).all()
