@@ -57,7 +57,8 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def local() -> Iterator[LocalGrid]:
-    nodes = {name: {"digits": {"features": x, "targets": y, "tags": ["#digits"]}} for name, (x, y) in PARTS.items()}
+    own = {"tags": ["#digits"], "policy": {"release": "aggregate", "batches": "known"}}  # known, to have the same ones here
+    nodes = {name: {"digits": {"features": x, "targets": y, **own}} for name, (x, y) in PARTS.items()}
     with LocalGrid(nodes=nodes) as running:
         yield running
 
