@@ -78,7 +78,7 @@ class SuiteUnderFaults(abc.ABC):
         """Questions over connections with this fault."""
         all_right = fault == "delay" or (fault == "cut" and lease_s > 0)
         run = Run(grid, FAULTS[fault], lease_s, handshake_s=0.3 if fault == "in the handshake" else 20.0)
-        run.timeout_s = 20.0 if all_right else 1.0
+        run.timeout_s = 20.0 if all_right else 0.7
         async with self.serving(run.serve) as dial:
             outcomes = await run.ask(dial)
         told = (fault, outcomes, run.applied)
