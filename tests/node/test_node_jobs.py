@@ -134,7 +134,7 @@ async def test_another_attempt_trains_no_second_time(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Trainer, "train", counting)
     async with grid_of() as (local, host):
-        made = await offered(host, local)
+        made = await offered(host, local, min_nodes=2)
         first = Round(host, made)
         await first.begin()
         await first.share()
