@@ -313,7 +313,7 @@ def test_federated_learning(g: Any) -> None:
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 2))
     job = g.train(
         model, loss=torch.nn.functional.cross_entropy, datasets=found, rounds=3,
-        local=grid.Local(epochs=1, batch_size=32, optimizer=grid.SGD(lr=0.1)),
+        local=grid.Local(epochs=20, batch_size=32, optimizer=grid.SGD(lr=0.1)),
         strategy=grid.FedAvg(),
         secure=True,
         privacy=None,
