@@ -276,15 +276,17 @@ class Jobs:
 
     async def _end(self, job: JobId, *, over: bool = True) -> None:
         self._heard_at = self._clock.monotonic()
-        found = self._jobs.pop(job, None)
-        if found is not None:
-            log.info("job %s is over here", job)
+        async with self._offering:  # one that is being offered ends once it is here
+            found = self._jobs.pop(job, None)
+            if found is None:
+                return
             ended = self._ending[job] = asyncio.Event()
-            try:
-                await found.close(over=over)
-            finally:
-                del self._ending[job]
-                ended.set()
+        log.info("job %s is over here", job)
+        try:
+            await found.close(over=over)
+        finally:
+            del self._ending[job]
+            ended.set()
 
 
 def _plan(encoding: Buffer, wanted: PlanId, most: int) -> Plan:

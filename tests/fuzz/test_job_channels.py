@@ -104,15 +104,22 @@ class Asker:
     async def clear(self) -> None:
         """End all jobs of others, which in a --dev grid anybody may: nothing of them is left at the nodes."""
         async with asyncio.timeout(60):
-            found = await self._peer.request(ListJobs())
-            assert isinstance(found, JobList)
-            for card in found.jobs:
-                if not card.ended:
-                    await self._peer.request(CancelJob(job=card.id))
-            for name in NAMES:
-                trainers = self._local.node(name)._jobs._trainers  # type: ignore[union-attr]
-                while trainers._open:  # noqa: ASYNC110 - no event tells of it
-                    await asyncio.sleep(0.01)
+            while await self._cancel() or self._train():  # noqa: ASYNC110 - no event tells of all this
+                await asyncio.sleep(0.01)
+
+    async def _cancel(self) -> bool:
+        """Cancel what is under way, and say whether there was anything: an order may have been on its way before."""
+        found = await self._peer.request(ListJobs())
+        assert isinstance(found, JobList)
+        left = [card.id for card in found.jobs if not card.ended]
+        for job in left:
+            await self._peer.request(CancelJob(job=job))
+        return bool(left)
+
+    def _train(self) -> list[str]:
+        """Jobs that train at nodes."""
+        jobs = [self._local.node(name)._jobs for name in NAMES]
+        return [job for one in jobs if one is not None for job in one._trainers._open]
 
 
 def again(made: Order, me: LocalIdentity, **changes: Any) -> tuple[StartJob, JobId]:

@@ -240,6 +240,17 @@ async def test_a_node_that_is_lost_after_it_has_signed_still_opens_that_sum_and_
         assert made.spec.job not in store.jobs()
 
 
+async def test_a_job_that_ends_while_it_is_offered_is_over_once_it_is_here() -> None:
+    async with grid_of() as (local, host):
+        made = await made_order(local)
+        await host.call("alice")
+        taken = host.peers["alice"].start_request(offer(made), timeout_s=30)
+        host.peers["alice"].notify(EndJob(job=made.spec.job))
+        await taken
+        with pytest.raises(NotFound, match="not at this node"):
+            await host.ask("alice", RoundRoster(job=made.spec.job, round=1, attempt=1, keys=()))
+
+
 async def test_a_job_that_ends_as_the_channel_does_is_closed_all_the_same() -> None:
     async with grid_of() as (local, host):
         made = await offered(host, local)
