@@ -64,10 +64,11 @@ def terms_of(spec: JobSpec, model: Model, number: int, index: int, *, size: int,
     of any node. `known`: what is known of the quantiser's range.
     """
     heaviest = 1 if spec.weighting == EQUAL else largest
+    usual = min(MAX_COHORT, math.ceil(spec.fraction * len(spec.nodes)))  # so that the same range comes with fewer nodes
 
     def terms(attempt: int, count: int) -> Terms:
         degree, threshold = degree_and_threshold(count)
-        quantiser = choose(size, count, heaviest, known, metrics=len(spec.sums))
+        quantiser = choose(size, max(count, usual), heaviest, known, metrics=len(spec.sums))
         return Terms(
             job=spec.job,
             round=number,

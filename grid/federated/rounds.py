@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grid.errors import GridError, WireError
+from grid.errors import ExecutionFailed, GridError, WireError
 from grid.federated.effects import Ask, Effect, Key, Story
 from grid.federated.naming import Name, names_of
 from grid.federated.secagg.quantiser import Range
@@ -62,11 +62,15 @@ class Done:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Lost:
-    """The round came to nothing. `error`: what a node said, where that is the reason; `missing`: who was waited for."""
+    """The round came to nothing. `error`: what a node said, where that is the reason; `missing`: who was waited for.
+
+    `hopeless`: so many cannot train this model that the next try must be lost as well.
+    """
 
     text: str
     missing: tuple[PeerId, ...]
     error: GridError | None = None
+    hopeless: bool = False
 
 
 Outcome = Done | Lost
@@ -117,6 +121,8 @@ class AnyRound(abc.ABC):
         self.out: dict[PeerId, str] = {}
         """Who is out of the round, and why."""
         self._error: GridError | None = None
+        self._failed: set[PeerId] = set()
+        """Who cannot train this model, tried again or not."""
         self._attempt = plan.first_attempt - 1
 
     def _ask(self, peer: PeerId, leg: int, message: Message, now: float) -> Ask:
@@ -126,6 +132,12 @@ class AnyRound(abc.ABC):
 
     def _names(self, peers: Sequence[PeerId]) -> str:
         return names_of(peers, self.plan.name, FEW)
+
+    def _fails(self, peer: PeerId, error: GridError) -> None:
+        """A node's error, which may be why the round is lost."""
+        self._error = error
+        if isinstance(error, ExecutionFailed) and not error.details.get("again"):
+            self._failed.add(peer)
 
     def _put_out(self, peer: PeerId, why: str, now: float) -> None:
         self.out[peer] = why[:MAX_REASON]
@@ -143,7 +155,7 @@ class AnyRound(abc.ABC):
         reasons += [f"{self.plan.name(peer)}: {why}" for peer, why in list(self.out.items())[:3]]
         told = f"{text} ({'; '.join(reasons)})" if reasons else text
         self._story.note(now, f"round {self.plan.number} is lost: {told}")
-        self.outcome = Lost(told, absent, self._error)
+        self.outcome = Lost(told, absent, self._error, len(self._failed) > len(self.plan.cohort) - self.plan.quorum)
         return []
 
     def left(self, peer: PeerId, now: float) -> list[Effect]:

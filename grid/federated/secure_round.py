@@ -21,7 +21,7 @@ from grid.federated.effects import Effect, Keep, Key, Part, Story, Work
 from grid.federated.progress import REVEALS, SUM
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of
 from grid.federated.secagg.graph import COMPLETE, majority
-from grid.federated.secagg.quantiser import MISFIT, WIDE_CLIPS
+from grid.federated.secagg.quantiser import MISFIT
 from grid.federated.secagg.server import Server
 from grid.federated.secure_legs import AGREE, BEGIN, COLLECT, OPEN, SHARE, Legs, Reveals
 from grid.ids import PeerId
@@ -126,16 +126,28 @@ class SecureRound(AnyRound):
             return self._settle(now)
         if self.leg == OPEN and isinstance(error, DeadlineExceeded):
             return self._ask_again(peer, now)
-        if not isinstance(error, NotFound):
-            self._error = error
+        if error.details.get("rule") == MISFIT:
+            if key[2] == COLLECT and self._misfits(peer):
+                self._error = error
+                return self._lose(error.message, (), now)
+        elif not isinstance(error, NotFound):
+            self._fails(peer, error)
         if key[2] == COLLECT and self._accused(peer, error, now):
             return self._begin(now)
-        if key[2] == COLLECT and error.details.get("rule") == MISFIT:
-            if self._legs.server.terms.quantiser.clip < WIDE_CLIPS[-1]:
-                return self._lose(error.message, (), now)  # to leave that node out would bend the model
-            self._are_late([peer])  # it would have each round tried in all ranges
         self._put_out(peer, error.message, now)
         return self._settle(now)
+
+    def _misfits(self, peer: PeerId) -> bool:
+        """Whether the round is lost, and tried in a wider range, because this one does not fit a node's update.
+
+        To leave that node out would bend the model. But wide ranges fit nearly all updates, and one that finds none of them wide
+        enough would have each round tried in each: it is done without where that can be.
+        """
+        left = sum(one not in self.out for one in self._members) - 1
+        if not self._legs.server.terms.quantiser.is_wide or left < self._needed():
+            return True
+        self._are_late([peer])
+        return False
 
     def _accused(self, peer: PeerId, error: GridError, now: float) -> bool:
         """Whether enough nodes say that the same other one sealed no share for them: then that one leaves, and they stay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grid.errors import ExecutionFailed, GridError, InvalidRequest
+from grid.errors import GridError, InvalidRequest
 from grid.federated.orders import widened
 from grid.federated.progress import Progress
 from grid.federated.rounds import Lost
@@ -28,7 +28,7 @@ class Setbacks:
             if self._reason is None or self._reason.error is None:
                 self._reason = lost
         reason = self._reason
-        if isinstance(lost.error, ExecutionFailed):  # the same model fails again, and each time counts at the node
+        if lost.hopeless and lost.error is not None:  # and each try counts at the nodes as a failure
             return type(lost.error)(lost.text, **lost.error.details)
         if self.in_row >= REFUSALS and lost.error is not None and reason is not None and reason.error is not None:
             return type(reason.error)(reason.text, **reason.error.details)
@@ -54,5 +54,6 @@ def _widens(at: Progress) -> bool:
     try:
         at.range = widened(at.range)
     except InvalidRequest:
+        at.range = None
         return False
     return True

@@ -124,7 +124,7 @@ class SingleRound(AnyRound):
     def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
             return []
-        self._error = error
+        self._fails(peer, error)
         self._put_out(peer, error.message, now)
         return self._settle(now)
 

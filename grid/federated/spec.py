@@ -117,6 +117,14 @@ class JobSpec:
         """
         return seed_at(self.seed, self.nodes.index(node), secret) if self.seed else b""
 
+    @property
+    def work(self) -> bytes:
+        """A digest of what the job does; the same for one that is started again, by whomever."""
+        fields = dataclasses.asdict(self)
+        for name in ("job", "name", "client", "created", "expires"):
+            del fields[name]
+        return hashlib.sha256(b"grid job work 1\0" + msgpack.packb(fields)).digest()
+
     def sign(self, me: LocalIdentity) -> bytes:
         """The spec as an envelope signed by its client. Raises `InvalidRequest` where it breaks its own rules."""
         packed: bytes = msgpack.packb(dataclasses.asdict(self))

@@ -253,10 +253,11 @@ class Assignment:
     def _seed(self) -> bytes:
         """Where batches are secret it takes a secret of this node to tell them from the client's seed.
 
-        Sums over many batches whose rows are known are equations for single rows: as many jobs as rows solve them.
+        Sums over many batches whose rows are known are equations for single rows: as many jobs as rows solve them. And a batch
+        of 33 rows less one of 32 in the same order is a row: so all that a job is decides the order as well.
         """
         known = all(self._datasets[name].policy.tells_batches for name in self._names)
-        return self.spec.seed_of(self._me.id, b"" if known else batch_secret(self._me))
+        return self.spec.seed_of(self._me.id, b"" if known else batch_secret(self._me) + self.spec.work)
 
     @property
     def _weight(self) -> int:
@@ -284,7 +285,7 @@ class Assignment:
         """The model counts from here on: whether its update fits a range is the first that is told of it."""
         terms = attempt.terms
         self._models.count(terms.index, terms.model)
-        return mask(attempt, learned, self._weight, shares, partial(self._ranges.judge, terms.model, terms.quantiser))
+        return mask(attempt, learned, self._weight, shares, partial(self._ranges.judge, terms.index, terms.quantiser))
 
     async def survivors(self, message: RoundSurvivors) -> RoundConsent:
         """Leg 3, also of an attempt that this node signed before it was restarted."""

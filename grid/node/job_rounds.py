@@ -211,10 +211,13 @@ def mask(attempt: Attempt, learned: Learned, weight: int, shares: Mapping[Any, b
     """What a node learned, under masks: at the first call quantised, in a range that `judge` lets pass."""
     quantiser = attempt.terms.quantiser
     if attempt.vector is None:
-        update = np.zeros(quantiser.size, np.float32) if learned.update is None else learned.update
-        vector = quantiser.encode(update, weight, learned.sums)
-        judge(lambda: quantiser.check_fit(update, weight, vector))
-        attempt.vector = vector
+        update = learned.update
+        if update is None:  # of an evaluation, which has a range but nothing in it: no word about any
+            attempt.vector = quantiser.encode(np.zeros(quantiser.size, np.float32), weight, learned.sums)
+        else:
+            vector = quantiser.encode(update, weight, learned.sums)
+            judge(lambda: quantiser.check_fit(update, weight, vector))
+            attempt.vector = vector
     masked = attempt.party.masked(shares, attempt.vector)
     attempt.vector = np.empty(0, quantiser.dtype)  # from now on the party answers by itself
     return masked

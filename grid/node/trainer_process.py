@@ -174,7 +174,7 @@ class ProcessTraining(Training, WorkerUser):
         return error
 
     def lost(self, how: str) -> GridError:
-        return ExecutionFailed(f"the process that trains for this job {how}; the next round starts another")
+        return ExecutionFailed(f"the process that trains for this job {how}; the next round starts another", again=True)
 
     def is_busy(self) -> bool:
         return self._answer is not None

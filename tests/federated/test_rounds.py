@@ -651,6 +651,30 @@ def test_why_a_node_is_left_out_is_told_once() -> None:
     assert texts[0] == "without node-0 (the owner allows no jobs)" and texts[1:3] == ["without node-0"] * 2
 
 
+@pytest.mark.parametrize(("count", "again"), [(5, False), (3, True)])
+def test_one_that_cannot_train_does_not_end_a_job_that_others_can_go_on_with(count: int, again: bool) -> None:
+    """A liar, say; or a process that was killed, of which the next round starts another."""
+    nodes = some_nodes(count)
+    rounds = itertools.count()
+
+    def fails(node: ScriptedNode, message: Message) -> None:
+        if message.tag == "round-shares" and next(rounds) < 1:
+            raise ExecutionFailed("local training failed", **({"again": True} if again else {}))
+
+    nodes[0].before = fails
+    driver = Driver(nodes, rounds=2)
+    driver.until(lambda what: what == "answer round-shares")
+    if not again:
+        driver.lose(nodes[1].id)
+        driver.lose(nodes[2].id)
+        driver.until(lambda what: driver.machine.rounds_lost == 1)
+        driver.back(nodes[1].id)
+        driver.back(nodes[2].id)
+    driver.until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    assert driver.machine.rounds_lost == 1 and driver.reports[-1].nodes == count
+
+
 def test_a_model_that_cannot_be_trained_is_not_tried_again() -> None:
     """Each failure on private rows counts at the nodes, which refuse a client that has many."""
     nodes = some_nodes(3)

@@ -162,7 +162,7 @@ def test_large_weights_take_the_larger_ring_or_fewer_levels() -> None:
     known = Range(1.0, 1e-3)
     assert choose(4, 100, 1 << 20, known).bits == 64
     assert choose(4, 10, 1, known).levels == (2**31 - 1) // 10
-    assert choose(4, 1000, 1 << 30).levels == (2**63 - 1) // (1000 << 30)
+    assert choose(4, 1000, 1 << 28).levels == (2**63 - 1) // (1000 << 28)
 
 
 def fit(quantiser: Quantiser, update: np.ndarray) -> str:
@@ -210,6 +210,9 @@ def test_a_range_that_tells_updates_apart_is_refused_and_those_that_are_chosen_a
     vectors = [first.encode(update, weight) for weight in (7, 8, 9)]
     later = choose(5000, 3, 1000, total(vectors, first).next_range())
     assert later.bits == 32 and fit(later, update) == ""
+    loud = update.copy()
+    loud[0] = 2.0 * later.clip * later.largest_weight / 7  # what lies beyond is known, and so are the others' parts beside it
+    assert "beyond" in fit(later, loud) and fit(first, loud) == ""
     signs = dataclasses.replace(later, clip=scale / 100)  # a sum of these says the sign of each node's coordinates
     assert "beyond" in fit(signs, update)
     thresholds = dataclasses.replace(later, clip=6.0 * scale, levels=1)  # and of these, whose coordinates are large

@@ -97,8 +97,13 @@ async def test_which_rows_make_a_batch_is_a_secret_of_the_node_that_a_seed_repea
             made = await offered(host, local, seed=7, local=batches)
             updates.append((await Round(host, made).all()).mean_update)
         learned = [by_hand(made, name, local=batches) for name in NAMES]
+        for size in (21, 22):
+            made = await offered(host, local, seed=7, local=dataclasses.replace(batches, batch_size=size, max_steps=1))
+            updates.append((await Round(host, made).all()).mean_update)
+    # Batches that are larger by one row have other rows altogether: else the difference would be that row.
+    assert np.abs(updates[2] - updates[3]).max() > 1e-3
     guessed = sum(one.update.astype(np.float64) * one.examples for one in learned) / sum(one.examples for one in learned)
-    assert np.array_equal(*updates) and np.abs(updates[0] - guessed).max() > 1e-4
+    assert np.array_equal(*updates[:2]) and np.abs(updates[0] - guessed).max() > 1e-4
 
 
 async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_number() -> None:
@@ -109,6 +114,29 @@ async def test_what_a_node_draws_goes_by_the_index_of_the_round_and_not_by_its_n
         learned = [by_hand(made, name, number=2, local=batches) for name in NAMES]
     expected = sum(one.update.astype(np.float64) * one.examples for one in learned) / found.weight
     assert np.abs(found.mean_update - expected).max() < 1e-6
+
+
+async def test_no_range_is_believed_because_it_fits_an_evaluation() -> None:
+    """Nothing lies beyond a range where there is no update. Beyond a narrow one every larger node's update would be its end."""
+    async with grid_of() as (local, host):
+        made = await offered(host, local)
+
+        def narrow(made_round: Round) -> Round:
+            old = made_round.terms.quantiser
+            terms = dataclasses.replace(made_round.terms, quantiser=dataclasses.replace(old, clip=1e-6))
+            made_round.terms, made_round.server = terms, Server(terms)
+            return made_round
+
+        evaluation = narrow(Round(host, made, evaluate_only=True))
+        await evaluation.begin()
+        await evaluation.share()
+        await evaluation.collect()
+        with pytest.raises(ReleaseDenied, match=r"secagg\.range"):
+            await narrow(Round(host, made, number=2, index=1)).all()
+        with pytest.raises(ReleaseDenied, match="another one was tried"):  # also where the job is taken for over and offered anew
+            host.peers["alice"].notify(EndJob(job=made.spec.job))
+            await host.ask("alice", offer(made))
+            await narrow(Round(host, made, number=3, index=1)).all()
 
 
 async def test_an_evaluation_gives_sums_of_metrics_alone() -> None:

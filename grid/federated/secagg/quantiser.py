@@ -43,17 +43,15 @@ MISFIT = "secagg.range"
 REFUSALS = 3
 """How often in a job a node refuses a range that is none of `WIDE_CLIPS`; then it takes only those."""
 
-CLIPPED_PART = 1000
-"""At most one coordinate of so many may lie beyond the range."""
-
 LEAST_LEVELS = 32.0
 """That a node's median coordinate has, times its weight."""
 
 FINE_STEP = 2.0**-22
 """Levels as close as this are fine for any update."""
 
-MOST_LEVELS = 1 << 46
-"""More would be beyond what a float64 tells apart."""
+MOST_LEVELS = 1 << 60
+LEAST_WIDE_LEVELS = 1 << 24
+"""A wide range of fewer levels would be coarse for usual updates."""
 
 MAX_SIZE = 1 << 30
 MAX_METRICS = 64
@@ -151,19 +149,20 @@ class Quantiser:
     @property
     def is_wide(self) -> bool:
         """Whether this is the range of a round in which nothing is known of updates."""
-        return self.bits == 64 and self.clip in WIDE_CLIPS
+        return self.bits == 64 and self.clip in WIDE_CLIPS and self.levels >= LEAST_WIDE_LEVELS
 
     def check_fit(self, update: npt.NDArray[Any], weight: int, vector: Vector) -> None:
         """Whether a range that somebody else chose fits this node's own update; `vector` is what `encode` made of it.
 
-        Sums of few different numbers say more than sums of many: 3 of three parts that are 1, 0 or -1 says that each is 1. So a
-        range beyond which much lies, or whose levels are coarse for this update, is refused with `ReleaseDenied`; one so fine
+        What lies beyond counts as the end of the range, which all know, so the sum less such parts is the others'. And sums of
+        few different numbers say more than sums of many: 3 of three parts that are 1, 0 or -1 says that each is 1. So a range
+        beyond which a coordinate lies, or whose levels are coarse for this update, is refused with `ReleaseDenied`; one so fine
         that levels never matter is not.
         """
         if not self.size:
             return
-        if int(vector[self.size + 1]) > self.size // CLIPPED_PART:
-            raise misfit("too many of this node's coordinates lie beyond it")
+        if int(vector[self.size + 1]):
+            raise misfit("some of this node's coordinates lie beyond it")
         if self.step <= FINE_STEP:
             return
         sample = np.abs(update[:: max(1, self.size // SAMPLES)])
@@ -257,7 +256,7 @@ def choose(size: int, cohort: int, largest_weight: int, clip: Range | None = Non
     if clip is not None and clip.clip <= clip.coarsest * _levels(32, cohort, largest_weight):
         bits = 32
     levels = min(_levels(bits, cohort, largest_weight), MOST_LEVELS)
-    if levels < 1 << 16 and bits == 64:
+    if levels < LEAST_WIDE_LEVELS and bits == 64:
         raise InvalidRequest(f"weights of up to {largest_weight} over {cohort} nodes are too large: weight nodes equally")
     fields = [size, metrics, bits, float(min(max(known.clip, 2.0**-400), 2.0**400)), levels, largest_weight, cohort]
     try:
