@@ -103,7 +103,7 @@ class Trainer:
             bound = f"at least {evaluate.least}" + ("" if evaluate.most is None else f" and at most {evaluate.most}")
             raise InvalidRequest(
                 f"the model is evaluated on {bound} rows at once, and this node cuts its {self.rows} rows by itself, in pieces of"
-                f" {self._piece}, where a rest of fewer than {evaluate.least} joins the piece before: write the model and the loss"
+                f" {self._piece}, where a rest of fewer than {evaluate.least} joins the piece before: write model and loss"
                 " so that they take any number of rows (`if len(x) <= 40`, say, bounds it)"
             )
         steps = self._local.epochs * -(-self.rows // self._batch)
