@@ -22,6 +22,7 @@ from grid.errors import (
 )
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
+from grid.federated.secagg import party as secagg_party
 from grid.federated.secagg import shamir
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
@@ -131,15 +132,24 @@ def test_one_of_five_is_lost_in_any_leg(leg: str, forget: bool) -> None:
     assert np.allclose(driver.weights, expected, rtol=1e-5)
 
 
-def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("well_sealed", [False, True])
+def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(
+    well_sealed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = some_nodes(5)
-    share = Party.share
+    share, seal = Party.share, secagg_party.seal_shares
+
+    def no_elements(mine: Any, me: PeerId, to: Any, context: bytes, *shares: bytes) -> bytes:
+        return seal(mine, me, to, context, *([b"\xff" * 32] * 2 if me == nodes[4].id else shares))
 
     def garbled(party: Party, roster: Any) -> dict[PeerId, bytes]:
         sealed = share(party, roster)
         return {peer: bytes(len(one)) for peer, one in sealed.items()} if party._me is nodes[4].me else sealed
 
-    monkeypatch.setattr(Party, "share", garbled)
+    if well_sealed:
+        monkeypatch.setattr(secagg_party, "seal_shares", no_elements)
+    else:
+        monkeypatch.setattr(Party, "share", garbled)
     driver = Driver(nodes, rounds=2).until_over()
     assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4, 4]
     assert all("without node-4" in report.text for report in driver.reports)
