@@ -644,7 +644,7 @@ def test_a_node_where_others_train_at_present_is_asked_again() -> None:
 
     def busy(node: ScriptedNode, message: Message) -> None:
         if message.tag == "offer-job" and next(times) < 2:
-            raise QuotaExceeded("8 federated jobs train at this node already")
+            raise QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings")
 
     nodes[0].before = busy
     driver = Driver(nodes, rounds=1)
@@ -652,6 +652,25 @@ def test_a_node_where_others_train_at_present_is_asked_again() -> None:
     assert "2 of the 3 nodes that are needed are there; node-0: 8 federated jobs train" in driver.machine.text
     driver.until_over()
     assert driver.machine.card().state == "done" and next(times) == 3 and driver.reports[0].nodes == 3
+
+
+def test_a_job_that_waited_for_a_busy_node_alone_says_why_it_gave_up() -> None:
+    nodes = some_nodes(3)
+    nodes[0].before = refuse("offer-job", QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings"))
+    card = Driver(nodes, rounds=1).until_over().machine.card()
+    assert card.error is not None and card.error.code == "quorum-lost"
+    assert card.text.endswith("missing: node-0; node-0: 8 federated jobs train at this node already")
+
+
+def test_a_limit_that_does_not_get_better_by_itself_is_a_refusal() -> None:
+    nodes = some_nodes(3)
+    error = QuotaExceeded("the job's model is more than this node trains", limit="max_bytes_per_client")
+    nodes[0].before = refuse("offer-job", error)
+    driver = Driver(nodes, rounds=1).until_over()
+    assert driver.now < driver.spec.deadline_s
+    card = driver.machine.card()
+    assert card.state == "failed" and "node-0 refused: the job's model is more than this node trains" in card.text
+    assert card.error is not None and card.error.code == "quota"
 
 
 def test_why_a_node_is_left_out_is_told_once() -> None:
