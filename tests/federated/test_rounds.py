@@ -654,6 +654,14 @@ def test_a_node_where_others_train_at_present_is_asked_again() -> None:
     assert driver.machine.card().state == "done" and next(times) == 3 and driver.reports[0].nodes == 3
 
 
+def test_a_busy_node_does_not_hold_up_the_start_of_a_job() -> None:
+    nodes = some_nodes(4)
+    nodes[0].before = refuse("offer-job", QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings"))
+    driver = Driver(nodes, rounds=1).until_over()
+    assert driver.machine.card().state == "done" and driver.reports[0].nodes == 3
+    assert driver.now == 0.0, "it has answered"
+
+
 def test_a_job_that_waited_for_a_busy_node_alone_says_why_it_gave_up() -> None:
     nodes = some_nodes(3)
     nodes[0].before = refuse("offer-job", QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings"))
