@@ -125,8 +125,8 @@ class Attendance:
         return len(self.nodes) - len(self.refused)
 
     def unheard(self) -> list[PeerId]:
-        """Those who have neither agreed nor refused."""
-        return [peer for peer in self.unready if peer not in self.refused]
+        """Those who have neither agreed nor refused, nor said that they are busy."""
+        return [peer for peer in self.unready if peer not in self.refused and peer not in self.busy]
 
     def is_aside(self, peer: PeerId, number: int) -> bool:
         """Whether a round of this number should do without it."""

@@ -35,6 +35,12 @@ from grid.wire.messages import Message, Ok
 DEADLINES = 3
 """How many deadlines of a round a job may go without finishing one."""
 
+ROOM = "max_trainings"
+"""What a refused offer names as its `limit` where there is no room for the job now: no other one gets better by itself."""
+
+TOLD = 3
+"""Of how many busy nodes a text gives the reason."""
+
 CALL_EVERY_S = 5.0
 GATHER_S = 5.0
 """How long the first round waits for nodes that have not come, where enough are there. Those that have come get more time."""
@@ -186,7 +192,7 @@ class Coordination:
         if key != OFFER:
             effects = self._of_round(lambda round: round.refused(peer, key, error, now))
             return effects + self._advance(now)
-        if isinstance(error, QuotaExceeded):  # other jobs train there at present
+        if isinstance(error, QuotaExceeded) and error.details.get("limit") == ROOM:  # other jobs train there at present
             self._attendance.puts_off(peer, error.message[:MAX_REASON])
             return self._advance(now)
         self._attendance.refuses(peer, error)
@@ -280,11 +286,15 @@ class Coordination:
         gathering = not self._has_begun and self._gathers(now)
         if len(ready) < self._quorum or gathering:
             away = names_of(self._attendance.unready, self._name)
-            busy = [f"; {self._name(peer)}: {why}" for peer, why in self._attendance.busy.items()]
-            needed = f"{len(ready)} of the {counted(self._quorum, 'node')} that are needed are there{busy[0] if busy else ''}"
+            needed = f"{len(ready)} of the {counted(self._quorum, 'node')} that are needed are there{self._busy()}"
             self._idle = f"waits for nodes ({away}): {needed}" if not gathering else f"waits a moment for nodes ({away})"
             return []
         return [] if self._setbacks.rests(now) else self._begin(now)
+
+    def _busy(self) -> str:
+        """What the first of those say that have no room now."""
+        told = [f"; {self._name(peer)}: {why}" for peer, why in self._attendance.busy.items()]
+        return "".join(told[:TOLD])
 
     def _gathers(self, now: float) -> bool:
         """Whether the first round waits for nodes beyond those that it needs: some for an answer, some to come at all."""
@@ -383,7 +393,7 @@ class Coordination:
     def _give_up(self, now: float) -> list[Effect]:
         away = self._attendance.unready
         text = f"no round has come to an end within {DEADLINES} times {self.spec.deadline_s:g} s"
-        text += f"; missing: {names_of(away, self._name)}" if away else f"; {self.text}"
+        text += f"; missing: {names_of(away, self._name)}{self._busy()}" if away else f"; {self.text}"
         return self._fail(QuorumLost(text, node=str(away[0]) if away else ""), now)
 
     def _fail(self, error: GridError, now: float) -> list[Effect]:

@@ -28,7 +28,8 @@ from grid.tensors.exhausted import is_exhausted
 from grid.tensors.ops import Op
 
 EVALUATED_ROWS = 1024
-"""Rows of one call when a model is evaluated."""
+"""Rows of one call when a model is evaluated, whatever its plan says: two plans that are cut at different rows would tell those
+in between."""
 
 Sums = npt.NDArray[np.float64]
 
@@ -80,6 +81,7 @@ class Trainer:
         self.rows = len(features)
         self._batch = min(local.batch_size, self.rows)
         self._cuts = _raised(batch_range(train), least), _raised(batch_range(evaluate), least)
+        self._piece = min(self.rows, max(EVALUATED_ROWS, least))
         self._check(plans, features, targets)
         self._features, self._targets = features.to(self._device), targets.to(self._device)
         self._generator: torch.Generator | None = None
@@ -97,23 +99,22 @@ class Trainer:
                 f"the model takes batches of {bound} rows here, not of {self._batch}: batch norm needs two, say, an owner"
                 " min_rows; and a rest of fewer joins the batch before"
             )
-        if not _takes(evaluate, self._piece):
+        if not self._evaluates(evaluate):
+            bound = f"at least {evaluate.least}" + ("" if evaluate.most is None else f" and at most {evaluate.most}")
             raise InvalidRequest(
-                f"the model is evaluated on at most {evaluate.most} rows at once, and no piece may have fewer than"
-                f" {evaluate.least}, with a rest of fewer joined to the piece before; the model or the loss fixes the number of"
-                " rows somewhere"
+                f"the model is evaluated on {bound} rows at once, and this node cuts its {self.rows} rows by itself, in pieces of"
+                f" {self._piece}, where a rest of fewer than {evaluate.least} joins the piece before: write model and loss"
+                " so that they take any number of rows (`if len(x) <= 40`, say, bounds it)"
             )
         steps = self._local.epochs * -(-self.rows // self._batch)
         if min(steps, self._local.max_steps or steps) > MAX_STEPS:
             raise InvalidRequest(f"a round would take {steps} steps, more than {MAX_STEPS}; use larger batches or max_steps")
         plans.check_batch(features[: self._batch], targets[: self._batch])
 
-    @property
-    def _piece(self) -> int:
-        """Rows of one call of an evaluation; where the plan has a limit, a rest fits in, too."""
-        span = self._cuts[1]
-        most = max(EVALUATED_ROWS, span.least)
-        return min(self.rows, most if span.most is None else min(most, span.most - span.least + 1))
+    def _evaluates(self, span: Range) -> bool:
+        """Whether pieces may have the rows that this node gives them, the largest rest that joins one included."""
+        largest = min(self.rows, self._piece + span.least - 1)
+        return self._piece in span and (span.most is None or largest <= span.most)
 
     def _compiled(self, plan: Plan) -> Compiled:
         constants = [constant.to(self._device) for constant in constants_of(plan)]

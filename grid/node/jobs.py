@@ -232,7 +232,8 @@ class Jobs:
         try:
             if training.layout.size * training.layout.dtype.itemsize * VECTORS > self._settings.max_bytes_per_client:
                 raise QuotaExceeded(
-                    f"the job's model has {training.layout.size} numbers, more than this node trains (max_bytes_per_client)"
+                    f"the job's model has {training.layout.size} numbers, more than this node trains (max_bytes_per_client)",
+                    limit="max_bytes_per_client",
                 )
             self._jobs[spec.job] = Assignment(
                 spec,
@@ -258,7 +259,8 @@ class Jobs:
         """One client may have half of the jobs that train here at once, rounded up."""
         most = (self._settings.max_trainings + 1) // 2
         if sum(one.client.id == client.id for one in self._jobs.values()) >= most:
-            raise QuotaExceeded(f"this client has {most} jobs here, as many as one client may; wait for one, or cancel it")
+            told = f"this client has {most} jobs here, as many as one client may; wait for one, or cancel it"
+            raise QuotaExceeded(told, limit="max_trainings")
 
     # ------------------------------------------------------------ the rest
 

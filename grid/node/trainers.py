@@ -44,7 +44,8 @@ class Trainers:
         if job in self._open or job in self._opening:
             raise InvalidRequest("this job trains here already")
         if len(self._open) + len(self._opening) >= self._settings.max_trainings:
-            raise QuotaExceeded(f"{len(self._open)} federated jobs train at this node already (max_trainings); try again later")
+            told = f"{len(self._open)} federated jobs train at this node already (max_trainings); try again later"
+            raise QuotaExceeded(told, limit="max_trainings")
         plans = LossPlans.of(train, evaluate)
         features, targets = rows_of(self._sources, datasets)
         check_plans(self._settings, plans, local, features, targets)

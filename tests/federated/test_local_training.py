@@ -128,8 +128,8 @@ def test_no_batch_has_fewer_rows_than_owners_ask_for(rows: int, sizes: list[int]
     ("spans", "least", "why"),
     [
         ([Range(1, 40), Range(1)], 10, "at least 10 and at most 31 rows here, not of 32"),
-        ([Range(1), Range(1, 40)], 21, "evaluated on at most 40 rows at once, and no piece may have fewer than 21"),
-        ([Range(1, 41), Range(1, 41)], 10, ""),
+        ([Range(1), Range(1, 39)], 21, "at least 21 and at most 39 rows at once, and this node cuts its 50 rows by itself"),
+        ([Range(1, 41), Range(1, 50)], 10, ""),
     ],
 )
 def test_a_plan_that_cannot_take_the_rest_is_refused(
@@ -138,6 +138,18 @@ def test_a_plan_that_cannot_take_the_rest_is_refused(
     monkeypatch.setattr("grid.federated.trainer.batch_range", lambda plan: spans.pop(0))
     with pytest.raises(InvalidRequest, match=why) if why else contextlib.nullcontext():
         trainer(plans_of(mlp), Local(batch_size=32), vectors(), classes(), least=least)
+
+
+@pytest.mark.parametrize(
+    ("span", "why"), [(Range(1, 31), "pieces of 23"), (Range(24), "pieces of 23"), (Range(1, 32), ""), (Range(12), "")]
+)
+def test_a_plan_does_not_choose_where_an_evaluation_is_cut(span: Range, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that are cut at neighbouring rows would tell the row in between."""
+    monkeypatch.setattr("grid.federated.trainer.EVALUATED_ROWS", 23)
+    spans = [Range(1), span]
+    monkeypatch.setattr("grid.federated.trainer.batch_range", lambda plan: spans.pop(0))
+    with pytest.raises(InvalidRequest, match=why) if why else contextlib.nullcontext():
+        assert trainer(plans_of(mlp), Local(), vectors(60), classes(60), least=10)._piece == 23
 
 
 def test_equal_seeds_give_equal_rounds_dropout_included() -> None:

@@ -22,6 +22,7 @@ from grid.errors import (
 )
 from grid.federated.effects import OFFER
 from grid.federated.rounds import AnyRound
+from grid.federated.secagg import party as secagg_party
 from grid.federated.secagg import shamir
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.quantiser import FIRST_CLIP, MISFIT
@@ -131,15 +132,24 @@ def test_one_of_five_is_lost_in_any_leg(leg: str, forget: bool) -> None:
     assert np.allclose(driver.weights, expected, rtol=1e-5)
 
 
-def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("well_sealed", [False, True])
+def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(
+    well_sealed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = some_nodes(5)
-    share = Party.share
+    share, seal = Party.share, secagg_party.seal_shares
+
+    def no_elements(mine: Any, me: PeerId, to: Any, context: bytes, *shares: bytes) -> bytes:
+        return seal(mine, me, to, context, *([b"\xff" * 32] * 2 if me == nodes[4].id else shares))
 
     def garbled(party: Party, roster: Any) -> dict[PeerId, bytes]:
         sealed = share(party, roster)
         return {peer: bytes(len(one)) for peer, one in sealed.items()} if party._me is nodes[4].me else sealed
 
-    monkeypatch.setattr(Party, "share", garbled)
+    if well_sealed:
+        monkeypatch.setattr(secagg_party, "seal_shares", no_elements)
+    else:
+        monkeypatch.setattr(Party, "share", garbled)
     driver = Driver(nodes, rounds=2).until_over()
     assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4, 4]
     assert all("without node-4" in report.text for report in driver.reports)
@@ -634,7 +644,7 @@ def test_a_node_where_others_train_at_present_is_asked_again() -> None:
 
     def busy(node: ScriptedNode, message: Message) -> None:
         if message.tag == "offer-job" and next(times) < 2:
-            raise QuotaExceeded("8 federated jobs train at this node already")
+            raise QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings")
 
     nodes[0].before = busy
     driver = Driver(nodes, rounds=1)
@@ -642,6 +652,33 @@ def test_a_node_where_others_train_at_present_is_asked_again() -> None:
     assert "2 of the 3 nodes that are needed are there; node-0: 8 federated jobs train" in driver.machine.text
     driver.until_over()
     assert driver.machine.card().state == "done" and next(times) == 3 and driver.reports[0].nodes == 3
+
+
+def test_a_busy_node_does_not_hold_up_the_start_of_a_job() -> None:
+    nodes = some_nodes(4)
+    nodes[0].before = refuse("offer-job", QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings"))
+    driver = Driver(nodes, rounds=1).until_over()
+    assert driver.machine.card().state == "done" and driver.reports[0].nodes == 3
+    assert driver.now == 0.0, "it has answered"
+
+
+def test_a_job_that_waited_for_a_busy_node_alone_says_why_it_gave_up() -> None:
+    nodes = some_nodes(3)
+    nodes[0].before = refuse("offer-job", QuotaExceeded("8 federated jobs train at this node already", limit="max_trainings"))
+    card = Driver(nodes, rounds=1).until_over().machine.card()
+    assert card.error is not None and card.error.code == "quorum-lost"
+    assert card.text.endswith("missing: node-0; node-0: 8 federated jobs train at this node already")
+
+
+def test_a_limit_that_does_not_get_better_by_itself_is_a_refusal() -> None:
+    nodes = some_nodes(3)
+    error = QuotaExceeded("the job's model is more than this node trains", limit="max_bytes_per_client")
+    nodes[0].before = refuse("offer-job", error)
+    driver = Driver(nodes, rounds=1).until_over()
+    assert driver.now < driver.spec.deadline_s
+    card = driver.machine.card()
+    assert card.state == "failed" and "node-0 refused: the job's model is more than this node trains" in card.text
+    assert card.error is not None and card.error.code == "quota"
 
 
 def test_why_a_node_is_left_out_is_told_once() -> None:

@@ -15,6 +15,7 @@ from training_nodes import GUARDED, SOURCES, made_with, opened
 
 import grid
 from grid.errors import ExecutionFailed, GridError, InvalidRequest, NotFound, QuotaExceeded
+from grid.federated.coordination import ROOM
 from grid.federated.local import Local
 from grid.federated.losses import trace_losses
 from grid.node.trainers import Trainers
@@ -96,8 +97,9 @@ async def test_what_does_not_fit_is_refused_when_a_job_opens(made: Trainers) -> 
 async def test_jobs_are_counted(made: Trainers) -> None:
     plans = plans_of(mlp)
     one, two = await opened(made, plans, Local(), "one", job="a"), await opened(made, plans, Local(), "one", job="b")
-    with pytest.raises(QuotaExceeded, match="max_trainings"):
+    with pytest.raises(QuotaExceeded, match="max_trainings") as full:
         await opened(made, plans, Local(), "one", job="c")
+    assert full.value.details["limit"] == ROOM
     await one.close()
     with pytest.raises(InvalidRequest, match="already"):
         await opened(made, plans, Local(), "one", job="b")

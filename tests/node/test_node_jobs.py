@@ -25,6 +25,7 @@ from grid.errors import (
     QuotaExceeded,
     ReleaseDenied,
 )
+from grid.federated.coordination import ROOM
 from grid.federated.local import Local
 from grid.federated.secagg.party import Party
 from grid.federated.secagg.server import Server
@@ -584,8 +585,9 @@ async def test_one_client_has_half_of_the_places() -> None:
         )
         await host.ask("alice", first)
         again = dataclasses.replace(same, job="2" * 32)
-        with pytest.raises(QuotaExceeded, match="this client has 1 jobs here"):
+        with pytest.raises(QuotaExceeded, match="this client has 1 jobs here") as full:
             await host.ask("alice", dataclasses.replace(first, job="2" * 32, envelope=again.sign(client.me)))
+        assert full.value.details["limit"] == ROOM
 
 
 # ---------------------------------------------------------------- the channel

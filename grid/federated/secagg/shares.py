@@ -30,16 +30,16 @@ def seal_shares(mine: AgreementKey, me: PeerId, to: Member, context: bytes, of_m
 
 
 def open_shares(mine: AgreementKey, me: PeerId, sender: Member, context: bytes, sealed: bytes) -> tuple[bytes, bytes]:
-    """The sender's shares (of its mask key, of its own seed); `AuthenticationFailed` if it didn't seal them for this round."""
+    """The sender's shares (of its mask key, of its own seed); `AuthenticationFailed`, naming it, for anything else."""
     key = derive(mine.agree(sender.cipher), context, "grid sealed share 1", sender.id, me)
     try:
         plain = AESGCM(key).decrypt(_NONCE, sealed, None)
-    except InvalidTag:
-        what = f"the share of {sender.card} was not sealed by it for this node and roster"
+        of_mask_key, of_own_seed = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
+        for share in (of_mask_key, of_own_seed):
+            element(share)
+    except (InvalidTag, WireError):
+        what = f"the share of {sender.card} was not sealed by it for this node and roster, or is none"
         raise AuthenticationFailed(what, peer=sender.id) from None
-    of_mask_key, of_own_seed = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
-    for share in (of_mask_key, of_own_seed):
-        element(share)
     return of_mask_key, of_own_seed
 
 
