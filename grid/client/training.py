@@ -24,7 +24,7 @@ from grid.federated.custom import CustomStrategy
 from grid.federated.layouts import Layout, Piece
 from grid.federated.local import Local
 from grid.federated.losses import LossPlans, RowSpec, trace_losses
-from grid.federated.secagg.graph import majority
+from grid.federated.secagg.graph import MAX_COHORT, majority
 from grid.federated.spec import BY_EXAMPLES, CHECKS, MAX_AGE_S, MAX_METRICS, JobSpec, Stop
 from grid.federated.strategies import FedAvg
 from grid.federated.strategy import Strategy
@@ -307,7 +307,14 @@ def _least_nodes(wish: Wish, found: Sequence[Dataset], count: int, dev: bool) ->
     if not wish.secure:
         return wish.min_nodes or 1
     least = _least_cohort(wish, found, count, dev)
-    return wish.min_nodes or max(least, majority(max(least, math.ceil(wish.fraction * count))))
+    needed = max(least, wish.min_nodes or 0)
+    if needed > MAX_COHORT:
+        raise InvalidRequest(
+            f"a round with secure aggregation draws at most {MAX_COHORT} nodes, and this one would need {needed}: say"
+            f" min_nodes={MAX_COHORT} or less, and leave out datasets whose owners ask for more"
+        )
+    drawn = min(MAX_COHORT, max(least, math.ceil(wish.fraction * count)))
+    return wish.min_nodes or max(least, majority(drawn))
 
 
 def _least_cohort(wish: Wish, found: Sequence[Dataset], count: int, dev: bool) -> int:

@@ -24,6 +24,7 @@ from grid.client.training import Wish, _least_nodes
 from grid.clock import SystemClock
 from grid.crypto.identity import LocalIdentity
 from grid.federated.local import Local
+from grid.federated.secagg.graph import MAX_COHORT
 from grid.federated.secagg.quantiser import Aggregate, Quantiser, Range
 from grid.federated.spec import Stop
 from grid.federated.trainer import Trainer
@@ -447,7 +448,8 @@ def test_an_owner_can_ask_for_more_nodes_in_sums() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "fraction", "least"), [(3, 1.0, 3), (4, 1.0, 3), (5, 1.0, 4), (10, 1.0, 7), (100, 0.5, 34), (100, 0.01, 3)]
+    ("nodes", "fraction", "least"),
+    [(3, 1.0, 3), (4, 1.0, 3), (5, 1.0, 4), (10, 1.0, 7), (100, 0.5, 34), (100, 0.01, 3), (1500, 1.0, 667), (5000, 0.1, 334)],
 )
 def test_a_round_needs_more_than_two_thirds_of_its_nodes(nodes: int, fraction: float, least: int) -> None:
     """So that hostile nodes, less than a third of them, can't have the others left out until they know one's part of the sum."""
@@ -455,6 +457,10 @@ def test_a_round_needs_more_than_two_thirds_of_its_nodes(nodes: int, fraction: f
     wish = Wish(model=model(), loss=cross_entropy, datasets=[card], fraction=fraction)
     assert _least_nodes(wish, [card], nodes, dev=False) == least
     assert _least_nodes(dataclasses.replace(wish, secure=False), [card], nodes, dev=False) == 1
+    if nodes > MAX_COHORT:
+        assert _least_nodes(dataclasses.replace(wish, min_nodes=1000), [card], nodes, dev=False) == 1000
+        with pytest.raises(grid.InvalidRequest, match="draws at most 1000 nodes, and this one would need 1001"):
+            _least_nodes(dataclasses.replace(wish, min_nodes=1001), [card], nodes, dev=False)
 
 
 def test_what_cannot_be_is_said_before_anything_is_sent(local: LocalGrid) -> None:

@@ -13,7 +13,7 @@ from grid.errors import AuthenticationFailed
 from grid.federated.secagg import decoding, shamir
 from grid.federated.secagg.graph import majority
 from grid.federated.secagg.shares import OF_OWN_SEED, revealed
-from grid.federated.secagg.unmasking import blame
+from grid.federated.secagg.unmasking import Unmasking, blame
 from grid.ids import PeerId
 from tests.federated.cohort import Cohort, identity, ring_sum, terms_for
 
@@ -88,6 +88,41 @@ def test_a_sum_opens_though_nodes_reveal_garbage_and_they_are_named(count: int, 
     liars = sorted(cohort.parties)[:lying]
     assert np.array_equal(opened(cohort, liars), ring_sum(vectors.values(), cohort.terms))
     assert sorted(cohort.server.blamed) == [(liar,) for liar in liars]
+
+
+def test_each_try_to_open_a_sum_goes_on_where_the_last_one_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one secret that is not to be had makes the gateway look for all others again at each answer."""
+    looked: list[int] = []
+    recover = decoding.recover
+    monkeypatch.setattr(decoding, "recover", lambda *args: looked.append(1) or recover(*args))
+    cohort, vectors = closed(10)
+    owner = sorted(cohort.parties)[-1]
+    consents, survivors = cohort.server.consents(), cohort.server.survivors()
+    for number, peer in enumerate(survivors):
+        shares = cohort.parties[peer].reveal(consents)
+        if number < 2:
+            shares[owner] = revealed(OF_OWN_SEED, shamir.random_secret())
+        cohort.server.add_reveal(peer, shares)
+        if number in (6, 7):
+            for _ in range(2):
+                with pytest.raises(AuthenticationFailed, match="do not give the secret"):
+                    cohort.server.result()
+    assert len(looked) == 10 + 1, "nine were found, and one looked for each time that there was more to see"
+    assert np.array_equal(cohort.server.result(), ring_sum(vectors.values(), cohort.terms))
+    assert len(looked) == 10 + 2
+    assert len(cohort.server.blamed) == 2 and all(owner in one for one in cohort.server.blamed)
+
+
+def test_who_is_to_blame_is_looked_for_in_so_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    is_wrong = Unmasking._is_wrong
+    cohort, vectors = closed(17)
+    monkeypatch.setattr("grid.federated.secagg.unmasking.MOST_PAIRS", 20)
+    monkeypatch.setattr(Unmasking, "_is_wrong", lambda *args: looked.append(1) or is_wrong(*args))
+    liars = sorted(cohort.parties)[:2]
+    assert np.array_equal(opened(cohort, liars), ring_sum(vectors.values(), cohort.terms))
+    assert len(looked) == 20
+    assert all(set(one) & set(liars) for one in cohort.server.blamed) and cohort.server.blamed
 
 
 def test_of_one_wrong_share_two_nodes_are_told() -> None:

@@ -49,6 +49,7 @@ class Server:
         self._survivors: tuple[PeerId, ...] = ()
         self._consents: dict[PeerId, bytes] = {}
         self._reveals: dict[PeerId, dict[PeerId, bytes]] = {}
+        self._unmasking: Unmasking | None = None
         self._has_failed = False
         """Whether wrong shares were in the way of a result before: then it is found out whose."""
         self.blamed: tuple[Blame, ...] = ()
@@ -186,7 +187,8 @@ class Server:
         if not self.can_open():
             silent = next((peer for peer in self._survivors if peer not in self._reveals), "")
             raise QuorumLost(f"{self.terms}: too few shares were revealed to take the masks off", node=silent)
-        unmasking = Unmasking(roster, graph, self.terms.threshold, dict(self._reveals))
+        unmasking = self._unmasking = self._unmasking or Unmasking(roster, graph, self.terms.threshold)
+        unmasking.take(dict(self._reveals))
         plus, minus = list[bytes](), list[bytes]()
         for owner, member in roster.items():
             if owner in self._inputs:

@@ -7,6 +7,7 @@ this changes a sum: it has all its secrets as their owners signed them, or there
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -22,44 +23,64 @@ Blame = tuple[PeerId, ...]
 """One of these sent something wrong."""
 
 
-class Unmasking:
-    """`reveals`: by holder, its shares by owner."""
+MOST_PAIRS = 10_000
+"""Pairs of an owner and a holder that are looked at to tell whose shares are wrong, all of a complete graph's: some seconds."""
 
-    def __init__(self, roster: Roster, graph: Graph, threshold: int, reveals: Mapping[PeerId, Mapping[PeerId, bytes]]) -> None:
+
+class Unmasking:
+    """Of one sum, over all tries to open it: a secret that was found fits what was signed, and is not looked for again."""
+
+    def __init__(self, roster: Roster, graph: Graph, threshold: int) -> None:
         self._roster, self._graph, self._threshold = roster, graph, threshold
-        self._reveals = reveals
-        self._suspects: set[PeerId] = set()
+        self._reveals: Mapping[PeerId, Mapping[PeerId, bytes]] = {}
+        self._suspects: dict[PeerId, None] = {}
+        self._secrets: dict[PeerId, bytes] = {}
         self._right: dict[PeerId, dict[int, bytes]] = {}
+        self._vain: dict[PeerId, dict[int, bytes]] = {}
+        """Shares that did not give their owner's secret."""
+
+    def take(self, reveals: Mapping[PeerId, Mapping[PeerId, bytes]]) -> None:
+        """What was revealed by now: by holder, its shares by owner. It does not change any more."""
+        self._reveals = reveals
 
     def secret(self, owner: PeerId, fits: Callable[[bytes], bool]) -> bytes | None:
         """The owner's secret, which `fits`; None if the shares that came do not give it.
 
         Holders that a share was wrong of before come last, so that one who lies costs a search but once.
         """
+        if owner in self._secrets:
+            return self._secrets[owner]
         holders = [holder for holder in self._graph.holders(owner) if holder in self._reveals]
         holders.sort(key=self._suspects.__contains__)
         shares = {self._roster.point(holder): self._reveals[holder][owner] for holder in holders}
+        if self._vain.get(owner) == shares:
+            return None
         found = decoding.recover(shares, self._threshold, fits)
         if found is None:
+            self._vain[owner] = shares
             return None
         secret, wrong = found
-        self._suspects |= {holder for holder in holders if self._roster.point(holder) in wrong}
+        self._suspects.update({holder: None for holder in holders if self._roster.point(holder) in wrong})
         right = [point for point in shares if point not in wrong][: self._threshold]
         self._right[owner] = {point: shares[point] for point in right}
+        self._secrets[owner] = secret
         return secret
 
     def blame(self, *, all_shares: bool = False) -> tuple[Blame, ...]:
         """Who sent wrong shares: one node where it is sure, two where it was one of them.
 
-        As far as that was noticed, since shares beyond the threshold are not looked at; with `all_shares` they are.
+        As far as that was noticed, since shares beyond the threshold are not looked at; with `all_shares` they are, as far as
+        `MOST_PAIRS` go. What is left out cannot make an honest node look guilty: it is in wrong pairs with liars alone.
         """
-        pairs = [
+        pairs = (
             (owner, holder)
-            for holder in (self._reveals if all_shares else self._suspects)
+            for holder in {**self._suspects, **(dict.fromkeys(self._reveals) if all_shares else {})}
+            if holder in self._reveals
             for owner in self._graph.holders(holder)
-            if owner in self._right and self._is_wrong(owner, holder)
-        ]
-        return blame(pairs, len(self._graph.holders(next(iter(self._roster)))))
+            if owner in self._right
+        )
+        wrong = [pair for pair in itertools.islice(pairs, MOST_PAIRS) if self._is_wrong(*pair)]
+        return blame(wrong, len(self._graph.holders(next(iter(self._roster)))))
 
     def _is_wrong(self, owner: PeerId, holder: PeerId) -> bool:
         return decoding.differs(self._right[owner], self._roster.point(holder), self._reveals[holder][owner])
