@@ -55,7 +55,7 @@ class Trainer:
     """Trains on one node's rows, round after round. `between` is called before each batch, and may raise.
 
     No batch, and no piece of an evaluation, has fewer than `least` rows: a loss may count them, and make the smallest batch the
-    only one that tells.
+    only one that tells. `parts` are the rows of each dataset, where there are several.
 
     Raises `InvalidRequest` for plans, rows and options that do not fit together.
     """
@@ -69,6 +69,7 @@ class Trainer:
         features: Tensor,
         targets: Tensor,
         least: int = 1,
+        parts: Sequence[int] = (),
         device: torch.device | str = "cpu",
         between: Callable[[], None] = lambda: None,
     ) -> None:
@@ -81,7 +82,7 @@ class Trainer:
         self.rows = len(features)
         self._batch = min(local.batch_size, self.rows)
         self._cuts = _raised(batch_range(train), least), _raised(batch_range(evaluate), least)
-        self._piece = min(self.rows, max(EVALUATED_ROWS, least))
+        self._pieces = _pieces(parts or (self.rows,), max(EVALUATED_ROWS, least), self._cuts[1].least)
         self._check(plans, features, targets)
         self._features, self._targets = features.to(self._device), targets.to(self._device)
         self._generator: torch.Generator | None = None
@@ -99,22 +100,18 @@ class Trainer:
                 f"the model takes batches of {bound} rows here, not of {self._batch}: batch norm needs two, say, an owner"
                 " min_rows; and a rest of fewer joins the batch before"
             )
-        if not self._evaluates(evaluate):
+        sizes = [_length(piece) for piece in self._pieces]
+        if not (min(sizes) in evaluate and max(sizes) in evaluate):
             bound = f"at least {evaluate.least}" + ("" if evaluate.most is None else f" and at most {evaluate.most}")
             raise InvalidRequest(
                 f"the model is evaluated on {bound} rows at once, and this node cuts its {self.rows} rows by itself, in pieces of"
-                f" {self._piece}, where a rest of fewer than {evaluate.least} joins the piece before: write model and loss"
-                " so that they take any number of rows (`if len(x) <= 40`, say, bounds it)"
+                f" {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}: write model and loss so that they take any number of rows (`if len(x) <= 40`,"
+                " say, bounds it)"
             )
         steps = self._local.epochs * -(-self.rows // self._batch)
         if min(steps, self._local.max_steps or steps) > MAX_STEPS:
             raise InvalidRequest(f"a round would take {steps} steps, more than {MAX_STEPS}; use larger batches or max_steps")
         plans.check_batch(features[: self._batch], targets[: self._batch])
-
-    def _evaluates(self, span: Range) -> bool:
-        """Whether pieces may have the rows that this node gives them, the largest rest that joins one included."""
-        largest = min(self.rows, self._piece + span.least - 1)
-        return self._piece in span and (span.most is None or largest <= span.most)
 
     def _compiled(self, plan: Plan) -> Compiled:
         constants = [constant.to(self._device) for constant in constants_of(plan)]
@@ -208,7 +205,7 @@ class Trainer:
         leaves = [*[state[piece.name] for piece in self.layout.parameters], *buffers]
         total = np.zeros(len(self.metrics))
         try:
-            for rows in _cut(self.rows, self._piece, self._cuts[1].least):
+            for rows in self._pieces:
                 self._between()
                 with torch.no_grad():
                     found = self._evaluate.plainly([*leaves, self._features[rows], self._targets[rows]])
@@ -238,6 +235,25 @@ def _cut(rows: int, size: int, least: int) -> Iterator[slice]:
         starts.pop()
     for start, end in zip(starts, [*starts[1:], rows], strict=True):
         yield slice(start, end)
+
+
+def _pieces(parts: Sequence[int], size: int, least: int) -> list[slice]:
+    """The rows of each call of an evaluation. Each dataset is cut by itself, always at the same rows, whatever others the job
+    names; a piece below `least` joins the one before, or the next one where it is the first."""
+    pieces: list[slice] = []
+    start = 0
+    for rows in parts:
+        for one in _cut(rows, size, least) if rows else ():
+            piece = slice(start + one.start, start + one.stop)
+            if pieces and min(_length(pieces[-1]), _length(piece)) < least:
+                piece = slice(pieces.pop().start, piece.stop)
+            pieces.append(piece)
+        start += rows
+    return pieces
+
+
+def _length(piece: slice) -> int:
+    return int(piece.stop - piece.start)
 
 
 def device_of(wish: str) -> torch.device:

@@ -29,7 +29,7 @@ from grid.node.trainer_messages import (
     frame_of,
     vector_of,
 )
-from grid.node.training_rows import least_of, rows_of
+from grid.node.training_rows import least_of, parts_of, rows_of
 from grid.plans.ir import decode as decode_plan
 from grid.rpc.dispatch import public_error
 from grid.settings import NodeSettings
@@ -89,6 +89,7 @@ class TrainerProcess:
             features=features,
             targets=targets,
             least=least_of(self._sources, message.datasets),
+            parts=parts_of(self._sources, message.datasets),
             device=device_of(message.device),
             between=self._limit.check,
         )

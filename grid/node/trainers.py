@@ -15,7 +15,7 @@ from grid.federated.loss_plans import LossPlans
 from grid.federated.trainer import Trainer, device_of
 from grid.node.dataset_views import DatasetView
 from grid.node.training import ThreadTraining, Training
-from grid.node.training_rows import check_plans, least_of, rows_of
+from grid.node.training_rows import check_plans, least_of, parts_of, rows_of
 from grid.plans.ir import Plan
 from grid.settings import NodeSettings
 
@@ -72,6 +72,7 @@ class Trainers:
                 features=features,
                 targets=targets,
                 least=least_of(self._sources, datasets),
+                parts=parts_of(self._sources, datasets),
                 device=device_of(self._settings.training_device),
                 between=between,
             )

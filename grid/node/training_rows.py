@@ -36,6 +36,11 @@ def least_of(sources: Mapping[str, DatasetView], datasets: Sequence[str]) -> int
     return max(sources[name].min_rows for name in datasets)
 
 
+def parts_of(sources: Mapping[str, DatasetView], datasets: Sequence[str]) -> list[int]:
+    """How many rows each of these datasets has."""
+    return [len(sources[name].part("features")) for name in datasets]
+
+
 def check_plans(settings: NodeSettings, plans: LossPlans, local: Local, features: Tensor, targets: Tensor) -> None:
     """Raise `PlanRejected` for plans that take more than a plan may at this node, `InvalidRequest` for rows that do not fit."""
     weights = [torch.empty(piece.shape, dtype=piece.dtype, device="meta") for piece in plans.layout.pieces]

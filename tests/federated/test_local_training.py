@@ -141,15 +141,29 @@ def test_a_plan_that_cannot_take_the_rest_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("span", "why"), [(Range(1, 31), "pieces of 23"), (Range(24), "pieces of 23"), (Range(1, 32), ""), (Range(12), "")]
+    ("span", "rows", "sizes"),
+    [
+        (Range(24), [75], [46, 29]),
+        (Range(1, 28), [75], []),
+        (Range(1, 29), [75], [23, 23, 29]),
+        (Range(12), [60], [23, 23, 14]),
+        (Range(), [26, 60], [26, 23, 23, 14]),
+        (Range(), [5, 60], [28, 23, 14]),
+        (Range(), [60, 0, 5], [23, 23, 19]),
+        (Range(), [5, 3, 30], [38]),
+    ],
 )
-def test_a_plan_does_not_choose_where_an_evaluation_is_cut(span: Range, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that are cut at neighbouring rows would tell the row in between."""
+def test_a_plan_does_not_choose_where_an_evaluation_is_cut(
+    span: Range, rows: list[int], sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that are cut at neighbouring rows would tell the row in between; each dataset is cut by itself."""
     monkeypatch.setattr("grid.federated.trainer.EVALUATED_ROWS", 23)
-    spans = [Range(1), span]
+    spans, total = [Range(1), span], sum(rows)
     monkeypatch.setattr("grid.federated.trainer.batch_range", lambda plan: spans.pop(0))
-    with pytest.raises(InvalidRequest, match=why) if why else contextlib.nullcontext():
-        assert trainer(plans_of(mlp), Local(), vectors(60), classes(60), least=10)._piece == 23
+    with contextlib.nullcontext() if sizes else pytest.raises(InvalidRequest, match="cuts its 75 rows by itself, in pieces of 2"):
+        ours = trainer(plans_of(mlp), Local(), vectors(total), classes(total), least=10, parts=rows)
+        assert [piece.stop - piece.start for piece in ours._pieces] == sizes
+        assert [piece.start for piece in ours._pieces] == [0, *[piece.stop for piece in ours._pieces[:-1]]]
 
 
 def test_equal_seeds_give_equal_rounds_dropout_included() -> None:

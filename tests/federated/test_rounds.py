@@ -156,6 +156,22 @@ def test_a_node_that_seals_garbage_is_left_out_and_those_who_say_so_are_not(
     assert np.allclose(driver.weights, 2 * moves(nodes[:4]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("which", ["cipher", "mask", "both"])
+def test_a_node_whose_keys_nobody_can_take_is_left_out_alone(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of small order, or one key twice: every honest node would fail on it in a later leg."""
+    nodes = some_nodes(5)
+    sign = secagg_party.sign_keys
+
+    def unfit(me: Any, *args: Any, **keys: Any) -> bytes:
+        bad = {"cipher": keys["mask"]} if which == "both" else {which: bytes(32)}
+        return sign(me, *args, **(keys | (bad if me is nodes[4].me else {})))
+
+    monkeypatch.setattr(secagg_party, "sign_keys", unfit)
+    driver = Driver(nodes, rounds=1).until_over()
+    assert driver.machine.progress.state == "done" and [report.nodes for report in driver.reports] == [4, 4]
+    assert "without node-4" in driver.reports[0].text
+
+
 @pytest.mark.parametrize(("count", "accusers"), [(7, 2), (4, 1)])
 def test_few_who_say_that_others_sealed_nothing_for_them_are_left_out_themselves(count: int, accusers: int) -> None:
     """Else two of seven could have others leave one by one, until one is left with them: the sum less theirs is its update."""

@@ -66,7 +66,18 @@ class Server:
         member = read_keys(envelope, self.terms, self._verify)
         if member.id != peer:
             raise AuthenticationFailed(f"{self.terms}: {peer} sent the keys of {member.card}")
+        self._check_keys(member)
         self._members[peer] = member
+
+    def _check_keys(self, member: Member) -> None:
+        """Refuse what no member could take into its roster: one node would end the round for all."""
+        probe = AgreementKey.generate()
+        for key in (member.cipher, member.mask):
+            probe.agree(key)
+        keys = {member.cipher, member.mask, member.commitment}
+        others = (other for other in self._members.values() if other.id != member.id)
+        if len(keys) < 3 or any(not keys.isdisjoint((other.cipher, other.mask, other.commitment)) for other in others):
+            raise AuthenticationFailed(f"{self.terms}: {member.card} announces a key twice, or one that another node announced")
 
     def roster(self) -> tuple[bytes, ...]:
         """All signed keys, for leg 1. From the first call on the roster is fixed.
