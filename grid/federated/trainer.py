@@ -103,10 +103,10 @@ class Trainer:
         sizes = [_length(piece) for piece in self._pieces]
         if not (min(sizes) in evaluate and max(sizes) in evaluate):
             bound = f"at least {evaluate.least}" + ("" if evaluate.most is None else f" and at most {evaluate.most}")
+            pieces = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
             raise InvalidRequest(
                 f"the model is evaluated on {bound} rows at once, and this node cuts its {self.rows} rows by itself, in pieces of"
-                f" {' to '.join(map(str, sorted({min(sizes), max(sizes)})))}: write model and loss so that they take any number of rows (`if len(x) <= 40`,"
-                " say, bounds it)"
+                f" {pieces}: write model and loss so that they take any number of rows (`if len(x) <= 40`, say, bounds it)"
             )
         steps = self._local.epochs * -(-self.rows // self._batch)
         if min(steps, self._local.max_steps or steps) > MAX_STEPS:
