@@ -22,7 +22,7 @@ from grid.node.executor import Executor
 from grid.node.pace import Running
 from grid.node.processes import ProcessRuntime
 from grid.node.work import FROM_WORKER, TO_WORKER, Account, Done, Offer, SumOffer
-from grid.node.workers import WorkerUser
+from grid.node.workers import Worker, WorkerUser
 from grid.policy.claims import Claim, RowsClaim
 from grid.settings import NodeSettings
 from grid.store.memory import MemoryStore
@@ -56,7 +56,10 @@ class Hostile:
         self.killed = 0
         self.started = 0
 
+    explained = Worker.explained
+
     def start(self, user: WorkerUser, lost: GridError | None) -> Hostile:
+        self.user = user
         ours, theirs = pipe()
         self.pipe = LoopPipe(ours, max_bytes=1 << 20, on_frame=user.on_frame, on_end=user.on_end)
         self.far = BlockingPipe(theirs, 1 << 20)
