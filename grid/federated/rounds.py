@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from grid.errors import ExecutionFailed, GridError, WireError
-from grid.federated.effects import Ask, Effect, Key, Story
+from grid.federated.effects import Ask, Effect, Key, Story, Work
 from grid.federated.naming import Name, names_of
 from grid.federated.secagg.quantiser import Range
 from grid.federated.secagg.statements import Terms
@@ -129,6 +129,16 @@ class AnyRound(abc.ABC):
         self.bytes += size_of(message)
         timeout_s = max(self.plan.deadline - now, self.plan.deadline_s * SHORT) + GRACE_S
         return Ask(self._story.cause, peer, (self.plan.number, self._attempt, leg), message, timeout_s)
+
+    def _work(self, kind: str, do: Callable[[], Any], peer: str = "") -> Work:
+        """Something to be worked out, for one node or for all, under a name that says which round and attempt it is of."""
+        return Work(self._story.cause, f"{kind} {self.plan.number}.{self._attempt} {peer}", do)
+
+    def _worked(self, name: str) -> tuple[str, PeerId] | None:
+        """The kind and node of a work that is done; None for one of an earlier attempt or round, which may end late."""
+        kind, of, peer = name.split(" ")
+        late = self.outcome is not None or of != f"{self.plan.number}.{self._attempt}"
+        return None if late else (kind, PeerId(peer))
 
     def _names(self, peers: Sequence[PeerId]) -> str:
         return names_of(peers, self.plan.name, FEW)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grid.errors import AuthenticationFailed, DeadlineExceeded, GridError, NotFound
-from grid.federated.effects import Effect, Keep, Key, Part, Story, Work
+from grid.federated.effects import Effect, Keep, Key, Part, Story
 from grid.federated.progress import REVEALS, SUM
 from grid.federated.rounds import SHORT, AnyRound, Done, Plan, Summed, size_of
 from grid.federated.secagg.graph import COMPLETE, majority
@@ -170,12 +170,11 @@ class SecureRound(AnyRound):
         return True
 
     def worked(self, name: str, result: Any, now: float) -> list[Effect]:
-        kind, _, rest = name.partition(" ")
-        attempt, _, peer = rest.partition(" ")
-        if self.outcome or attempt != str(self._attempt):
+        of = self._worked(name)
+        if of is None:
             return []
+        kind, node = of
         if kind == "input":
-            node = PeerId(peer)
             self._adding.discard(node)
             if isinstance(result, GridError):
                 return self.refused(node, (self.plan.number, self._attempt, COLLECT), result, now)
@@ -258,7 +257,7 @@ class SecureRound(AnyRound):
         add = self._legs.take(leg, peer, message)
         if add is not None:
             self._adding.add(peer)
-            return [Work(self._story.cause, f"input {self._attempt} {peer}", add)]
+            return [self._work("input", add, peer)]
         if leg == AGREE:
             self._consented.add(peer)
             if self.leg == OPEN:
@@ -375,7 +374,7 @@ class SecureRound(AnyRound):
     def _open(self) -> list[Effect]:
         legs = self._legs
         self._opening, self._tried = True, dict(legs.reveals)
-        return [self._keep(REVEALS, legs.packed_reveals()), Work(self._story.cause, f"open {self._attempt}", legs.summed)]
+        return [self._keep(REVEALS, legs.packed_reveals()), self._work("open", legs.summed)]
 
     def _finish(self) -> list[Effect]:
         if self._summed is not None and not self._waits:

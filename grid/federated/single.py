@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from grid.display import counted
 from grid.errors import GridError, WireError
-from grid.federated.effects import Effect, Key, Story, Work
+from grid.federated.effects import Effect, Key, Story
 from grid.federated.rounds import AnyRound, Done, Plan, Summed, size_of, vector_of
 from grid.ids import PeerId
 from grid.wire.jobs import BeginRound, SingleUpdate
@@ -119,7 +119,7 @@ class SingleRound(AnyRound):
         def add() -> None:
             self._total.add(vector, update.examples, update.metrics)
 
-        return [Work(self._story.cause, f"input {self._attempt} {peer}", add)]
+        return [self._work("input", add, peer)]
 
     def refused(self, peer: PeerId, key: Key, error: GridError, now: float) -> list[Effect]:
         if key[:2] != (self.plan.number, self._attempt) or not self._owes(peer):
@@ -129,11 +129,11 @@ class SingleRound(AnyRound):
         return self._settle(now)
 
     def worked(self, name: str, result: Any, now: float) -> list[Effect]:
-        kind, _, rest = name.partition(" ")
-        if self.outcome:
+        of = self._worked(name)
+        if of is None:
             return []
+        kind, peer = of
         if kind == "input":
-            peer = PeerId(rest.partition(" ")[2])
             self._adding.discard(peer)
             if isinstance(result, GridError):
                 return self.refused(peer, (self.plan.number, self._attempt, 0), result, now)
@@ -162,7 +162,7 @@ class SingleRound(AnyRound):
             return []
         if len(self._answered) >= self.plan.quorum:
             self._closed = True
-            return [Work(self._story.cause, f"mean {self._attempt}", self._total.result)]
+            return [self._work("mean", self._total.result)]
         if over or len(self._answered) + len(missing) < self.plan.quorum:
             return self._lose(f"{counted(len(self._answered), 'update')} came, and {self.plan.quorum} were needed", missing, now)
         return []

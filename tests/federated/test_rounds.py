@@ -20,7 +20,7 @@ from grid.errors import (
     QuotaExceeded,
     ReleaseDenied,
 )
-from grid.federated.effects import OFFER
+from grid.federated.effects import OFFER, Effect
 from grid.federated.rounds import AnyRound
 from grid.federated.secagg import party as secagg_party
 from grid.federated.secagg import shamir
@@ -826,6 +826,34 @@ def test_a_range_that_is_too_narrow_for_a_node_is_given_up(count: int) -> None:
     assert driver.machine.card().state == "done" and driver.machine.card().round == 7
     # After three, whatever it is, a node takes only the widest.
     assert {report.nodes for report in driver.reports} == {count} and driver.machine.rounds_lost == 3
+
+
+def test_what_is_worked_out_for_a_lost_round_is_nothing_to_the_next() -> None:
+    """An input was still being added up when the round was lost: the node has answered nothing in the round after it."""
+    nodes = some_nodes(3)
+    refusals, held = itertools.count(), list[str]()
+
+    def misfits(node: ScriptedNode, message: Message) -> None:
+        if message.tag == "round-shares" and next(refusals) == 0:
+            raise ReleaseDenied("a coordinate lies beyond the range", rule=MISFIT)
+
+    nodes[2].before = misfits
+    driver = Driver(nodes, rounds=2)
+    worked = driver.machine.worked
+
+    def late(name: str, result: Any, now: float) -> list[Effect]:
+        if name.startswith("input") and not held:
+            held.append(name)
+            return []
+        return worked(name, result, now)
+
+    driver.machine.worked = late  # type: ignore[method-assign]
+    driver.until(lambda what: bool(held) and driver.machine.rounds_lost == 1)
+    driver.perform(worked(held[0], None, driver.now))
+    assert driver.machine.text == "round 2 collects keys of node-0, node-1, node-2"
+    driver.until_over()
+    assert driver.machine.card().state == "done" and {report.nodes for report in driver.reports} == {3}
+    assert np.allclose(driver.weights, 2 * moves(nodes), rtol=1e-5)
 
 
 def test_updates_that_no_usual_range_holds_are_given_a_wider_one() -> None:
