@@ -25,7 +25,7 @@ from grid.federated.progress import (
     weights_part,
 )
 from grid.federated.rounds import MAX_REASON, AnyRound, Done
-from grid.federated.secagg.quantiser import REFUSALS
+from grid.federated.secagg.quantiser import REFUSALS, Range
 from grid.federated.strategy import Strategy
 from grid.ids import PeerId
 from grid.wire.jobs import RoundReport
@@ -131,7 +131,9 @@ class Ledger:
         unchanged = new is not None and new.digest == self.model.digest
         if new is not None:
             at.done += 1
-            at.range = summed.next_range if at.misfits < REFUSALS else None
+            if at.range is not None and at.range.coarsest == 0.0:
+                at.wide = at.range.clip
+            at.range = summed.next_range if at.misfits < REFUSALS else Range(at.wide, 0.0)
             self.model = new
         report = RoundReport(
             round=at.done,

@@ -85,13 +85,13 @@ def terms_of(spec: JobSpec, model: Model, number: int, index: int, *, size: int,
     return terms
 
 
-def widened(known: Range | None) -> Range | None:
-    """What to take for the range after one that did not fit: an unknown one, then ever wider ones (for running variances, say).
+def widened(known: Range | None, wide: float) -> Range:
+    """What to take for the range after one that did not fit: a wide one, then ever wider ones (for running variances, say).
 
-    Raises `InvalidRequest` where none is left.
+    `wide` is the end of the one that fitted last. Raises `InvalidRequest` where none is left.
     """
     if known is not None and known.coarsest > 0.0:  # it came from an aggregate
-        return None
+        return Range(wide, 0.0)
     before = FIRST_CLIP if known is None else known.clip
     wider = next((clip for clip in WIDE_CLIPS if clip > before), None)
     if wider is None:

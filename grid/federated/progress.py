@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from grid.crypto.envelope import unpack
 from grid.errors import GridError, WireError, from_wire
-from grid.federated.secagg.quantiser import Range
+from grid.federated.secagg.quantiser import FIRST_CLIP, Range
 from grid.federated.spec import JobSpec, Stop
 from grid.wire.jobs import JobCard, RoundReport
 from grid.wire.messages import ErrorInfo
@@ -45,8 +45,8 @@ class Progress:
     """`done`: finished rounds. `number`: of the last round that was begun, as nodes know it, lost ones included.
 
     `runs`: how often a gateway has taken the job up. `best`: rounds of the best model, -1 before any was evaluated. `stale`:
-    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `misfits`: how often a node refused the
-    quantiser's range. `started` and `ended` are wall seconds.
+    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `wide`: the end of the wide range that fitted
+    last. `misfits`: how often a node refused the quantiser's range. `started` and `ended` are wall seconds.
     """
 
     state: str = WAITING
@@ -59,6 +59,7 @@ class Progress:
     mark: float = 0.0
     last_evaluated: bool = False
     range: Range | None = None
+    wide: float = FIRST_CLIP
     misfits: int = 0
     started: float = 0.0
     ended: float = 0.0

@@ -52,7 +52,7 @@ def _widens(at: Progress) -> bool:
     """Whether there is another range to try after one that did not fit."""
     at.misfits += 1
     try:
-        at.range = widened(at.range)
+        at.range = widened(at.range, at.wide)
     except InvalidRequest:
         at.range = None
         return False

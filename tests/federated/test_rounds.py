@@ -863,6 +863,14 @@ def test_updates_that_no_usual_range_holds_are_given_a_wider_one() -> None:
     assert np.allclose(driver.weights, 4e6, rtol=1e-6) and not any(report.clipped for report in driver.reports)
 
 
+def test_the_wide_range_that_fitted_is_remembered() -> None:
+    """Updates that are large and cancel: the mean's range is too narrow, and so would the first one be in each round."""
+    nodes = [ScriptedNode(f"n{index}", constant(value), 1) for index, value in enumerate((1e6, 1.0, -1e6))]
+    driver = Driver(nodes, rounds=8).until_over()
+    assert driver.machine.card().state == "done", driver.machine.card().text
+    assert driver.machine.rounds_lost == 3 and driver.machine.progress.misfits == 3
+
+
 def test_a_model_that_diverges_ends_the_job() -> None:
     nodes = [ScriptedNode(f"n{index}", constant(1e30), 1) for index in range(3)]
     strategy = {"kind": "fedavg", "lr": 1000.0}
