@@ -45,8 +45,8 @@ class Progress:
     """`done`: finished rounds. `number`: of the last round that was begun, as nodes know it, lost ones included.
 
     `runs`: how often a gateway has taken the job up. `best`: rounds of the best model, -1 before any was evaluated. `stale`:
-    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `wide`: the end of the wide range that fitted
-    last. `misfits`: how often a node refused the quantiser's range. `started` and `ended` are wall seconds.
+    evaluations since the metric became better, by the job's `min_delta`, than `mark`. `wide`: the end of the wide range that
+    fitted last. `misfits`: how often a node refused the quantiser's range. `started` and `ended` are wall seconds.
     """
 
     state: str = WAITING
