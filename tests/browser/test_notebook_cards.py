@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from playwright.async_api import Page, async_playwright
 from test_dashboard import ARGUMENTS, CHROMIUM
 
 import grid
+from grid.client.absence import Absence
 from grid.client.datasets import Dataset
 from grid.client.jobs import Job, JobList
 from grid.client.nodes import Roster
 from grid.client.reports import Report
+from grid.clock import SystemClock
 from grid.display import html
 from grid.ids import JobId, PeerId
 from grid.wire.jobs import JobCard
@@ -40,7 +43,7 @@ def cards() -> str:
         id=JobId(ATTACK), name=ATTACK, client=PeerId("x"), state=ATTACK, round=1, rounds=2, nodes=(PeerId("x"),), secure=True,
         strategy=ATTACK, started=0.0, text=ATTACK,
     )  # fmt: skip
-    line: Any = None
+    line: Any = SimpleNamespace(absence=Absence(ATTACK, -1e6, SystemClock()))  # for so long that it is told
     job = Job(told, line, lambda work: work, blocking=True)
     job._reports = [Report(number, {ATTACK: 1.0 / number}, 3, 9, 1.0, 9, 0, None, True, ATTACK) for number in (1, 2)]
     refused = grid.ReleaseDenied(ATTACK, rule=ATTACK, instead=ATTACK)

@@ -594,11 +594,12 @@ async def test_one_client_has_half_of_the_places() -> None:
 
 
 async def test_a_channel_without_a_job_closes_and_one_that_is_lost_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
+    monkeypatch.setattr(node_jobs, "LINGER_S", 1.0)
     async with grid_of() as (local, host):
-        await host.call("alice")
         made = await made_order(local)
+        await host.call("alice")
         await host.ask("alice", offer(made))
+        monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
         lost = host.peers["alice"]
         lost.close_soon()
         await host.until(lambda: host.peers.get("alice", lost) is not lost)
@@ -606,17 +607,19 @@ async def test_a_channel_without_a_job_closes_and_one_that_is_lost_is_made_again
         assert (await host.ask("alice", Round(host, made).beginning())).envelope
         host.peers["alice"].notify(EndJob(job=made.spec.job))
         await host.until(lambda: not host.peers)
+        monkeypatch.setattr(node_jobs, "LINGER_S", 1.0)
         await host.call("alice")
         with pytest.raises(NotFound, match="not at this node"):
             await host.ask("alice", RoundRoster(job=made.spec.job, round=1, attempt=1, keys=()))
 
 
 async def test_a_job_of_which_nothing_is_heard_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
+    monkeypatch.setattr(node_jobs, "LINGER_S", 1.0)
     async with grid_of() as (local, host):
         made = await made_order(local)
         await host.call("alice")
         await host.ask("alice", offer(made))
+        monkeypatch.setattr(node_jobs, "LINGER_S", 0.05)
         monkeypatch.setattr(node_jobs, "SILENCE_S", -made.spec.deadline_s)
         await host.until(lambda: "alice" not in host.peers)
         assert local.node("alice")._jobs._jobs == {}
