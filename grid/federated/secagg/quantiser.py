@@ -10,7 +10,7 @@ A vector in the ring holds, in this order:
 The weight comes before the rounding. After it, each node's part of a sum would be a multiple of its weight, which all know: with
 weights of 10,000, 400 and 10 and few levels the sum could be taken apart as a number is into its digits.
 levels x largest weight x cohort < 2**(bits - 1), so no sum of updates overflows; a node refuses a larger weight, and a larger
-cohort. The range adapts: where nothing is known of it (the first round, or after something was clipped) it is huge and
+cohort. The range adapts: where nothing is known of it (the first round, or after one that did not fit) it is huge and
 the ring has 64 bits; then it follows from the last aggregate, and 32 bits are taken where they are fine enough.
 """
 
@@ -239,8 +239,8 @@ class Quantiser:
 def misfit(why: str) -> ReleaseDenied:
     """The error for a range that does not fit."""
     return ReleaseDenied(
-        f"the round's range does not fit: {why}, so the sum could tell single updates apart (rule {MISFIT}). Do instead: a round"
-        " whose range is unknown, as the first",
+        f"the round's range is not taken: {why}, and ranges made to measure tell single updates apart (rule {MISFIT}). Do instead:"
+        " a round whose range is unknown, as the first",
         rule=MISFIT,
         instead="a round whose range is unknown, as the first",
     )
