@@ -239,8 +239,8 @@ class Quantiser:
 def misfit(why: str) -> ReleaseDenied:
     """The error for a range that does not fit."""
     return ReleaseDenied(
-        f"the round's range is not taken: {why}, and ranges made to measure tell single updates apart (rule {MISFIT}). Do instead:"
-        " a round whose range is unknown, as the first",
+        f"the round's range is not taken: {why}, and ranges made to measure tell single updates apart (rule {MISFIT}). Do instead"
+        ": a round whose range is unknown, as the first",
         rule=MISFIT,
         instead="a round whose range is unknown, as the first",
     )
